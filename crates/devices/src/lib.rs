@@ -1,0 +1,1 @@
+//! Buses and the platform devices of the PC.

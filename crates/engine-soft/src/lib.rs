@@ -1,0 +1,1 @@
+//! The software engine: soft TLB and reference interpreter.

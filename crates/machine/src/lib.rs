@@ -1,0 +1,1 @@
+//! A PC assembled from a description.
