@@ -1,0 +1,69 @@
+use std::sync::Mutex;
+
+use super::*;
+
+fn two_regions() -> GuestMemory {
+    GuestMemory::new(&[
+        RegionSpec { range: GuestRange::new(0, 0x2000), kind: RegionKind::Ram },
+        RegionSpec { range: GuestRange::new(0x2000, 0x1000), kind: RegionKind::Ram },
+        RegionSpec { range: GuestRange::new(0x10_0000, 0x1000), kind: RegionKind::Rom },
+    ])
+    .unwrap()
+}
+
+#[test]
+fn access_across_adjacent_regions_works() {
+    let memory = two_regions();
+    memory.write::<u64>(GuestAddress(0x1ffc), 0x1122_3344_5566_7788).unwrap();
+    assert_eq!(memory.read::<u64>(GuestAddress(0x1ffc)).unwrap(), 0x1122_3344_5566_7788);
+    assert_eq!(memory.read::<u32>(GuestAddress(0x2000)).unwrap(), 0x1122_3344);
+}
+
+#[test]
+fn write_that_runs_into_a_hole_changes_nothing() {
+    let memory = two_regions();
+    assert!(memory.write_bytes(GuestAddress(0x2ff8), &[0xaa; 16]).is_err());
+    assert_eq!(memory.read::<u64>(GuestAddress(0x2ff8)).unwrap(), 0);
+    assert!(memory.read::<u8>(GuestAddress(0x3000)).is_err());
+    assert!(memory.read::<u64>(GuestAddress(u64::MAX - 3)).is_err());
+}
+
+#[test]
+fn bad_regions_are_refused() {
+    let spec = |start, len| RegionSpec { range: GuestRange::new(start, len), kind: RegionKind::Ram };
+    for specs in [vec![spec(0, 0)], vec![spec(0x800, 0x1000)], vec![spec(0, 0x2000), spec(0x1000, 0x1000)]] {
+        assert!(matches!(GuestMemory::new(&specs), Err(MemoryError::BadRegion { .. })));
+    }
+}
+
+#[derive(Default)]
+struct Log(Mutex<Vec<(u64, u64)>>);
+
+impl CodeObserver for Log {
+    fn code_written(&self, address: GuestAddress, len: u64) {
+        self.0.lock().unwrap().push((address.0, len));
+    }
+}
+
+#[test]
+fn write_to_marked_page_tells_the_observer_page_by_page() {
+    let memory = two_regions();
+    let log = Arc::new(Log::default());
+    memory.set_code_observer(log.clone());
+    memory.set_code_page(GuestAddress(0x1abc), true);
+    memory.write_bytes(GuestAddress(0xff0), &[1; 0x1020]).unwrap();
+    memory.write::<u8>(GuestAddress(0x2010), 1).unwrap();
+    memory.set_code_page(GuestAddress(0x1000), false);
+    memory.write::<u8>(GuestAddress(0x1000), 1).unwrap();
+    assert_eq!(*log.0.lock().unwrap(), [(0x1000, 0x1000)]);
+}
+
+#[test]
+fn closing_a20_changes_mask_and_generation_once() {
+    let memory = two_regions();
+    let before = memory.generation();
+    memory.set_a20(false);
+    memory.set_a20(false);
+    assert_eq!(memory.a20_mask(), !(1 << 20));
+    assert_eq!(memory.generation(), before + 1);
+}
