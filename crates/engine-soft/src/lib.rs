@@ -1,1 +1,14 @@
-//! The software engine: soft TLB and reference interpreter.
+//! The software engine: runs x86 guests with no help from the host's virtualization.
+//!
+//! * [`mmu`]: page walks and the soft TLB.
+//! * [`code`]: which guest pages hold decoded code, and who must be told when they change.
+//! * [`interp`]: the reference interpreter.
+//!
+//! Flag-producing integer instructions execute as the same instruction on the host ([`hostop`]): the host CPU
+//! is the definition of what they compute, flags that the manual leaves undefined included.
+
+pub mod code;
+pub mod hostop;
+pub mod interp;
+pub mod mmu;
+pub mod status;

@@ -1,0 +1,448 @@
+//! Memory accesses of instructions: segmentation, paging, alignment, devices.
+//!
+//! Each access first asks the soft TLB; whatever it does not hold takes the slow path here, which walks the
+//! page tables, raises exceptions, splits accesses at page boundaries and calls devices.
+
+use ringfence_memory::{GuestAddress, Scalar, host};
+use ringfence_x86::paging::is_canonical;
+use ringfence_x86::{Exception, SegmentRegister, Vector};
+
+use super::cpu::Cpu;
+use super::op::Op;
+use crate::hostop::Int;
+use crate::mmu::tlb::Class;
+use crate::mmu::walk::{Access, Rights, translate};
+
+/// What stands behind a page.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// Memory: the host address of the byte asked for, and whether its page holds decoded code.
+    Memory { host: *mut u8, code: bool },
+    /// Read-only memory: writes are dropped.
+    Rom(*mut u8),
+    /// No memory: a device, or nothing.
+    Device,
+}
+
+/// A piece of an access that lies within one page.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    target: Target,
+    address: GuestAddress,
+    len: usize,
+}
+
+impl Cpu {
+    /// The effective address of the memory operand: its offset in the segment.
+    #[inline(always)]
+    pub fn effective_address(&self, op: &Op) -> u64 {
+        self.regs[usize::from(op.base)]
+            .wrapping_add(self.regs[usize::from(op.index)] << op.scale)
+            .wrapping_add(op.displacement as u64)
+            & op.address_mask
+    }
+
+    /// Reads the memory operand.
+    ///
+    /// # Errors
+    /// What the processor raises for the access.
+    #[inline(always)]
+    pub fn read<T: Scalar>(&mut self, op: &Op) -> Result<T, Exception> {
+        let linear = self.linear(op.segment, self.effective_address(op), T::SIZE as u64, false)?;
+        self.load(op.segment, linear)
+    }
+
+    /// Writes the memory operand.
+    ///
+    /// # Errors
+    /// What the processor raises for the access; nothing is written then.
+    #[inline(always)]
+    pub fn write<T: Scalar>(&mut self, op: &Op, value: T) -> Result<(), Exception> {
+        let linear = self.linear(op.segment, self.effective_address(op), T::SIZE as u64, true)?;
+        self.store(op.segment, linear, value)
+    }
+
+    /// Reads the memory operand, lets `f` compute from it, and writes the result back. Every fault is raised
+    /// before `f` runs.
+    ///
+    /// # Errors
+    /// What the processor raises for the access.
+    #[inline(always)]
+    pub fn modify<T: Int>(&mut self, op: &Op, f: impl FnOnce(&mut Self, T) -> T) -> Result<(), Exception> {
+        let linear = self.linear(op.segment, self.effective_address(op), T::SIZE as u64, true)?;
+        self.modify_linear(op.segment, linear, f)
+    }
+
+    /// As [`Cpu::modify`], at a linear address.
+    ///
+    /// # Errors
+    /// As [`Cpu::modify`].
+    #[inline(always)]
+    pub fn modify_linear<T: Int>(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        f: impl FnOnce(&mut Self, T) -> T,
+    ) -> Result<(), Exception> {
+        if let Some(at) = self.tlb.write(self.class, linear, T::SIZE as u64) {
+            // SAFETY: a write hit covers `SIZE` bytes of guest memory, readable and writable.
+            let old = unsafe { T::load(at) };
+            let new = f(self, old);
+            // SAFETY: as above; `f` computes only, so the entry still holds.
+            unsafe { new.store(at) };
+            return Ok(());
+        }
+        let pieces = self.pieces(segment, linear, T::SIZE, Access::Write, self.explicit_rights())?;
+        let old = T::truncate(self.load_pieces(pieces));
+        let new = f(self, old);
+        self.store_pieces(pieces, new.widen());
+        Ok(())
+    }
+
+    /// As [`Cpu::modify`], atomically: `f` may run several times and sees a fresh value each time. An access
+    /// that leaves its page or reaches a device is not atomic.
+    ///
+    /// # Errors
+    /// As [`Cpu::modify`].
+    pub fn modify_locked<T: Int>(
+        &mut self,
+        op: &Op,
+        mut f: impl FnMut(&mut Self, T) -> T,
+    ) -> Result<(), Exception> {
+        let linear = self.linear(op.segment, self.effective_address(op), T::SIZE as u64, true)?;
+        self.modify_locked_linear(op.segment, linear, &mut f)
+    }
+
+    /// As [`Cpu::modify_locked`], at a linear address.
+    ///
+    /// # Errors
+    /// As [`Cpu::modify`].
+    pub fn modify_locked_linear<T: Int>(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        mut f: impl FnMut(&mut Self, T) -> T,
+    ) -> Result<(), Exception> {
+        let Some(at) = self.tlb.write(self.class, linear, T::SIZE as u64).or_else(|| {
+            // One miss may only mean a cold entry: the slow path fills it.
+            self.pieces(segment, linear, T::SIZE, Access::Write, self.explicit_rights()).ok()?;
+            self.tlb.write(self.class, linear, T::SIZE as u64)
+        }) else {
+            return self.modify_linear(segment, linear, |cpu, old| f(cpu, old));
+        };
+        // SAFETY: a write hit covers `SIZE` bytes of guest memory, readable and writable.
+        let mut old = unsafe { T::load(at) };
+        loop {
+            let new = f(self, old);
+            // SAFETY: as above; `f` computes only, so the entry still holds.
+            let found = unsafe { T::compare_exchange(at, old, new) };
+            if found == old {
+                return Ok(());
+            }
+            old = found;
+        }
+    }
+
+    /// The linear address of `size` bytes at `offset` in a segment, after the checks of SDM 3A 5.3 and 5.5. In 64-bit
+    /// mode canonicality is checked later, where the page is looked up.
+    ///
+    /// # Errors
+    /// #GP(0), or #SS(0) for the stack segment.
+    #[inline(always)]
+    pub fn linear(&self, segment: u8, offset: u64, size: u64, write: bool) -> Result<u64, Exception> {
+        let index = usize::from(segment);
+        if self.is_64bit() {
+            return Ok(self.bases[index].wrapping_add(offset));
+        }
+        if self.flat[index] & (1 + u8::from(write)) != 0 && offset.wrapping_add(size - 1) <= 0xffff_ffff {
+            return Ok(offset);
+        }
+        self.linear_checked(segment, offset, size, write)
+    }
+
+    #[cold]
+    fn linear_checked(&self, segment: u8, offset: u64, size: u64, write: bool) -> Result<u64, Exception> {
+        let fault = if segment == SegmentRegister::Ss as u8 { Exception::SS0 } else { Exception::GP0 };
+        let s = &self.segments[usize::from(segment)];
+        if self.protected() {
+            let kind = if write { s.is_writable() } else { s.is_readable() };
+            if !kind || !s.has(ringfence_x86::segment::attribute::PRESENT) {
+                return Err(fault);
+            }
+        }
+        let last = offset.wrapping_add(size - 1);
+        let inside = if s.is_expand_down() {
+            let top = if s.has(ringfence_x86::segment::attribute::DB) { 0xffff_ffff } else { 0xffff };
+            offset > u64::from(s.limit) && last <= top && last >= offset
+        } else {
+            last <= u64::from(s.limit) && last >= offset
+        };
+        if inside { Ok(s.base.wrapping_add(offset) & 0xffff_ffff) } else { Err(fault) }
+    }
+
+    /// Loads from a linear address.
+    ///
+    /// # Errors
+    /// What the processor raises for the access.
+    #[inline(always)]
+    pub fn load<T: Scalar>(&mut self, segment: u8, linear: u64) -> Result<T, Exception> {
+        match self.tlb.read(self.class, linear, T::SIZE as u64) {
+            // SAFETY: a read hit covers `SIZE` bytes of guest memory.
+            Some(at) => Ok(unsafe { T::load(at) }),
+            None => {
+                let pieces = self.pieces(segment, linear, T::SIZE, Access::Read, self.explicit_rights())?;
+                Ok(T::truncate(self.load_pieces(pieces)))
+            }
+        }
+    }
+
+    /// Stores to a linear address.
+    ///
+    /// # Errors
+    /// What the processor raises for the access; nothing is written then.
+    #[inline(always)]
+    pub fn store<T: Scalar>(&mut self, segment: u8, linear: u64, value: T) -> Result<(), Exception> {
+        match self.tlb.write(self.class, linear, T::SIZE as u64) {
+            // SAFETY: a write hit covers `SIZE` writable bytes of guest memory.
+            Some(at) => unsafe { value.store(at) },
+            None => {
+                let pieces = self.pieces(segment, linear, T::SIZE, Access::Write, self.explicit_rights())?;
+                self.store_pieces(pieces, value.widen());
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads on the processor's own behalf (descriptor tables, task-state segments).
+    ///
+    /// # Errors
+    /// #PF, or #GP(0) for a non-canonical address.
+    pub fn load_system<T: Scalar>(&mut self, linear: u64) -> Result<T, Exception> {
+        let class = if self.implicit_rights().smap_open { Class::KernelAc } else { Class::Kernel };
+        if let Some(at) = self.tlb.read(class, linear, T::SIZE as u64) {
+            // SAFETY: a read hit covers `SIZE` bytes of guest memory.
+            return Ok(unsafe { T::load(at) });
+        }
+        let rights = self.implicit_rights();
+        let pieces = self.pieces(SegmentRegister::Ds as u8, linear, T::SIZE, Access::Read, rights)?;
+        Ok(T::truncate(self.load_pieces(pieces)))
+    }
+
+    /// Stores on the processor's own behalf.
+    ///
+    /// # Errors
+    /// As [`Cpu::load_system`].
+    pub fn store_system<T: Scalar>(&mut self, linear: u64, value: T) -> Result<(), Exception> {
+        let rights = self.implicit_rights();
+        let pieces = self.pieces(SegmentRegister::Ds as u8, linear, T::SIZE, Access::Write, rights)?;
+        self.store_pieces(pieces, value.widen());
+        Ok(())
+    }
+
+    /// Raises what a read or write of `size` bytes (up to 4096) at a linear address would raise.
+    ///
+    /// # Errors
+    /// What the processor raises for the access.
+    pub fn probe(&mut self, segment: u8, linear: u64, size: usize, write: bool) -> Result<(), Exception> {
+        let access = if write { Access::Write } else { Access::Read };
+        self.pieces(segment, linear, size, access, self.explicit_rights()).map(drop)
+    }
+
+    /// The host address of `size` bytes at a linear address for reading or writing, if they are plain guest memory in
+    /// one page. `None` means that the caller must go the long way, which raises what there is to raise.
+    pub fn host_span(&mut self, segment: u8, linear: u64, size: usize, write: bool) -> Option<*mut u8> {
+        let class = self.class;
+        let look = |cpu: &Self| {
+            if write {
+                cpu.tlb.write(class, linear, size as u64)
+            } else {
+                cpu.tlb.read(class, linear, size as u64)
+            }
+        };
+        look(self).or_else(|| {
+            self.probe(segment, linear, 1, write).ok()?;
+            look(self)
+        })
+    }
+
+    /// Copies up to 4096 bytes from a linear address.
+    ///
+    /// # Errors
+    /// What the processor raises for the access; `into` is untouched then.
+    pub fn load_bytes(&mut self, segment: u8, linear: u64, into: &mut [u8]) -> Result<(), Exception> {
+        let pieces = self.pieces(segment, linear, into.len(), Access::Read, self.explicit_rights())?;
+        let mut done = 0;
+        for piece in pieces.into_iter().flatten() {
+            self.load_piece(piece, &mut into[done..done + piece.len]);
+            done += piece.len;
+        }
+        Ok(())
+    }
+
+    /// Copies up to 4096 bytes to a linear address.
+    ///
+    /// # Errors
+    /// What the processor raises for the access; nothing is written then.
+    pub fn store_bytes(&mut self, segment: u8, linear: u64, from: &[u8]) -> Result<(), Exception> {
+        let pieces = self.pieces(segment, linear, from.len(), Access::Write, self.explicit_rights())?;
+        let mut done = 0;
+        for piece in pieces.into_iter().flatten() {
+            self.store_piece(piece, &from[done..done + piece.len]);
+            done += piece.len;
+        }
+        Ok(())
+    }
+
+    /// Translates an access of up to one page's size, page by page, lowest address first.
+    #[cold]
+    fn pieces(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        size: usize,
+        access: Access,
+        rights: Rights,
+    ) -> Result<[Option<Piece>; 2], Exception> {
+        if size == 0 {
+            return Ok([None; 2]);
+        }
+        if self.class == Class::Slow && rights == self.explicit_rights() {
+            self.check_slow(linear, size as u64, access)?;
+        }
+        let mask = if self.long_mode() { u64::MAX } else { 0xffff_ffff };
+        let first = size.min(0x1000 - (linear & 0xfff) as usize);
+        let low = self.piece(segment, linear & mask, first, access, rights)?;
+        let high = if first < size {
+            let next = linear.wrapping_add(first as u64) & mask;
+            Some(self.piece(segment, next, size - first, access, rights)?)
+        } else {
+            None
+        };
+        Ok([Some(low), high])
+    }
+
+    /// Alignment checks and data breakpoints.
+    fn check_slow(&mut self, linear: u64, size: u64, access: Access) -> Result<(), Exception> {
+        if self.alignment_checked() && size.is_power_of_two() && size <= 8 && linear & (size - 1) != 0 {
+            return Err(Exception::AC0);
+        }
+        for i in 0..4 {
+            let enabled = self.dr7 >> (2 * i) & 3 != 0;
+            let condition = self.dr7 >> (16 + 4 * i) & 3;
+            let wanted = condition == 3 || (condition == 1 && access == Access::Write);
+            let len = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * i) & 3) as usize];
+            let start = self.dr[i] & !(len - 1);
+            if enabled && wanted && start < linear.wrapping_add(size) && linear < start.wrapping_add(len) {
+                self.breakpoints_hit |= 1 << i;
+            }
+        }
+        Ok(())
+    }
+
+    fn piece(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        len: usize,
+        access: Access,
+        rights: Rights,
+    ) -> Result<Piece, Exception> {
+        if self.long_mode() && !is_canonical(linear) {
+            let stack = segment == SegmentRegister::Ss as u8;
+            return Err(if stack { Exception::SS0 } else { Exception::GP0 });
+        }
+        let found =
+            translate(&self.memory, &self.walk_context(), linear, access, rights).map_err(|fault| {
+                self.fault_address = linear;
+                Exception::with_code(Vector::PageFault, fault.0.bits())
+            })?;
+        let page = if self.is_apic_page(found.address) { None } else { self.memory.page(found.address) };
+        let target = match page {
+            None => Target::Device,
+            Some(page) => {
+                let host = page.host.wrapping_add(found.address.page_offset() as usize);
+                let write = found.writable && page.writable && !page.code;
+                let class = match rights {
+                    Rights { user: true, .. } => Class::User,
+                    Rights { smap_open: false, .. } => Class::Kernel,
+                    Rights { smap_open: true, .. } => Class::KernelAc,
+                };
+                self.tlb.fill(class, linear, page.host, write, found.page_size);
+                if page.writable { Target::Memory { host, code: page.code } } else { Target::Rom(host) }
+            }
+        };
+        Ok(Piece { target, address: found.address, len })
+    }
+
+    fn load_pieces(&mut self, pieces: [Option<Piece>; 2]) -> u64 {
+        let mut bytes = [0; 8];
+        let mut done = 0;
+        for piece in pieces.into_iter().flatten() {
+            self.load_piece(piece, &mut bytes[done..done + piece.len]);
+            done += piece.len;
+        }
+        u64::from_le_bytes(bytes)
+    }
+
+    fn store_pieces(&mut self, pieces: [Option<Piece>; 2], value: u64) {
+        let bytes = value.to_le_bytes();
+        let mut done = 0;
+        for piece in pieces.into_iter().flatten() {
+            self.store_piece(piece, &bytes[done..done + piece.len]);
+            done += piece.len;
+        }
+    }
+
+    fn load_piece(&mut self, piece: Piece, into: &mut [u8]) {
+        match piece.target {
+            // SAFETY: `piece` was cut so that its bytes lie in one page of guest memory. Aligned sizes are loaded by
+            // one instruction, which keeps them atomic.
+            Target::Memory { host: at, .. } | Target::Rom(at) => unsafe {
+                match into.len() {
+                    8 => into.copy_from_slice(&u64::load(at).to_le_bytes()),
+                    4 => into.copy_from_slice(&u32::load(at).to_le_bytes()),
+                    2 => into.copy_from_slice(&u16::load(at).to_le_bytes()),
+                    _ => host::copy_from(at, into),
+                }
+            },
+            Target::Device => {
+                into.fill(0xff);
+                self.device_read(piece.address, into);
+            }
+        }
+    }
+
+    fn store_piece(&mut self, piece: Piece, from: &[u8]) {
+        match piece.target {
+            Target::Memory { host: at, code } => {
+                // SAFETY: as in `load_piece`; the page is writable guest memory.
+                unsafe {
+                    match *from {
+                        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]).store(at),
+                        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).store(at),
+                        [a, b] => u16::from_le_bytes([a, b]).store(at),
+                        _ => host::copy_to(from, at),
+                    }
+                }
+                if code && self.code.written(piece.address, from.len() as u64) {
+                    self.leave_block = true;
+                }
+            }
+            Target::Rom(_) => {}
+            Target::Device => self.device_write(piece.address, from),
+        }
+    }
+
+    /// Whether a physical address lies in this vCPU's local APIC page.
+    fn is_apic_page(&self, _address: GuestAddress) -> bool {
+        false
+    }
+
+    fn device_read(&mut self, address: GuestAddress, into: &mut [u8]) {
+        self.bus.memory_read(address, into);
+    }
+
+    fn device_write(&mut self, address: GuestAddress, from: &[u8]) {
+        self.bus.memory_write(address, from);
+    }
+}

@@ -1,0 +1,221 @@
+//! From bytes in guest memory to blocks of operations.
+
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use ringfence_memory::GuestAddress;
+use ringfence_x86::Exception;
+
+use super::block::{Block, BlockKey};
+use super::cpu::{CodeSize, Cpu};
+use super::integer;
+use super::op::{Handler, Op};
+use crate::code::GRANULE;
+use crate::mmu::walk::{Access, Rights, translate};
+
+/// Most instructions in a block.
+const MAX_BLOCK: usize = 32;
+/// Longest instruction in bytes (SDM 2A 2.3.11).
+const MAX_LENGTH: usize = 15;
+
+/// Physical address of the code byte at a linear address.
+///
+/// # Errors
+/// #PF, or #GP(0) for a non-canonical address.
+pub fn translate_fetch(cpu: &mut Cpu, linear: u64) -> Result<GuestAddress, Exception> {
+    if cpu.long_mode() && !ringfence_x86::paging::is_canonical(linear) {
+        return Err(Exception::GP0);
+    }
+    let rights = Rights { user: cpu.cpl == 3, smap_open: true };
+    translate(&cpu.memory, &cpu.walk_context(), linear, Access::Fetch, rights).map(|t| t.address).map_err(
+        |fault| {
+            cpu.fault_address = linear;
+            Exception::with_code(ringfence_x86::Vector::PageFault, fault.0.bits())
+        },
+    )
+}
+
+/// Bytes of one page, read granule by granule: each is marked as code before it is read.
+struct Window {
+    bytes: Vec<u8>,
+    /// Where the next granule starts.
+    next: GuestAddress,
+    page: GuestAddress,
+}
+
+impl Window {
+    fn new(start: GuestAddress) -> Self {
+        Self { bytes: Vec::with_capacity(128), next: start, page: start.page() }
+    }
+
+    /// Reads on until `wanted` bytes are there or the page ends.
+    fn want(&mut self, cpu: &mut Cpu, wanted: usize) {
+        while self.bytes.len() < wanted && self.next.page() == self.page {
+            let len = GRANULE - self.next.0 % GRANULE;
+            match cpu.memory.page(self.next) {
+                Some(page) => {
+                    if cpu.code.mark(self.next, len) {
+                        cpu.tlb.protect(page.host);
+                    }
+                    let old = self.bytes.len();
+                    self.bytes.resize(old + len as usize, 0);
+                    // The page was there a moment ago and regions never go away.
+                    let _ = cpu.memory.read_bytes(self.next, &mut self.bytes[old..]);
+                }
+                // Nothing answers there: the bus floats high.
+                None => self.bytes.extend(std::iter::repeat_n(0xff, len as usize)),
+            }
+            self.next.0 += len;
+        }
+    }
+}
+
+/// Decodes a block at `linear`, whose first byte is at `address`.
+///
+/// # Errors
+/// #PF if the first instruction runs into a page that cannot be fetched from.
+pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result<Block, Exception> {
+    let size = cpu.code_size;
+    let key = BlockKey { address, size };
+    let mut window = Window::new(address);
+    let mut ops = Vec::new();
+    let mut offset = 0;
+    while ops.len() < MAX_BLOCK {
+        window.want(cpu, offset + MAX_LENGTH);
+        let bytes = &window.bytes[offset..];
+        match decode_one(bytes, size) {
+            Decoded::Instruction(instruction) => {
+                ops.push(lower(cpu, &instruction));
+                offset += instruction.len();
+                if ends_block(&instruction, size) || address.page_offset() + offset as u64 >= 0x1000 {
+                    break;
+                }
+            }
+            Decoded::Bad(op) => {
+                offset += usize::from(op.length);
+                ops.push(op);
+                break;
+            }
+            Decoded::Truncated if ops.is_empty() => return straddling(cpu, linear, key, bytes),
+            Decoded::Truncated => break,
+        }
+    }
+    Ok(Block { key, ops: ops.into(), length: offset as u32, second_page: None })
+}
+
+/// A block of one instruction that straddles a page boundary; `head` is its part in the first page.
+fn straddling(cpu: &mut Cpu, linear: u64, key: BlockKey, head: &[u8]) -> Result<Block, Exception> {
+    let mask = if cpu.long_mode() { u64::MAX } else { 0xffff_ffff };
+    let head = head.to_vec();
+    let second = translate_fetch(cpu, (linear | 0xfff).wrapping_add(1) & mask)?;
+    let mut tail = Window::new(second);
+    tail.want(cpu, MAX_LENGTH);
+    let mut bytes = head;
+    bytes.extend_from_slice(&tail.bytes[..MAX_LENGTH]);
+    let op = match decode_one(&bytes, key.size) {
+        Decoded::Instruction(instruction) => lower(cpu, &instruction),
+        Decoded::Bad(op) => op,
+        Decoded::Truncated => too_long(),
+    };
+    let length = u32::from(op.length);
+    Ok(Block { key, ops: Box::new([op]), length, second_page: Some(second.page()) })
+}
+
+enum Decoded {
+    Instruction(Instruction),
+    /// Raises an exception when executed.
+    Bad(Op),
+    /// More bytes are needed.
+    Truncated,
+}
+
+fn decode_one(bytes: &[u8], size: CodeSize) -> Decoded {
+    let window = &bytes[..bytes.len().min(MAX_LENGTH)];
+    let mut decoder = Decoder::with_ip(size.bits(), window, 0, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    match decoder.last_error() {
+        DecoderError::None => Decoded::Instruction(instruction),
+        DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => Decoded::Truncated,
+        DecoderError::NoMoreBytes => Decoded::Bad(too_long()),
+        _ => {
+            let mut op = Op::new(&Instruction::default(), undefined);
+            op.length = instruction.len().max(1) as u8;
+            Decoded::Bad(op)
+        }
+    }
+}
+
+/// An instruction of more than 15 bytes: #GP(0).
+fn too_long() -> Op {
+    let mut op = Op::new(&Instruction::default(), |_, _| Err(Exception::GP0));
+    op.length = MAX_LENGTH as u8;
+    op
+}
+
+/// Raises #UD.
+///
+/// # Errors
+/// Always.
+pub fn undefined(_: &mut Cpu, _: &Op) -> Result<(), Exception> {
+    Err(Exception::UD)
+}
+
+/// Every family of instructions, in the order in which they are asked.
+const FAMILIES: [fn(&Instruction) -> Option<Handler>; 1] = [integer::handler];
+
+/// Turns a decoded instruction into an operation.
+fn lower(_cpu: &mut Cpu, instruction: &Instruction) -> Op {
+    let handler = FAMILIES.iter().find_map(|family| family(instruction)).unwrap_or(undefined);
+    Op::new(instruction, handler)
+}
+
+/// Whether no further instruction may be decoded into the same block: control may go elsewhere, or the instruction
+/// changes what decoding, translation or interrupt delivery depends on.
+pub fn ends_block(instruction: &Instruction, size: CodeSize) -> bool {
+    use Mnemonic as M;
+    if instruction.flow_control() != FlowControl::Next {
+        return true;
+    }
+    if instruction.is_string_instruction() && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+    {
+        return true;
+    }
+    match instruction.mnemonic() {
+        M::Sti
+        | M::Popf
+        | M::Popfd
+        | M::Popfq
+        | M::Hlt
+        | M::Mwait
+        | M::In
+        | M::Out
+        | M::Insb
+        | M::Insw
+        | M::Insd
+        | M::Outsb
+        | M::Outsw
+        | M::Outsd
+        | M::Wrmsr
+        | M::Invlpg
+        | M::Invpcid
+        | M::Lmsw
+        | M::Clts
+        | M::Xsetbv
+        | M::Stac
+        | M::Clac
+        | M::Wbinvd
+        | M::Invd
+        | M::Serialize
+        | M::Cpuid => true,
+        M::Pop | M::Mov | M::Lss => touches_ss_or_control(instruction, size),
+        _ => instruction.code() == Code::INVALID,
+    }
+}
+
+fn touches_ss_or_control(instruction: &Instruction, size: CodeSize) -> bool {
+    let register = instruction.op0_register();
+    let segment = register.is_segment_register();
+    // LSS has a general-purpose register as its operand 0.
+    instruction.mnemonic() == Mnemonic::Lss
+        || register.is_cr()
+        || register.is_dr()
+        || (segment && (register == iced_x86::Register::SS || size != CodeSize::Bits64))
+}

@@ -1,0 +1,214 @@
+//! A decoded instruction, ready to execute.
+
+use iced_x86::{Instruction, OpKind, Register};
+use ringfence_x86::{Exception, SegmentRegister};
+
+use super::cpu::Cpu;
+
+/// Executes one instruction.
+pub type Handler = fn(&mut Cpu, &Op) -> Result<(), Exception>;
+
+/// Index of the instruction pointer in [`Cpu::regs`].
+pub const RIP: usize = 16;
+/// Index of a register that is always zero.
+pub const ZERO: usize = 17;
+
+/// Prefix bits of [`Op::prefixes`].
+pub mod prefix {
+    /// LOCK.
+    pub const LOCK: u8 = 1;
+    /// REP or REPE.
+    pub const REP: u8 = 2;
+    /// REPNE.
+    pub const REPNE: u8 = 4;
+}
+
+/// One decoded instruction.
+///
+/// Register operands are indices into [`Cpu::regs`]; 16 to 19 stand for AH, CH, DH and BH. For other register
+/// files (segments, control, debug, vector) they are the register's number.
+#[derive(Clone, Copy, Debug)]
+pub struct Op {
+    /// What to do.
+    pub handler: Handler,
+    /// Displacement of the memory operand; for a RIP-relative one, relative to the end of the instruction.
+    pub displacement: i64,
+    /// Mask that the effective address passes through: the address size.
+    pub address_mask: u64,
+    /// Immediate operand, sign-extended to 64 bits as the instruction does; for near branches, the distance
+    /// from the end of the instruction.
+    pub immediate: u64,
+    /// Free for the handler's family.
+    pub aux: u32,
+    /// The form, as the decoder names it.
+    pub code: iced_x86::Code,
+    /// Base register of the memory operand, or [`ZERO`], or [`RIP`].
+    pub base: u8,
+    /// Index register, or [`ZERO`].
+    pub index: u8,
+    /// Shift of the index register, 0 to 3.
+    pub scale: u8,
+    /// Segment of the memory operand, as [`SegmentRegister`] numbers it.
+    pub segment: u8,
+    /// First register operand (operand 0 if that is a register).
+    pub dst: u8,
+    /// The register operand after the first operand, if any.
+    pub src: u8,
+    /// The register operand after that, if any.
+    pub third: u8,
+    /// Prefixes; see [`prefix`].
+    pub prefixes: u8,
+    /// Length in bytes.
+    pub length: u8,
+    /// Operand size in bytes, where the handler needs it: 2, 4 or 8.
+    pub size: u8,
+}
+
+impl Op {
+    /// Takes over the operands of `instruction`.
+    pub fn new(instruction: &Instruction, handler: Handler) -> Self {
+        let mut op = Self {
+            handler,
+            displacement: 0,
+            address_mask: u64::MAX,
+            immediate: 0,
+            aux: 0,
+            code: instruction.code(),
+            base: ZERO as u8,
+            index: ZERO as u8,
+            scale: 0,
+            segment: SegmentRegister::Ds as u8,
+            dst: 0,
+            src: 0,
+            third: 0,
+            prefixes: 0,
+            length: instruction.len() as u8,
+            size: 0,
+        };
+        if instruction.has_lock_prefix() {
+            op.prefixes |= prefix::LOCK;
+        }
+        if instruction.has_rep_prefix() {
+            op.prefixes |= prefix::REP;
+        }
+        if instruction.has_repne_prefix() {
+            op.prefixes |= prefix::REPNE;
+        }
+        for i in 0..instruction.op_count().min(4) {
+            op.add_operand(instruction, i);
+        }
+        op
+    }
+
+    fn add_operand(&mut self, instruction: &Instruction, i: u32) {
+        use OpKind::{FarBranch16, FarBranch32, NearBranch16, NearBranch32, NearBranch64};
+        match instruction.op_kind(i) {
+            OpKind::Register => {
+                let number = register_number(instruction.op_register(i));
+                match i {
+                    0 => self.dst = number,
+                    1 => self.src = number,
+                    2 if !matches!(instruction.op_kind(1), OpKind::Register) => self.src = number,
+                    _ => self.third = number,
+                }
+            }
+            OpKind::Memory => self.add_memory(instruction),
+            NearBranch16 | NearBranch32 | NearBranch64 => {
+                self.immediate = instruction.near_branch_target().wrapping_sub(instruction.next_ip());
+            }
+            FarBranch16 | FarBranch32 => {
+                self.immediate = u64::from(if instruction.op_kind(i) == FarBranch16 {
+                    u32::from(instruction.far_branch16())
+                } else {
+                    instruction.far_branch32()
+                });
+                self.aux = u32::from(instruction.far_branch_selector());
+            }
+            OpKind::Immediate8_2nd => self.aux = u32::from(instruction.immediate8_2nd()),
+            kind if is_immediate(kind) => self.immediate = instruction.immediate(i),
+            // String operands: the segment of the source can be overridden.
+            OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI => {
+                self.segment = register_number(instruction.memory_segment());
+            }
+            OpKind::MemorySegDI | OpKind::MemorySegEDI | OpKind::MemorySegRDI => {
+                self.segment = register_number(instruction.memory_segment());
+            }
+            _ => {}
+        }
+        self.set_string_address_size(instruction.op_kind(i));
+    }
+
+    fn set_string_address_size(&mut self, kind: OpKind) {
+        use OpKind as K;
+        match kind {
+            K::MemorySegSI | K::MemorySegDI | K::MemoryESDI => self.address_mask = 0xffff,
+            K::MemorySegESI | K::MemorySegEDI | K::MemoryESEDI => self.address_mask = 0xffff_ffff,
+            _ => {}
+        }
+    }
+
+    fn add_memory(&mut self, instruction: &Instruction) {
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        self.segment = register_number(instruction.memory_segment());
+        self.scale = instruction.memory_index_scale().trailing_zeros() as u8;
+        self.displacement = instruction.memory_displacement64() as i64;
+        let size = if base == Register::RIP || base == Register::EIP {
+            // Absolute in the decoder's view, but the block may be mapped anywhere.
+            self.base = RIP as u8;
+            self.displacement =
+                instruction.memory_displacement64().wrapping_sub(instruction.next_ip()) as i64;
+            if base == Register::RIP { 8 } else { 4 }
+        } else {
+            if base != Register::None {
+                self.base = register_number(base);
+            }
+            if index != Register::None && index.is_gpr() {
+                self.index = register_number(index);
+            }
+            match (base, index) {
+                // Absolute: the displacement is as wide as the address.
+                (Register::None, i) if !i.is_gpr() => instruction.memory_displ_size() as usize,
+                (Register::None, i) => i.size(),
+                (b, _) => b.size(),
+            }
+        };
+        self.address_mask = match size {
+            2 => 0xffff,
+            4 => 0xffff_ffff,
+            _ => u64::MAX,
+        };
+    }
+
+    /// Whether `bit` of [`prefix`] is present.
+    #[inline(always)]
+    pub fn has(&self, bit: u8) -> bool {
+        self.prefixes & bit != 0
+    }
+}
+
+fn is_immediate(kind: OpKind) -> bool {
+    use OpKind as K;
+    matches!(
+        kind,
+        K::Immediate8
+            | K::Immediate16
+            | K::Immediate32
+            | K::Immediate64
+            | K::Immediate8to16
+            | K::Immediate8to32
+            | K::Immediate8to64
+            | K::Immediate32to64
+    )
+}
+
+/// The number of a register in its file; see [`Op`].
+pub fn register_number(register: Register) -> u8 {
+    match register {
+        Register::AH => 16,
+        Register::CH => 17,
+        Register::DH => 18,
+        Register::BH => 19,
+        r if r.is_gpr() => r.full_register().number() as u8,
+        r => r.number() as u8,
+    }
+}
