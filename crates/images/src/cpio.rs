@@ -164,4 +164,4 @@ pub(crate) fn clean(path: &str) -> Result<&str, CpioError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

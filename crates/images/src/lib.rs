@@ -22,6 +22,8 @@ mod manifest;
 pub mod modules;
 pub mod progress;
 mod recipe;
+#[cfg(test)]
+mod testing;
 
 pub use catalogue::{Catalogue, Image, ImageError, Listing};
 pub use initramfs::command_archive;
