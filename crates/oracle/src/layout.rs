@@ -77,8 +77,8 @@ pub mod selector {
     pub const EXECUTE_ONLY: u16 = 0x3f;
     /// Data that is not present.
     pub const NOT_PRESENT: u16 = 0x47;
-    /// Conforming readable code.
-    pub const CONFORMING: u16 = 0x4f;
+    /// 16-bit expand-down data at the window, above offset 0x4fff and up to 0xffff.
+    pub const EXPAND_DOWN16: u16 = 0x4f;
     /// 32-bit data whose base is the first data page.
     pub const OFFSET: u16 = 0x57;
 }
@@ -106,7 +106,7 @@ pub const LDT: [Segment; 11] = [
     segment(selector::EXPAND_DOWN, BASE, 0x4fff, PRESENT | BIG | DATA_RW | attribute::CONFORMING_DOWN),
     segment(selector::EXECUTE_ONLY, 0, u32::MAX, PRESENT | FLAT | attribute::CODE),
     segment(selector::NOT_PRESENT, 0, u32::MAX, FLAT | DATA_RW),
-    segment(selector::CONFORMING, 0, u32::MAX, PRESENT | FLAT | CODE_READ | attribute::CONFORMING_DOWN),
+    segment(selector::EXPAND_DOWN16, BASE, 0x4fff, PRESENT | DATA_RW | attribute::CONFORMING_DOWN),
     segment(selector::OFFSET, DATA[0].address, u32::MAX, PRESENT | FLAT | DATA_RW),
 ];
 

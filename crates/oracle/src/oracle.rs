@@ -204,8 +204,12 @@ fn install_ldt() -> Result<(), String> {
         let result = unsafe {
             libc::syscall(libc::SYS_modify_ldt, WRITE, &raw const descriptor, size_of::<UserDescriptor>())
         };
+        // The call returns its negative error as an unsigned 32-bit number, which the C library takes for success.
         if result as i32 != 0 {
-            let error = std::io::Error::last_os_error();
+            let error = match result {
+                -1 => std::io::Error::last_os_error(),
+                _ => std::io::Error::from_raw_os_error((result as i32).wrapping_neg()),
+            };
             return Err(format!("modify_ldt refused entry {entry}: {error}"));
         }
     }
