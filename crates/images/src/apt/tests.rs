@@ -265,5 +265,5 @@ fn other_indexes_are_recognised_in_the_hosts_configuration() {
                 Acquire::IndexTargets::deb::Packages \"\";\nAcquire::IndexTargets::deb::DEP-11 \"\";\n\
                 Acquire::IndexTargets::deb::DEP-11::MetaKey \"x\";\nAcquire::IndexTargets::deb-src::Sources \"\";\n\
                 Acquire::IndexTargets::deb::a=b \"\";\n";
-    assert_eq!(index_names(dump), ["deb::DEP-11", "deb-src::Sources"]);
+    assert_eq!(run::index_names(dump), ["deb::DEP-11", "deb-src::Sources"]);
 }
