@@ -93,6 +93,18 @@ pub unsafe fn copy_to(from: &[u8], into: *mut u8) {
     }
 }
 
+/// Copies from guest-visible to guest-visible memory, upwards.
+///
+/// # Safety
+/// `from` must be valid for reads and `into` for writes of `len` bytes.
+pub unsafe fn copy_bytes(from: *const u8, into: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for both. The direction flag is clear by the ABI.
+    unsafe {
+        asm!("rep movsb", inout("rcx") len => _, inout("rsi") from => _, inout("rdi") into => _,
+             options(nostack, preserves_flags));
+    }
+}
+
 /// Fills guest-visible memory with one byte.
 ///
 /// # Safety

@@ -21,6 +21,8 @@ pub mod prefix {
     pub const REP: u8 = 2;
     /// REPNE.
     pub const REPNE: u8 = 4;
+    /// Not a prefix: the instruction has an explicit memory operand.
+    pub const MEMORY: u8 = 8;
 }
 
 /// One decoded instruction.
@@ -56,12 +58,12 @@ pub struct Op {
     pub src: u8,
     /// The register operand after that, if any.
     pub third: u8,
-    /// Prefixes; see [`prefix`].
+    /// Prefixes and other marks; see [`prefix`].
     pub prefixes: u8,
     /// Length in bytes.
     pub length: u8,
-    /// Operand size in bytes, where the handler needs it: 2, 4 or 8.
-    pub size: u8,
+    /// The condition of a conditional instruction, as its opcode's low four bits say it.
+    pub condition: u8,
 }
 
 impl Op {
@@ -83,7 +85,7 @@ impl Op {
             third: 0,
             prefixes: 0,
             length: instruction.len() as u8,
-            size: 0,
+            condition: condition(instruction),
         };
         if instruction.has_lock_prefix() {
             op.prefixes |= prefix::LOCK;
@@ -148,6 +150,7 @@ impl Op {
     }
 
     fn add_memory(&mut self, instruction: &Instruction) {
+        self.prefixes |= prefix::MEMORY;
         let (base, index) = (instruction.memory_base(), instruction.memory_index());
         self.segment = register_number(instruction.memory_segment());
         self.scale = instruction.memory_index_scale().trailing_zeros() as u8;
@@ -199,6 +202,29 @@ fn is_immediate(kind: OpKind) -> bool {
             | K::Immediate8to64
             | K::Immediate32to64
     )
+}
+
+/// The condition code in the encoding of Jcc, SETcc and CMOVcc (SDM 2D B.1.4.7); 0 for other instructions.
+fn condition(instruction: &Instruction) -> u8 {
+    use iced_x86::ConditionCode as C;
+    match instruction.condition_code() {
+        C::None | C::o => 0,
+        C::no => 1,
+        C::b => 2,
+        C::ae => 3,
+        C::e => 4,
+        C::ne => 5,
+        C::be => 6,
+        C::a => 7,
+        C::s => 8,
+        C::ns => 9,
+        C::p => 10,
+        C::np => 11,
+        C::l => 12,
+        C::ge => 13,
+        C::le => 14,
+        C::g => 15,
+    }
 }
 
 /// The number of a register in its file; see [`Op`].
