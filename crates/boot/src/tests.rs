@@ -1,0 +1,1 @@
+//! Whole loads, from a kernel made here to guest memory.
