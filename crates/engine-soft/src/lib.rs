@@ -2,6 +2,7 @@
 //!
 //! * [`mmu`]: page walks and the soft TLB.
 //! * [`code`]: which guest pages hold decoded code, and who must be told when they change.
+//! * [`vector`]: x87, MMX, SSE and AVX instructions, run on the host CPU.
 //! * [`interp`]: the reference interpreter.
 //!
 //! Flag-producing integer instructions execute as the same instruction on the host ([`hostop`]): the host CPU
@@ -12,3 +13,4 @@ pub mod hostop;
 pub mod interp;
 pub mod mmu;
 pub mod status;
+pub mod vector;

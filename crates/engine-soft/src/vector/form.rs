@@ -1,0 +1,502 @@
+//! A guest instruction prepared for execution.
+
+use std::sync::Arc;
+
+use iced_x86::{CodeSize, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind};
+
+use super::arena::{Arena, Thunk};
+use super::call;
+use super::direct::{self, Direct};
+use super::elements::{self, Elements};
+use super::encode::{self, Gpr, Host, Width, X87Use, result};
+use super::features::FeatureSet;
+use super::floating::uses_mxcsr;
+use super::state::{Offsets, VectorUnit, mxcsr};
+use super::table::{self, Special, X87Kind};
+
+/// What must be enabled for an instruction (SDM 2A 2.4 to 2.8: the #UD and #NM rows of the exception classes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requirement {
+    /// x87, FXSAVE, FXRSTOR: #NM if CR0.EM or CR0.TS.
+    X87,
+    /// WAIT: #NM if CR0.MP and CR0.TS.
+    Wait,
+    /// MMX: #UD if CR0.EM; #NM if CR0.TS.
+    Mmx,
+    /// Legacy SSE: #UD if CR0.EM or not CR4.OSFXSR; #NM if CR0.TS.
+    Sse,
+    /// VEX: #UD if not in protected mode, not CR4.OSXSAVE or not XCR0.SSE and XCR0.AVX; #NM if CR0.TS.
+    Avx,
+    /// EVEX and opmask instructions: as `Avx`, and #UD if the AVX-512 bits of XCR0 are not set.
+    Avx512,
+    /// XSAVE and its kin: #UD if not CR4.OSXSAVE; #NM if CR0.TS.
+    Xsave,
+    /// XGETBV, XSETBV: #UD if not CR4.OSXSAVE.
+    Xcr,
+}
+
+/// What a CPU's control registers allow, kept up to date by the interpreter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enabled {
+    faults: [Option<Denial>; 8],
+}
+
+/// The fault of an instruction that is not enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// #UD.
+    Undefined,
+    /// #NM.
+    NotAvailable,
+}
+
+impl Enabled {
+    /// From CR0, CR4 and XCR0. `virtual_8086`: RFLAGS.VM is set.
+    pub fn new(cr0: u64, cr4: u64, xcr0: u64, virtual_8086: bool) -> Self {
+        use ringfence_x86::{Cr0, Cr4, Xcr0};
+        let cr0 = Cr0::from_bits_retain(cr0);
+        let cr4 = Cr4::from_bits_retain(cr4);
+        let xcr0 = Xcr0::from_bits_retain(xcr0);
+        let switched = cr0.contains(Cr0::TS);
+        let emulated = cr0.contains(Cr0::EM);
+        let deny = |undefined: bool, not_available: bool| match (undefined, not_available) {
+            (true, _) => Some(Denial::Undefined),
+            (false, true) => Some(Denial::NotAvailable),
+            _ => None,
+        };
+        let extended = cr4.contains(Cr4::OSXSAVE);
+        let vex =
+            extended && cr0.contains(Cr0::PE) && !virtual_8086 && xcr0.contains(Xcr0::SSE.union(Xcr0::AVX));
+        let mut faults = [None; 8];
+        faults[Requirement::X87 as usize] = deny(false, emulated || switched);
+        faults[Requirement::Wait as usize] = deny(false, switched && cr0.contains(Cr0::MP));
+        faults[Requirement::Mmx as usize] = deny(emulated, switched);
+        faults[Requirement::Sse as usize] = deny(emulated || !cr4.contains(Cr4::OSFXSR), switched);
+        faults[Requirement::Avx as usize] = deny(!vex, switched);
+        faults[Requirement::Avx512 as usize] = deny(!vex || !xcr0.contains(Xcr0::AVX512), switched);
+        faults[Requirement::Xsave as usize] = deny(!extended, switched);
+        faults[Requirement::Xcr as usize] = deny(!extended, false);
+        Self { faults }
+    }
+
+    /// The fault that an instruction with this requirement meets, if any.
+    #[inline]
+    pub fn fault(&self, requirement: Requirement) -> Option<Denial> {
+        self.faults[requirement as usize]
+    }
+}
+
+/// The memory operand of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Which operand it is.
+    pub operand: u8,
+    /// Bytes.
+    pub size: u16,
+    /// Whether it is read before the instruction runs.
+    pub read: bool,
+    /// Whether it is written afterwards.
+    pub write: bool,
+    /// Address must be a multiple of this (1: any), else #GP.
+    pub alignment: u8,
+    /// The alignment rule is waived by MXCSR.MM.
+    pub waivable: bool,
+    /// Which parts are accessed.
+    pub elements: Elements,
+}
+
+/// Why there is no form for an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not an instruction of this module.
+    Foreign,
+    /// #UD: the CPU does not offer it, or nobody put it in the table.
+    Undefined,
+}
+
+/// How a form is executed.
+#[derive(Clone, Debug)]
+pub enum Execution {
+    /// On the register file, in Rust.
+    Direct(Direct),
+    /// On the host CPU.
+    Thunk(Thunk),
+    /// By rules of its own; the caller must know them. The thunk, where there is one, is the instruction without
+    /// what makes it special.
+    Special(Special),
+}
+
+/// A prepared instruction.
+#[derive(Clone, Debug)]
+pub struct Form {
+    /// How it runs.
+    pub execution: Execution,
+    /// What must be enabled.
+    pub requirement: Requirement,
+    /// The memory operand that is read before and written after, if there is one.
+    pub memory: Option<Memory>,
+    /// General-purpose operands: to be copied to and from the unit around execution.
+    pub gprs: [Gpr; 3],
+    /// How many.
+    pub gpr_count: u8,
+    /// Status flags go in and come out.
+    pub status: bool,
+    /// Obeys MXCSR.
+    mxcsr: bool,
+    /// Uses MMX or x87 registers.
+    x87: Option<X87Kind>,
+    /// Writes an MMX register from floating-point operands: to be undone on #XM.
+    undo_x87: bool,
+    /// The opcode that an x87 operation records.
+    opcode: u16,
+    offsets: Offsets,
+}
+
+/// What became of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done: store the memory operand and the general registers.
+    Done,
+    /// Done, but the memory operand is not to be written (an x87 store that met an unmasked exception).
+    DoneWithoutStore,
+    /// A SIMD exception is due (#XM, or #UD without CR4.OSXMMEXCPT); nothing was written but MXCSR's flags.
+    SimdException,
+    /// An x87 exception was pending: #MF (or the external error signal without CR0.NE); nothing was done.
+    X87Pending,
+}
+
+/// Prepares instructions for one CPU.
+#[derive(Clone, Debug)]
+pub struct Preparer {
+    arena: Arc<Arena>,
+    features: FeatureSet,
+    host: Host,
+}
+
+impl Preparer {
+    /// For a CPU that offers `features`, as far as the host has them.
+    pub fn new(arena: Arc<Arena>, features: FeatureSet) -> Self {
+        let host_features = FeatureSet::host();
+        let width = if host_features.contains(iced_x86::CpuidFeature::AVX512F) {
+            Width::Zmm
+        } else if host_features.contains(iced_x86::CpuidFeature::AVX) {
+            Width::Ymm
+        } else {
+            Width::Xmm
+        };
+        let wide_masks = host_features.contains(iced_x86::CpuidFeature::AVX512BW);
+        Self { arena, features: features.intersection(host_features), host: Host { width, wide_masks } }
+    }
+
+    /// The features that can be executed.
+    pub fn features(&self) -> FeatureSet {
+        self.features
+    }
+
+    /// Bytes of code memory taken and in all.
+    pub fn arena_usage(&self) -> (usize, usize) {
+        self.arena.usage()
+    }
+
+    /// Prepares an instruction; `bytes` are those it was decoded from.
+    ///
+    /// # Errors
+    /// [`Refusal::Foreign`] for an instruction that is none of this module's business, [`Refusal::Undefined`]
+    /// where it raises #UD.
+    pub fn prepare(&self, instruction: &Instruction, bytes: &[u8]) -> Result<Form, Refusal> {
+        if !table::concerns(instruction) {
+            return Err(Refusal::Foreign);
+        }
+        let mnemonic = instruction.mnemonic();
+        let wait = mnemonic == Mnemonic::Wait;
+        if instruction.has_lock_prefix()
+            || !(wait || self.features.contains_all(instruction.code().cpuid_features()))
+        {
+            return Err(Refusal::Undefined);
+        }
+        let special = table::special(instruction);
+        let x87 = is_x87(instruction);
+        let mmx = names_mmx(instruction) || mnemonic == Mnemonic::Emms;
+        let mut form = Form {
+            execution: Execution::Special(special.unwrap_or(Special::Wait)),
+            requirement: requirement(instruction, special, x87, mmx),
+            memory: memory(instruction, special),
+            gprs: [Gpr::default(); 3],
+            gpr_count: 0,
+            status: false,
+            mxcsr: uses_mxcsr(mnemonic),
+            x87: match (x87, mmx) {
+                (true, _) => Some(table::x87_kind(mnemonic)),
+                (false, true) => Some(X87Kind::WaitingControl),
+                _ => None,
+            },
+            undo_x87: false,
+            opcode: if x87 { x87_opcode(bytes, instruction.code_size()) } else { 0 },
+            offsets: Offsets::default(),
+        };
+        if special.is_some() {
+            return Ok(form);
+        }
+        if !x87
+            && !mmx
+            && let Some((direct, gpr)) = direct::direct(instruction)
+        {
+            form.execution = Execution::Direct(direct);
+            if let Some(gpr) = gpr {
+                form.gprs[0] = gpr;
+                form.gpr_count = 1;
+            }
+            return Ok(form);
+        }
+        let stores = form.memory.is_some_and(|memory| memory.write);
+        let uses = X87Use {
+            check_before: form.x87.is_some_and(|kind| kind != X87Kind::Control),
+            report_after: x87
+                && form.x87 == Some(X87Kind::Operation)
+                && (stores || !VectorUnit::tracks_all()),
+        };
+        let encoded =
+            encode::thunk(instruction, self.host, form.mxcsr, uses).map_err(|_| Refusal::Undefined)?;
+        form.execution = Execution::Thunk(self.arena.thunk(&encoded.code));
+        form.offsets = encoded.offsets;
+        form.status = encoded.status;
+        form.undo_x87 = form.mxcsr && instruction.op0_register().is_mm();
+        form.gpr_count = encoded.gprs.len() as u8;
+        for (to, from) in form.gprs.iter_mut().zip(encoded.gprs) {
+            *to = from;
+        }
+        Ok(form)
+    }
+}
+
+/// Where an x87 operation stands, for its pointers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Location {
+    /// Code segment selector.
+    pub cs: u16,
+    /// Instruction pointer.
+    pub ip: u64,
+    /// Selector and offset of the memory operand.
+    pub data: Option<(u16, u64)>,
+}
+
+impl VectorUnit {
+    fn tracks_all() -> bool {
+        let quirks = super::state::Quirks::host();
+        quirks.tracks_opcode && quirks.tracks_data
+    }
+
+    /// Which bytes of a memory operand an instruction is about to access: bit `i` for byte `i`.
+    #[inline]
+    pub fn touched(&self, memory: &Memory) -> u64 {
+        memory.elements.bytes(&self.registers, memory.size)
+    }
+
+    /// Runs a form on the unit. The memory operand, if read, is in [`VectorUnit::bounce_mut`]; general operands and
+    /// status flags have been copied in. `location` is asked for only by x87 operations.
+    ///
+    /// A [`Execution::Special`] form other than WAIT does nothing here.
+    #[inline]
+    pub fn run(&mut self, form: &Form, location: impl FnOnce() -> Location) -> Outcome {
+        match &form.execution {
+            Execution::Direct(direct) => {
+                direct.run(&mut self.registers);
+                Outcome::Done
+            }
+            Execution::Thunk(thunk) if !form.mxcsr && form.x87.is_none() => {
+                call::call(thunk, &mut self.registers, &form.offsets);
+                Outcome::Done
+            }
+            Execution::Thunk(thunk) => self.run_checked(form, thunk, location),
+            Execution::Special(_) => Outcome::Done,
+        }
+    }
+
+    fn run_checked(&mut self, form: &Form, thunk: &Thunk, location: impl FnOnce() -> Location) -> Outcome {
+        if form.x87.is_some() {
+            self.ensure_live();
+        }
+        let undo = (form.undo_x87 && self.registers.mxcsr_unmasked != 0).then(|| self.image().clone());
+        let status = call::call(thunk, &mut self.registers, &form.offsets);
+        if status & result::X87_PENDING != 0 {
+            return Outcome::X87Pending;
+        }
+        if form.mxcsr {
+            if status & result::SIMD != 0 {
+                self.simd_exception(form, thunk);
+                if let Some(image) = undo {
+                    self.undo_mmx(&image);
+                }
+                return Outcome::SimdException;
+            }
+            self.registers.mxcsr |= self.registers.mxcsr_out & mxcsr::FLAGS;
+        }
+        if form.x87 == Some(X87Kind::Operation) {
+            let raised = status & result::X87_ERROR != 0;
+            self.record(form.opcode, raised, location());
+            if raised && form.memory.is_some_and(|memory| memory.write) && !self.stores_despite_exception() {
+                return Outcome::DoneWithoutStore;
+            }
+        }
+        Outcome::Done
+    }
+
+    /// Sets the flags that the host would leave on an unmasked exception (SDM 1 11.5.2 and 11.5.3): conditions found
+    /// before computing hide those found after it.
+    #[cold]
+    fn simd_exception(&mut self, form: &Form, thunk: &Thunk) {
+        let registers = &mut self.registers;
+        let unmasked = registers.mxcsr_unmasked;
+        let mut raised = registers.mxcsr_out & mxcsr::FLAGS;
+        if unmasked & mxcsr::UE != 0 && raised & mxcsr::UE != 0 {
+            // Tiny results were flushed to find them (see `set_mxcsr`); once more, for the other flags alone.
+            let saved = registers.mxcsr_run;
+            registers.mxcsr_run &= !mxcsr::FTZ;
+            // Bit 7 of the result is set, an exception mask: nothing is stored.
+            registers.mxcsr_unmasked |= 0x80;
+            call::call(thunk, registers, &form.offsets);
+            registers.mxcsr_run = saved;
+            registers.mxcsr_unmasked = unmasked;
+            raised = registers.mxcsr_out & mxcsr::FLAGS | mxcsr::UE;
+        }
+        if raised & unmasked & mxcsr::BEFORE != 0 {
+            raised &= mxcsr::BEFORE;
+        }
+        registers.mxcsr |= raised;
+    }
+
+    /// Puts the MMX registers back as they were in `before`. The transition to MMX mode stays.
+    #[cold]
+    fn undo_mmx(&mut self, before: &call::Image) {
+        let top = usize::from(before.0[3] >> 3 & 7);
+        let image = self.image_mut();
+        for physical in 0..8 {
+            let (to, from) = (32 + 16 * physical, 32 + 16 * ((physical + 8 - top) & 7));
+            image.0[to..to + 16].copy_from_slice(&before.0[from..from + 16]);
+        }
+    }
+
+    /// Whether an x87 store whose exception is unmasked wrote memory all the same: only if it was inexactness.
+    #[cold]
+    fn stores_despite_exception(&mut self) -> bool {
+        let image = self.image();
+        let raised = image.0[2] & !image.0[0] & 0x3f;
+        raised & 0x1f == 0
+    }
+
+    /// Records an x87 operation's pointers as the host does.
+    #[inline]
+    fn record(&mut self, opcode: u16, raised: bool, at: Location) {
+        let quirks = self.quirks;
+        let selector = |selector: u16| if quirks.tracks_selectors { selector } else { 0 };
+        self.pointers.fip = at.ip;
+        self.pointers.fcs = selector(at.cs);
+        if quirks.tracks_opcode || raised {
+            self.pointers.fop = opcode;
+        }
+        if let Some((segment, offset)) = at.data
+            && (quirks.tracks_data || raised)
+        {
+            self.pointers.fds = selector(segment);
+            self.pointers.fdp = offset;
+        }
+    }
+}
+
+/// Whether the instruction is of the x87 unit proper (FXSAVE and MMX are not).
+fn is_x87(instruction: &Instruction) -> bool {
+    use iced_x86::CpuidFeature;
+    instruction.mnemonic() == Mnemonic::Wait
+        || instruction
+            .code()
+            .cpuid_features()
+            .iter()
+            .any(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387))
+}
+
+/// Whether an operand is an MMX register, or could have been one: CVTPI2PS and CVTPI2PD enter MMX mode with a
+/// memory operand too.
+fn names_mmx(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd)
+        || (0..instruction.op_count())
+            .any(|o| instruction.op_kind(o) == OpKind::Register && instruction.op_register(o).is_mm())
+}
+
+fn names_vector(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|o| {
+        instruction.op_kind(o) == OpKind::Register && instruction.op_register(o).is_vector_register()
+    })
+}
+
+fn requirement(instruction: &Instruction, special: Option<Special>, x87: bool, mmx: bool) -> Requirement {
+    match special {
+        Some(Special::Wait) => return Requirement::Wait,
+        Some(Special::Fxsave | Special::Fxrstor) => return Requirement::X87,
+        Some(Special::Xgetbv | Special::Xsetbv) => return Requirement::Xcr,
+        Some(
+            Special::Xsave
+            | Special::Xsaveopt
+            | Special::Xsavec
+            | Special::Xsaves
+            | Special::Xrstor
+            | Special::Xrstors,
+        ) => return Requirement::Xsave,
+        _ => {}
+    }
+    let masks = (0..instruction.op_count())
+        .any(|o| instruction.op_kind(o) == OpKind::Register && instruction.op_register(o).is_k());
+    match instruction.code().encoding() {
+        EncodingKind::EVEX => Requirement::Avx512,
+        EncodingKind::VEX if masks => Requirement::Avx512,
+        EncodingKind::VEX => Requirement::Avx,
+        _ if x87 => Requirement::X87,
+        _ if mmx && !names_vector(instruction) => Requirement::Mmx,
+        _ => Requirement::Sse,
+    }
+}
+
+/// The memory operand. Special forms with accesses of their own have none here, but LDMXCSR and STMXCSR do.
+fn memory(instruction: &Instruction, special: Option<Special>) -> Option<Memory> {
+    if !matches!(special, None | Some(Special::LoadMxcsr | Special::StoreMxcsr)) {
+        return None;
+    }
+    let operand = (0..instruction.op_count()).find(|&o| instruction.op_kind(o) == OpKind::Memory)?;
+    let size = instruction.memory_size().size();
+    if size == 0 || size > 64 {
+        return None;
+    }
+    let mut factory = iced_x86::InstructionInfoFactory::new();
+    let access = factory.info(instruction).op_access(operand);
+    let mnemonic = instruction.mnemonic();
+    let legacy = instruction.code().encoding() == EncodingKind::Legacy;
+    let demands = table::demands_alignment(mnemonic) && size >= 16;
+    let aligned = demands || legacy && size == 16 && !table::tolerates_misalignment(mnemonic);
+    Some(Memory {
+        operand: operand as u8,
+        size: size as u16,
+        read: matches!(
+            access,
+            OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        ),
+        write: matches!(
+            access,
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        ),
+        alignment: if aligned { size as u8 } else { 1 },
+        waivable: !demands,
+        elements: elements::elements(instruction, size),
+    })
+}
+
+/// The eleven bits that an x87 instruction leaves in FOP: the low bits of its first byte, then the second.
+fn x87_opcode(bytes: &[u8], code_size: CodeSize) -> u16 {
+    let prefix = |byte: &u8| {
+        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            || code_size == CodeSize::Code64 && matches!(byte, 0x40..=0x4f)
+    };
+    let mut rest = bytes.iter().skip_while(|byte| prefix(byte));
+    match (rest.next(), rest.next()) {
+        (Some(&first), Some(&second)) => u16::from(first & 7) << 8 | u16::from(second),
+        _ => 0,
+    }
+}

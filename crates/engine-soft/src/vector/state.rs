@@ -1,0 +1,366 @@
+//! The guest's vector registers, MXCSR and x87 unit, laid out for thunks to address.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ringfence_engine::{VectorState, X87State};
+
+use super::call::{self, Image};
+
+/// MXCSR after reset (SDM 1 10.2.3), and the one Rust code runs with.
+pub const MXCSR_DEFAULT: u32 = 0x1f80;
+
+/// Bits of MXCSR.
+pub(super) mod mxcsr {
+    /// Sticky exception flags: IE, DE, ZE, OE, UE, PE.
+    pub(crate) const FLAGS: u32 = 0x3f;
+    /// The flags of conditions found before computing: IE, DE, ZE.
+    pub(crate) const BEFORE: u32 = 0x07;
+    /// Underflow flag.
+    pub(crate) const UE: u32 = 0x10;
+    /// Exception masks.
+    pub(crate) const MASKS: u32 = 0x1f80;
+    /// Flush to zero.
+    pub(crate) const FTZ: u32 = 0x8000;
+    /// AMD's misaligned exception mask (APM 1 4.2.2).
+    pub(crate) const MM: u32 = 0x2_0000;
+}
+
+/// What thunks address, relative to one base register. Everything here is the guest's, or scratch.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(super) struct Registers {
+    /// ZMM0 to ZMM31.
+    pub(super) zmm: [[u64; 8]; 32],
+    /// Stands in for the memory operand. Aligned to its size.
+    pub(super) bounce: [u64; 8],
+    /// K0 to K7.
+    pub(super) k: [u64; 8],
+    /// General-purpose operands, copied in and out by the caller.
+    pub(super) gpr: [u64; 6],
+    /// The guest's MXCSR.
+    pub(super) mxcsr: u32,
+    /// What to compute with: the guest's controls, every exception masked, no flag set. See `set_mxcsr`.
+    pub(super) mxcsr_run: u32,
+    /// Likewise for an instruction that raises no underflow exception, masked or not.
+    pub(super) mxcsr_plain: u32,
+    /// Likewise, for one that nevertheless flushes to zero only if underflow is masked.
+    pub(super) mxcsr_unflushed: u32,
+    /// What it became.
+    pub(super) mxcsr_out: u32,
+    /// The flags whose exception is not masked.
+    pub(super) mxcsr_unmasked: u32,
+    /// What Rust code runs with.
+    pub(super) mxcsr_host: u32,
+    /// Status flags in, as LAHF and SETO deliver them (see [`crate::status::Status`]).
+    pub(super) status: u16,
+    /// Status flags out, meaningful once the instruction has completed.
+    pub(super) status_out: u16,
+}
+
+impl Registers {
+    pub(super) fn boxed() -> Box<Self> {
+        let mut registers = Box::new(Self {
+            zmm: [[0; 8]; 32],
+            bounce: [0; 8],
+            k: [0; 8],
+            gpr: [0; 6],
+            mxcsr: 0,
+            mxcsr_run: 0,
+            mxcsr_plain: 0,
+            mxcsr_unflushed: 0,
+            mxcsr_out: 0,
+            mxcsr_unmasked: 0,
+            mxcsr_host: MXCSR_DEFAULT,
+            status: 0,
+            status_out: 0,
+        });
+        registers.set_mxcsr(MXCSR_DEFAULT);
+        registers
+    }
+
+    /// Loads MXCSR and what is derived from it. The caller has checked reserved bits.
+    ///
+    /// With underflow unmasked, results are computed with flush-to-zero: then UE reports every tiny result,
+    /// exact ones too, as the unmasked exception demands; it has no effect where there are none. (Gaps are
+    /// left in that rare mode: VCVTPS2PH ignores flush-to-zero, so it does not report exact tiny results; and PE may
+    /// come with an unmasked UE or OE where only the masked response would have been inexact, and so may any flag of
+    /// DPPS and DPPD, which compute in two steps.)
+    pub(super) fn set_mxcsr(&mut self, value: u32) {
+        self.mxcsr = value;
+        self.mxcsr_unmasked = (!value & mxcsr::MASKS) >> 7;
+        self.mxcsr_plain = (value | mxcsr::MASKS) & 0xffff & !mxcsr::FLAGS;
+        self.mxcsr_run = self.mxcsr_plain;
+        self.mxcsr_unflushed = self.mxcsr_plain;
+        if self.mxcsr_unmasked & mxcsr::UE != 0 {
+            self.mxcsr_run |= mxcsr::FTZ;
+            self.mxcsr_unflushed &= !mxcsr::FTZ;
+        }
+    }
+}
+
+/// Where the register operands of one instruction lie, relative to [`Registers`]. In range by construction.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(transparent)]
+pub(super) struct Offsets([u32; 8]);
+
+impl Offsets {
+    /// Operand slots.
+    pub(super) const SLOTS: usize = 8;
+
+    /// Binds a slot to a vector register.
+    pub(super) fn set_zmm(&mut self, slot: usize, number: usize) {
+        self.0[slot] = (std::mem::offset_of!(Registers, zmm) + (number & 31) * 64) as u32;
+    }
+
+    /// Binds a slot to an opmask register.
+    pub(super) fn set_k(&mut self, slot: usize, number: usize) {
+        self.0[slot] = (std::mem::offset_of!(Registers, k) + (number & 7) * 8) as u32;
+    }
+}
+
+/// The x87 unit's record of its last instruction that is not a control instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pointers {
+    /// Opcode: the low three bits of the first byte, then the ModRM byte.
+    pub fop: u16,
+    /// Instruction pointer.
+    pub fip: u64,
+    /// Data pointer.
+    pub fdp: u64,
+    /// Code segment selector.
+    pub fcs: u16,
+    /// Data segment selector.
+    pub fds: u16,
+}
+
+/// How the host's x87 unit records pointers. A guest sees its own addresses, recorded the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quirks {
+    /// The opcode is recorded by every instruction, not only by one with an unmasked exception.
+    pub tracks_opcode: bool,
+    /// Likewise the data pointer (CPUID 7 EBX bit 6 clear).
+    pub tracks_data: bool,
+    /// Segment selectors are recorded (CPUID 7 EBX bit 13 clear).
+    pub tracks_selectors: bool,
+    /// FXSAVE stores the pointers though no exception is pending (Intel).
+    pub saves_always: bool,
+    /// FXSAVE then stores zeroes in their place rather than leaving memory alone (AMD, CPUID 8000_0008 EBX bit 2).
+    pub saves_zeroes: bool,
+    /// FXRSTOR loads the pointers though no exception is pending.
+    pub restores_always: bool,
+}
+
+impl Quirks {
+    /// Finds out by running a few x87 instructions. Call it when no guest's x87 state is in the host's registers.
+    fn probe() -> Self {
+        let (environment, image, restored) = call::probe_pointers();
+        let word = |bytes: &[u8], at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let saved = word(&image.0, 8);
+        Self {
+            tracks_opcode: word(&environment, 16) >> 16 & 0x7ff != 0,
+            tracks_data: word(&environment, 20) != 0,
+            tracks_selectors: word(&environment, 16) & 0xffff != 0,
+            saves_always: saved != 0 && saved != !0,
+            saves_zeroes: saved == 0,
+            restores_always: word(&restored, 12) == 0x1234,
+        }
+    }
+
+    /// The host's, found out once.
+    pub fn host() -> Self {
+        static QUIRKS: std::sync::OnceLock<Quirks> = std::sync::OnceLock::new();
+        *QUIRKS.get_or_init(Self::probe)
+    }
+}
+
+thread_local! {
+    /// The unit whose x87 state is in this thread's x87 registers; zero for none.
+    static OWNER: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The vector and x87 state of one vCPU, in the form in which instructions run on it.
+///
+/// x87 and MMX state is loaded into the host's registers by the first instruction that needs it and stays there
+/// until [`VectorUnit::park`], which must be called before the thread runs another vCPU and before the vCPU goes
+/// to another thread: at the end of every `run`. Rust code does not touch those registers.
+#[derive(Debug)]
+pub struct VectorUnit {
+    id: u64,
+    /// Everything but x87.
+    pub(super) registers: Box<Registers>,
+    /// The x87 state when it is not live.
+    image: Image,
+    live: bool,
+    /// Kept by hand, so that no host address shows.
+    pub(super) pointers: Pointers,
+    pub(super) quirks: Quirks,
+    mxcsr_mask: u32,
+}
+
+impl VectorUnit {
+    /// A unit in its reset state. `misaligned_sse`: the CPU has AMD's misaligned SSE mode, so MXCSR.MM is writable.
+    pub fn new(misaligned_sse: bool) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut unit = Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            registers: Registers::boxed(),
+            image: Image::default(),
+            live: false,
+            pointers: Pointers::default(),
+            quirks: Quirks::host(),
+            mxcsr_mask: 0xffff | if misaligned_sse { mxcsr::MM } else { 0 },
+        };
+        unit.set_x87(&X87State::default());
+        unit
+    }
+
+    /// MXCSR.
+    pub fn mxcsr(&self) -> u32 {
+        self.registers.mxcsr
+    }
+
+    /// The writable bits of MXCSR, as FXSAVE reports them.
+    pub fn mxcsr_mask(&self) -> u32 {
+        self.mxcsr_mask
+    }
+
+    /// Loads MXCSR; `false`, and nothing happens, if a reserved bit is set (#GP).
+    #[must_use]
+    pub fn set_mxcsr(&mut self, value: u32) -> bool {
+        let valid = value & !self.mxcsr_mask == 0;
+        if valid {
+            self.registers.set_mxcsr(value);
+        }
+        valid
+    }
+
+    /// The x87 unit's pointers.
+    pub fn pointers(&self) -> Pointers {
+        self.pointers
+    }
+
+    /// The low 128 bits of a vector register (0 to 31).
+    pub fn xmm(&self, number: usize) -> u128 {
+        let [low, high, ..] = self.registers.zmm[number & 31];
+        u128::from(low) | u128::from(high) << 64
+    }
+
+    /// The memory operand's stand-in: an instruction's source is put here before it runs.
+    pub fn bounce(&self) -> &[u64; 8] {
+        &self.registers.bounce
+    }
+
+    /// Likewise, to fill it.
+    pub fn bounce_mut(&mut self) -> &mut [u64; 8] {
+        &mut self.registers.bounce
+    }
+
+    /// Brings the x87 state into the host's registers.
+    #[inline]
+    pub(super) fn ensure_live(&mut self) {
+        if !self.live {
+            self.make_live();
+        }
+        debug_assert_eq!(OWNER.get(), self.id, "x87 state was not parked before the vCPU changed threads");
+    }
+
+    #[cold]
+    fn make_live(&mut self) {
+        debug_assert_eq!(OWNER.get(), 0, "another vCPU's x87 state was not parked on this thread");
+        call::fxrstor(&self.image);
+        self.live = true;
+        OWNER.set(self.id);
+    }
+
+    /// Takes the x87 state out of the host's registers. See the type's description.
+    pub fn park(&mut self) {
+        if self.live {
+            call::fxsave(&mut self.image);
+            call::fninit();
+            self.live = false;
+            OWNER.set(0);
+        }
+    }
+
+    /// The x87 image, up to date; the state stays live.
+    pub(super) fn image(&mut self) -> &Image {
+        if self.live {
+            call::fxsave(&mut self.image);
+        }
+        &self.image
+    }
+
+    /// The x87 image to be changed; the next x87 instruction loads it.
+    pub(super) fn image_mut(&mut self) -> &mut Image {
+        self.park();
+        &mut self.image
+    }
+
+    /// The vector registers, opmasks and MXCSR.
+    pub fn vector_state(&self) -> VectorState {
+        VectorState { zmm: self.registers.zmm, k: self.registers.k, mxcsr: self.registers.mxcsr }
+    }
+
+    /// Loads the vector registers, opmasks and MXCSR (without its reserved bits).
+    pub fn set_vector_state(&mut self, state: &VectorState) {
+        self.registers.zmm = state.zmm;
+        self.registers.k = state.k;
+        self.registers.set_mxcsr(state.mxcsr & self.mxcsr_mask);
+    }
+
+    /// The x87 unit.
+    pub fn x87(&mut self) -> X87State {
+        let pointers = self.pointers;
+        let image = &self.image().0;
+        let half = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
+        X87State {
+            fcw: half(0),
+            fsw: half(2),
+            ftw: image[4],
+            fop: pointers.fop,
+            fip: pointers.fip,
+            fdp: pointers.fdp,
+            fcs: pointers.fcs,
+            fds: pointers.fds,
+            st: std::array::from_fn(|i| {
+                let at = 32 + 16 * i;
+                let mut low = [0; 8];
+                low.copy_from_slice(&image[at..at + 8]);
+                [u64::from_le_bytes(low), u64::from(half(at + 8))]
+            }),
+        }
+    }
+
+    /// Loads the x87 unit. ES and B follow from the flags and masks.
+    pub fn set_x87(&mut self, state: &X87State) {
+        self.pointers = Pointers {
+            fop: state.fop & 0x7ff,
+            fip: state.fip,
+            fdp: state.fdp,
+            fcs: state.fcs,
+            fds: state.fds,
+        };
+        let mut image = Image::default();
+        image.0[0..2].copy_from_slice(&state.fcw.to_le_bytes());
+        image.0[2..4].copy_from_slice(&state.fsw.to_le_bytes());
+        image.0[4] = state.ftw;
+        for (i, [significand, sign_exponent]) in state.st.iter().enumerate() {
+            let at = 32 + 16 * i;
+            image.0[at..at + 8].copy_from_slice(&significand.to_le_bytes());
+            image.0[at + 8..at + 10].copy_from_slice(&sign_exponent.to_le_bytes()[..2]);
+        }
+        *self.image_mut() = image;
+    }
+}
+
+impl Drop for VectorUnit {
+    fn drop(&mut self) {
+        if self.live && OWNER.get() == self.id {
+            call::fninit();
+            OWNER.set(0);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Every form that thunks execute, against the same instruction run natively.
+
+mod exceptions;
+mod forms;
+mod generate;
+mod native;
