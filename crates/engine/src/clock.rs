@@ -40,7 +40,8 @@ pub struct VirtualClock {
     mode: ClockMode,
     tsc_khz: u32,
     origin: Instant,
-    /// Counted: nanoseconds passed. Host: nanoseconds to subtract from the host's time (paused periods).
+    /// Counted: nanoseconds passed. Host: nanoseconds to subtract from the host's time (paused periods), modulo
+    /// 2^64, since a restored machine can be older than this process.
     value: AtomicU64,
 }
 
@@ -66,10 +67,25 @@ impl VirtualClock {
         match self.mode {
             ClockMode::Counted => VirtualTime(value),
             ClockMode::Host => {
-                let host = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                VirtualTime(host.saturating_sub(value))
+                let time = self.host().wrapping_sub(value);
+                // The top half stands for times before the start.
+                VirtualTime(if time > u64::MAX / 2 { 0 } else { time })
             }
         }
+    }
+
+    /// Nanoseconds of the host's clock since this one was made.
+    fn host(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Makes it `time` now, in either mode: for a machine that is loaded from saved state, before it runs.
+    pub fn set(&self, time: VirtualTime) {
+        let value = match self.mode {
+            ClockMode::Counted => time.0,
+            ClockMode::Host => self.host().wrapping_sub(time.0),
+        };
+        self.value.store(value, Ordering::Release);
     }
 
     /// Sets the time in counted mode: called by the engine as instructions retire, and to skip an idle period.
@@ -130,6 +146,16 @@ mod tests {
             let time = clock.time_at_tsc(tsc);
             assert!(clock.tsc_at(time) >= tsc);
             assert!(clock.tsc_at(VirtualTime(time.0 - 1)) < tsc);
+        }
+    }
+
+    #[test]
+    fn clock_goes_on_from_where_it_was_set() {
+        for mode in [ClockMode::Host, ClockMode::Counted] {
+            let clock = VirtualClock::new(mode, 1_000_000);
+            clock.set(VirtualTime(3_600_000_000_000));
+            let now = clock.now().0;
+            assert!((3_600_000_000_000..3_700_000_000_000).contains(&now), "{mode:?}: {now}");
         }
     }
 

@@ -1,1 +1,42 @@
 //! A PC assembled from a description.
+//!
+//! [`MachineSpec`] is the description, [`Machine`] what is made from it: memory laid out by [`memory_map`], an
+//! engine with its vCPUs on threads of their own, devices on a bus, and a kernel loaded. [`Machine::run`] lets it
+//! run on the caller's thread's behalf and returns the [`Outcome`]; [`MachineHandle`] reaches it meanwhile from any
+//! other thread. Nothing here ends the process.
+
+#![forbid(unsafe_code)]
+
+mod build;
+pub mod console;
+mod control;
+mod cpu_model;
+mod crash;
+mod devices;
+mod engine_choice;
+mod error;
+mod host;
+mod load;
+mod machine;
+pub mod memory_map;
+mod save;
+mod size;
+mod spec;
+mod usage;
+mod vcpu;
+mod walk;
+
+pub use control::{MachineHandle, StopReason};
+pub use cpu_model::{CpuModel, UnknownCpuModel};
+pub use crash::CrashReport;
+pub use devices::SerialOutputs;
+pub use engine_choice::{EngineChoice, NotOffered, Selection, UnknownEngine};
+pub use error::MachineError;
+pub use host::HostMemory;
+pub use machine::{Machine, Notice, Outcome};
+pub use ringfence_devices::serial::SerialOutput;
+pub use ringfence_engine::ClockMode;
+pub use size::{ByteSize, SizeError};
+pub use spec::{BootSpec, Initrd, MachineSpec, SpecError};
+pub use usage::MemoryUse;
+pub use vcpu::VcpuStatistics;

@@ -1,3 +1,45 @@
 //! The `ringfence` command.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod args;
+mod command_status;
+mod console;
+mod doctor;
+mod exit;
+mod image;
+mod progress;
+mod report;
+mod run;
+mod signals;
+mod table;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    restore_terminal_before_panics();
+    let result = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Image(command) => image::image(&command),
+        Command::Doctor(listing) => doctor::doctor(listing),
+    };
+    let status = result.unwrap_or_else(|failure| {
+        terminal::tell(&failure.chain());
+        failure.status
+    });
+    ExitCode::from(status)
+}
+
+/// A panic's message would be unreadable in raw mode, and the terminal must not stay in it.
+fn restore_terminal_before_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        terminal::restore();
+        usual(panic);
+    }));
+}

@@ -1,0 +1,103 @@
+//! Putting a machine together.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use ringfence_devices::{PowerControl, SystemBus};
+use ringfence_engine::{Bus, Engine, EngineError, TimerQueue, Vcpu, VirtualClock, Vm, VmConfig};
+
+use crate::control::{Event, MachineHandle, PowerSwitch};
+use crate::cpu_model;
+use crate::devices::{Devices, SerialOutputs, Wiring};
+use crate::engine_choice::{self, Selection};
+use crate::error::MachineError;
+use crate::host::HostMemory;
+use crate::load;
+use crate::machine::Machine;
+use crate::memory_map;
+use crate::spec::MachineSpec;
+use crate::vcpu::VcpuThread;
+
+/// The guest's TSC frequency in kHz, the same on every host: one tick a nanosecond.
+const TSC_KHZ: u32 = 1_000_000;
+
+/// Assembles the machine that `spec` describes, with its kernel loaded and its vCPUs paused at the entry.
+pub(crate) fn build(spec: MachineSpec, outputs: SerialOutputs) -> Result<Machine, MachineError> {
+    let selection = spec.check(HostMemory::probe())?;
+    build_on(engine_choice::make, selection, spec, outputs)
+}
+
+/// The same on the engine that `make` gives.
+pub(crate) fn build_on(
+    make: impl FnOnce(Selection) -> Result<Box<dyn Engine>, EngineError>,
+    selection: Selection,
+    spec: MachineSpec,
+    outputs: SerialOutputs,
+) -> Result<Machine, MachineError> {
+    let (sender, events) = channel();
+    let memory = Arc::new(memory_map::allocate(spec.memory)?);
+    // The kernel before everything else: most of what users get wrong shows here.
+    let plan = load::load(&spec, &memory)?;
+    let clock = Arc::new(VirtualClock::new(spec.clock, TSC_KHZ));
+    let timers = Arc::new(TimerQueue::default());
+    let vm = make(selection)?.create_vm(VmConfig {
+        memory: Arc::clone(&memory),
+        clock: Arc::clone(&clock),
+        timers: Arc::clone(&timers),
+        cpuid: Arc::new(cpu_model::cpuid(spec.cpu)),
+        cpus: spec.cpus,
+    })?;
+    let power = Arc::new(PowerSwitch::new(sender.clone()));
+    let wiring = Wiring {
+        memory: &memory,
+        clock: &clock,
+        timers: &timers,
+        interrupts: &vm.interrupts(),
+        power: &(Arc::clone(&power) as Arc<dyn PowerControl>),
+        debug_exit: spec.debug_exit,
+    };
+    let devices = Devices::new(&wiring, outputs);
+    let bus = Arc::new(SystemBus::new(devices.placements().chain(vm.placements()))?);
+    let vcpus = start_vcpus(vm.as_ref(), spec.cpus, bus, &power, &sender)?;
+    let machine = Machine {
+        handle: MachineHandle::new(sender),
+        backlog: VecDeque::new(),
+        run_time: Duration::ZERO,
+        spec,
+        selection,
+        memory,
+        clock,
+        vm,
+        vcpus,
+        devices,
+        power,
+        events,
+        plan,
+    };
+    machine.reset_vcpus()?;
+    Ok(machine)
+}
+
+/// Makes the vCPUs, each on its thread, and connects the power switch with them.
+fn start_vcpus(
+    vm: &dyn Vm,
+    cpus: u32,
+    bus: Arc<dyn Bus>,
+    power: &PowerSwitch,
+    sender: &Sender<Event>,
+) -> Result<Vec<VcpuThread>, MachineError> {
+    let made: Result<Vec<Box<dyn Vcpu>>, _> =
+        (0..cpus).map(|index| vm.create_vcpu(index, Arc::clone(&bus))).collect();
+    let made = made?;
+    power.connect(made.iter().map(|vcpu| vcpu.kick()).collect());
+    let start = |(index, vcpu)| {
+        let sender = sender.clone();
+        // A machine that has ended needs no reports.
+        let report = move |report| drop(sender.send(Event::Vcpu(index, report)));
+        VcpuThread::start(index, vcpu, power.hold(), report)
+            .map_err(|source| MachineError::Thread { vcpu: index, source })
+    };
+    (0..).zip(made).map(start).collect()
+}

@@ -1,0 +1,113 @@
+//! The machine's devices: one table of constructors, and what is done to all of them alike.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_devices::acpi_pm::AcpiPm;
+use ringfence_devices::debug_exit::DebugExit;
+use ringfence_devices::i8042::I8042;
+use ringfence_devices::pci::{PciBus, PciHost};
+use ringfence_devices::pit::Pit;
+use ringfence_devices::port92::Port92;
+use ringfence_devices::rtc::{Rtc, RtcConfig, host_wall_clock};
+use ringfence_devices::serial::{Serial, SerialOutput};
+use ringfence_devices::{Device, PowerControl, platform};
+use ringfence_engine::{ClockMode, InterruptSink, IrqLine, Placement, TimerQueue, VirtualClock};
+use ringfence_memory::GuestMemory;
+
+use crate::console::ConsoleInput;
+use crate::memory_map::ABOVE_4G;
+
+/// Where the serial ports' output goes.
+pub struct SerialOutputs {
+    /// The first port's: the console.
+    pub console: Arc<dyn SerialOutput>,
+    /// The second port's: what the guest's own tools tell the host.
+    pub control: Arc<dyn SerialOutput>,
+}
+
+impl std::fmt::Debug for SerialOutputs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SerialOutputs")
+    }
+}
+
+/// What devices are made from.
+pub(crate) struct Wiring<'a> {
+    pub(crate) memory: &'a Arc<GuestMemory>,
+    pub(crate) clock: &'a Arc<VirtualClock>,
+    pub(crate) timers: &'a Arc<TimerQueue>,
+    pub(crate) interrupts: &'a Arc<dyn InterruptSink>,
+    pub(crate) power: &'a Arc<dyn PowerControl>,
+    pub(crate) debug_exit: Option<u16>,
+}
+
+impl Wiring<'_> {
+    fn line(&self, gsi: u32) -> IrqLine {
+        IrqLine::new(Arc::clone(self.interrupts), gsi)
+    }
+}
+
+/// Every device of a machine.
+pub(crate) struct Devices {
+    all: Vec<Arc<dyn Device>>,
+    console: ConsoleInput,
+}
+
+impl Devices {
+    /// Makes them all.
+    pub(crate) fn new(wiring: &Wiring<'_>, outputs: SerialOutputs) -> Self {
+        let &Wiring { memory, clock, timers, power, .. } = wiring;
+        let [console_irq, control_irq] = platform::SERIAL_IRQS;
+        let console = Serial::new(0, wiring.line(console_irq), outputs.console);
+        let mut all: Vec<Arc<dyn Device>> = vec![
+            Pit::new(Arc::clone(clock), timers, wiring.line(platform::PIT_IRQ)),
+            Rtc::new(
+                Arc::clone(clock),
+                timers,
+                wiring.line(platform::RTC_IRQ),
+                rtc_config(memory, clock.mode()),
+            ),
+            Arc::clone(&console) as _,
+            Serial::new(1, wiring.line(control_irq), outputs.control),
+            I8042::new(wiring.line(platform::I8042_IRQ), Arc::clone(memory), Arc::clone(power)),
+            Port92::new(Arc::clone(memory), Arc::clone(power)),
+            AcpiPm::new(Arc::clone(clock), timers, wiring.line(platform::SCI_IRQ), Arc::clone(power)),
+            PciHost::new(PciBus::new(), Arc::clone(power)),
+        ];
+        all.extend(wiring.debug_exit.map(|port| DebugExit::new(port, Arc::clone(power)) as _));
+        Self { all, console: ConsoleInput::new(console) }
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<dyn Device>> {
+        self.all.iter()
+    }
+
+    /// Where they answer on the bus.
+    pub(crate) fn placements(&self) -> impl Iterator<Item = Placement> {
+        self.all.iter().flat_map(|device| Arc::clone(device).placements())
+    }
+
+    pub(crate) fn reset(&self) {
+        self.all.iter().for_each(|device| device.reset());
+    }
+
+    pub(crate) fn console_input(&self) -> &ConsoleInput {
+        &self.console
+    }
+}
+
+/// The time of day at which every counted run starts: 2026-01-01, 00:00 UTC.
+const COUNTED_WALL_CLOCK: Duration = Duration::from_secs(1_767_225_600);
+
+fn rtc_config(memory: &GuestMemory, mode: ClockMode) -> RtcConfig {
+    let (low, high): (Vec<_>, Vec<_>) = memory.ram().partition(|range| range.start.0 < ABOVE_4G);
+    RtcConfig {
+        wall_clock: match mode {
+            ClockMode::Host => host_wall_clock(),
+            ClockMode::Counted => COUNTED_WALL_CLOCK,
+        },
+        memory_below_4g: low.last().map_or(0, |range| range.end()),
+        memory_above_4g: high.iter().map(|range| range.len).sum(),
+    }
+}

@@ -1,0 +1,119 @@
+//! Which engine executes the guest.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ringfence_engine::{Engine, EngineError};
+
+/// An engine as named on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum EngineChoice {
+    /// The fastest that works on this host.
+    #[default]
+    Auto,
+    /// The host's virtualization.
+    Kvm,
+    /// The translator of the software engine.
+    Jit,
+    /// The reference interpreter of the software engine.
+    Interp,
+    /// Translator and interpreter side by side, compared.
+    Lockstep,
+}
+
+impl EngineChoice {
+    /// Every choice with its name.
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("auto", Self::Auto),
+        ("kvm", Self::Kvm),
+        ("jit", Self::Jit),
+        ("interp", Self::Interp),
+        ("lockstep", Self::Lockstep),
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, choice)| *choice == self).map_or("", |(name, _)| name)
+    }
+}
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An engine that nobody knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no engine {0:?}; choose auto, kvm, jit, interp or lockstep")]
+pub struct UnknownEngine(pub String);
+
+impl FromStr for EngineChoice {
+    type Err = UnknownEngine;
+
+    fn from_str(text: &str) -> Result<Self, UnknownEngine> {
+        let found = Self::ALL.iter().find(|(name, _)| *name == text);
+        found.map(|(_, choice)| *choice).ok_or_else(|| UnknownEngine(text.to_owned()))
+    }
+}
+
+/// What a choice came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// The engine: never [`EngineChoice::Auto`].
+    pub engine: EngineChoice,
+    /// Why this one.
+    pub reason: &'static str,
+}
+
+/// The engine that a choice stands for on this host.
+///
+/// # Errors
+/// [`NotOffered`] if this version does not have it.
+pub(crate) fn select(choice: EngineChoice) -> Result<Selection, NotOffered> {
+    match choice {
+        EngineChoice::Auto => Ok(Selection {
+            engine: EngineChoice::Interp,
+            reason: "the only engine of this version; it needs nothing from the host",
+        }),
+        EngineChoice::Interp => {
+            Ok(Selection { engine: EngineChoice::Interp, reason: "asked for by --engine" })
+        }
+        EngineChoice::Kvm | EngineChoice::Jit | EngineChoice::Lockstep => Err(NotOffered(choice)),
+    }
+}
+
+/// The engine that was selected.
+///
+/// # Errors
+/// [`EngineError::Unsupported`] if this version does not have it; [`select`] would not have chosen it.
+pub(crate) fn make(selection: Selection) -> Result<Box<dyn Engine>, EngineError> {
+    let unsupported =
+        || EngineError::Unsupported { engine: selection.engine.name(), what: "anything yet".to_owned() };
+    Err(unsupported())
+}
+
+/// An engine that this version does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the {0} engine is not in this version; use --engine interp, or leave the option out")]
+pub struct NotOffered(pub EngineChoice);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back() {
+        for (name, choice) in EngineChoice::ALL {
+            assert_eq!(name.parse(), Ok(choice));
+            assert_eq!(choice.to_string(), name);
+        }
+        assert!("tcg".parse::<EngineChoice>().is_err());
+    }
+
+    #[test]
+    fn auto_becomes_a_real_engine() {
+        assert_eq!(select(EngineChoice::Auto).unwrap().engine, EngineChoice::Interp);
+        assert_eq!(select(EngineChoice::Kvm), Err(NotOffered(EngineChoice::Kvm)));
+    }
+}

@@ -1,0 +1,177 @@
+//! The description of a machine.
+
+use std::path::PathBuf;
+
+use ringfence_engine::ClockMode;
+
+use crate::cpu_model::CpuModel;
+use crate::engine_choice::{self, EngineChoice, NotOffered, Selection};
+use crate::host::HostMemory;
+use crate::memory_map;
+use crate::size::ByteSize;
+
+/// Everything that decides what a machine is, as plain data.
+#[derive(Clone, Debug)]
+pub struct MachineSpec {
+    /// Which engine executes it.
+    pub engine: EngineChoice,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Memory in bytes, a multiple of 4 KiB.
+    pub memory: u64,
+    /// The CPU that the guest sees.
+    pub cpu: CpuModel,
+    /// What makes the guest's time pass.
+    pub clock: ClockMode,
+    /// What it boots.
+    pub boot: BootSpec,
+    /// Port to which the guest writes V to end with status `(V << 1) | 1`.
+    pub debug_exit: Option<u16>,
+    /// A reset by the guest ends the machine.
+    pub no_reboot: bool,
+}
+
+/// What a machine boots.
+#[derive(Clone, Debug, Default)]
+pub struct BootSpec {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// Initial RAM disks (or Multiboot modules), in order.
+    pub initrds: Vec<Initrd>,
+    /// The kernel command line.
+    pub command_line: String,
+    /// Place the kernel at a random address.
+    pub kaslr: bool,
+    /// Let the kernel's own stub unpack it, instead of the host.
+    pub decompress_in_guest: bool,
+}
+
+/// One initial RAM disk.
+#[derive(Clone, Debug)]
+pub enum Initrd {
+    /// A file.
+    File(PathBuf),
+    /// Bytes made by the host.
+    Bytes(Vec<u8>),
+}
+
+/// A description that no machine can be made from.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SpecError {
+    /// No memory.
+    #[error("a machine cannot have 0 bytes of memory; give it some, such as --memory 512M")]
+    NoMemory,
+    /// Less memory than the first MiB needs.
+    #[error("{asked} of memory is too little; the least is {}", ByteSize(memory_map::SMALLEST))]
+    LittleMemory {
+        /// What was asked for.
+        asked: ByteSize,
+    },
+    /// More memory than there are addresses for.
+    #[error("{asked} of memory is too much; the most is {}", ByteSize(memory_map::LARGEST))]
+    MuchMemory {
+        /// What was asked for.
+        asked: ByteSize,
+    },
+    /// More memory than the host has.
+    #[error("{asked} of memory is more than this host has ({total}); ask for less with --memory")]
+    MoreThanHost {
+        /// What was asked for.
+        asked: ByteSize,
+        /// What there is.
+        total: ByteSize,
+    },
+    /// Not whole pages.
+    #[error("{asked} of memory is not a whole number of 4K pages")]
+    OddMemory {
+        /// What was asked for.
+        asked: ByteSize,
+    },
+    /// No CPU.
+    #[error("a machine cannot have 0 CPUs; give it at least one with --cpus")]
+    NoCpus,
+    /// More vCPUs than the engine runs.
+    #[error("{asked} CPUs asked for, but the {engine} engine runs one vCPU so far; use --cpus 1")]
+    ManyCpus {
+        /// How many were asked for.
+        asked: u32,
+        /// The engine.
+        engine: EngineChoice,
+    },
+    /// An engine that this version does not have.
+    #[error(transparent)]
+    Engine(#[from] NotOffered),
+}
+
+impl MachineSpec {
+    /// Checks the description against what can be made on a host with this much memory, and settles the engine.
+    ///
+    /// # Errors
+    /// [`SpecError`] for the first thing that does not fit.
+    pub fn check(&self, host: HostMemory) -> Result<Selection, SpecError> {
+        let asked = ByteSize(self.memory);
+        match self.memory {
+            0 => return Err(SpecError::NoMemory),
+            n if n < memory_map::SMALLEST => return Err(SpecError::LittleMemory { asked }),
+            n if n > memory_map::LARGEST => return Err(SpecError::MuchMemory { asked }),
+            n if n % 4096 != 0 => return Err(SpecError::OddMemory { asked }),
+            n if n > host.total => {
+                return Err(SpecError::MoreThanHost { asked, total: ByteSize(host.total) });
+            }
+            _ => {}
+        }
+        let selection = engine_choice::select(self.engine)?;
+        match self.cpus {
+            0 => return Err(SpecError::NoCpus),
+            1 => {}
+            asked => return Err(SpecError::ManyCpus { asked, engine: selection.engine }),
+        }
+        Ok(selection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> MachineSpec {
+        MachineSpec {
+            engine: EngineChoice::Auto,
+            cpus: 1,
+            memory: 512 << 20,
+            cpu: CpuModel::Host,
+            clock: ClockMode::Host,
+            boot: BootSpec::default(),
+            debug_exit: None,
+            no_reboot: false,
+        }
+    }
+
+    const HOST: HostMemory = HostMemory { total: 8 << 30, available: 1 << 30 };
+
+    #[test]
+    fn sensible_machine_is_accepted() {
+        assert_eq!(spec().check(HOST).unwrap().engine, EngineChoice::Interp);
+    }
+
+    #[test]
+    fn each_fault_has_its_error() {
+        let check = |change: fn(&mut MachineSpec)| {
+            let mut spec = spec();
+            change(&mut spec);
+            spec.check(HOST).unwrap_err().to_string()
+        };
+        for (message, expected) in [
+            (check(|s| s.memory = 0), "0 bytes"),
+            (check(|s| s.memory = 4096), "too little"),
+            (check(|s| s.memory = u64::MAX), "too much"),
+            (check(|s| s.memory = (64 << 20) + 1), "4K pages"),
+            (check(|s| s.memory = 9 << 30), "more than this host has (8G)"),
+            (check(|s| s.cpus = 0), "0 CPUs"),
+            (check(|s| s.cpus = 2), "one vCPU so far"),
+            (check(|s| s.engine = EngineChoice::Jit), "not in this version"),
+        ] {
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+}

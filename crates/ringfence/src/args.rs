@@ -1,0 +1,245 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ringfence_machine::{ByteSize, CpuModel, EngineChoice};
+
+/// Virtual machines that run anywhere.
+#[derive(Debug, Parser)]
+#[command(name = "ringfence", version, about, max_term_width = 110, after_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ringfence run                          a shell in a fresh machine (fetches the image `shell` once)
+  ringfence run -- sh -c 'uname -a'      run a command there; its status is ours
+  ringfence doctor                       what this host offers, and what it lacks
+
+`ringfence run --help` explains every option.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  ringfence run
+  ringfence run -- sh -c 'cat /proc/cpuinfo; exit 3'
+  ringfence run --memory 1G --timeout 60 --console file=boot.log
+  ringfence run --kernel bzImage --initrd root.cpio --append 'root=/dev/ram0 loglevel=7'
+  echo 'date; poweroff' | ringfence run
+
+The console is the guest's first serial port. On a terminal, Ctrl-] leaves it and ends the machine; every other
+key, Ctrl-C too, goes to the guest. Input that is not a terminal is handed to the guest as it is, and its end
+changes nothing.
+
+Exit status:
+  0        the guest switched itself off, or reset with --no-reboot, or Ctrl-] was typed at a shell
+  N        the command's own status, with -- COMMAND
+  (V<<1)|1 the guest wrote V to the --debug-exit port
+  2        wrong usage: an unknown option or value, or one that this version or host cannot offer
+  124      --timeout ran out
+  125      a failure of ringfence or of the guest (such as a triple fault); the reason is on standard error
+  128+N    ended by signal N: 129 SIGHUP, 130 SIGINT (or Ctrl-] before COMMAND was done), 131 SIGQUIT,
+           141 nobody reads our output any more, 143 SIGTERM";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a machine in the foreground, its console attached
+    #[command(after_help = RUN_EXAMPLES, args_override_self = true)]
+    Run(Box<RunArguments>),
+    /// List, fetch and remove guest images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Tell what this host offers, and what it lacks
+    Doctor(Listing),
+}
+
+/// How a listing is printed.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Listing {
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// List the images and what is on disk
+    Ls(Listing),
+    /// Fetch an image, or a newer version of it
+    Pull {
+        /// Its name, as `image ls` shows it
+        #[arg(default_value = "shell")]
+        name: String,
+    },
+    /// Remove an image from disk
+    Rm {
+        /// Its name, as `image ls` shows it
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// The image to boot [default: shell, unless --kernel is given]
+    #[arg(conflicts_with = "kernel")]
+    pub(crate) image: Option<String>,
+
+    /// Command to run in the image instead of a shell; its exit status becomes ours
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "kernel")]
+    pub(crate) command: Vec<String>,
+
+    /// Who executes the guest: auto, kvm, jit, interp or lockstep
+    #[arg(long, value_name = "ENGINE", default_value_t)]
+    pub(crate) engine: EngineChoice,
+
+    /// Number of virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u32,
+
+    /// Size of the guest's memory, such as 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(512 << 20))]
+    pub(crate) memory: ByteSize,
+
+    /// The CPU that the guest sees: x86-64-v2, x86-64-v3 or host
+    #[arg(long, value_name = "MODEL", default_value_t)]
+    pub(crate) cpu: CpuModel,
+
+    /// Kernel to boot: a bzImage, an ELF vmlinux, or a PVH or Multiboot kernel
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// Initial RAM disk, or Multiboot module (repeatable)
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initrd: Vec<PathBuf>,
+
+    /// More kernel command line, behind ours (repeatable)
+    #[arg(long, value_name = "STRING")]
+    pub(crate) append: Vec<String>,
+
+    /// Network: none
+    #[arg(long, value_name = "NET")]
+    pub(crate) net: Vec<String>,
+
+    /// Where the guest's console goes: stdio, file=PATH (output only) or none
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub(crate) console: ConsoleTarget,
+
+    /// End the machine after so many seconds, with status 124
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// End the machine when the guest resets, instead of booting it again
+    #[arg(long)]
+    pub(crate) no_reboot: bool,
+
+    /// Place the kernel at a random address, as its own boot code would
+    #[arg(long)]
+    pub(crate) kaslr: bool,
+
+    /// Let the kernel unpack itself in the guest (slower), instead of unpacking it on the host
+    #[arg(long)]
+    pub(crate) decompress_in_guest: bool,
+
+    /// Let the guest's time follow its count of instructions, one nanosecond each, so that a run repeats exactly
+    #[arg(long)]
+    pub(crate) counted: bool,
+
+    /// Keep no translated code between runs (accepted; the engine of this version keeps none anyway)
+    #[arg(long)]
+    pub(crate) no_code_cache: bool,
+
+    /// Port for the guest to end the machine: writing V there gives exit status (V<<1)|1
+    #[arg(long, value_name = "PORT", value_parser = parse_port)]
+    pub(crate) debug_exit: Option<u16>,
+
+    /// Tell on standard error what is done, and figures at the end
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+
+    // Known, so that the refusal can say what the matter is instead of "unexpected argument".
+    #[arg(long, hide = true, value_name = "FILE")]
+    disk: Vec<String>,
+    #[arg(long, hide = true, value_name = "DIR:TAG")]
+    share: Vec<String>,
+    #[arg(long, hide = true, value_name = "LEVEL")]
+    fence: Option<String>,
+}
+
+/// An option that is planned but not there.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is not in this version{1}")]
+pub(crate) struct NotYet(String, &'static str);
+
+impl RunArguments {
+    /// Refuses options whose feature does not exist yet; silently ignoring them would be worse.
+    pub(crate) fn refuse_what_is_not_there(&self) -> Result<(), NotYet> {
+        if !self.disk.is_empty() {
+            return Err(NotYet("--disk".to_owned(), "; the guest runs from its initial RAM disk"));
+        }
+        if !self.share.is_empty() {
+            return Err(NotYet("--share".to_owned(), ""));
+        }
+        if self.fence.is_some() {
+            return Err(NotYet("--fence".to_owned(), "; the machine runs with the rights of its user"));
+        }
+        match self.net.iter().find(|net| *net != "none") {
+            Some(net) => Err(NotYet(format!("--net {net}"), "; leave it out or say --net none")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where the guest's console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ConsoleTarget {
+    Stdio,
+    File(PathBuf),
+    None,
+}
+
+impl FromStr for ConsoleTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.split_once('=')) {
+            ("stdio", _) => Ok(Self::Stdio),
+            ("none", _) => Ok(Self::None),
+            (_, Some(("file", path))) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err("choose stdio, file=PATH or none".to_owned()),
+        }
+    }
+}
+
+/// The longest timeout, in seconds: a hundred years.
+const LONGEST_TIMEOUT: f64 = 100.0 * 365.25 * 86_400.0;
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "give a number of seconds, such as 30 or 0.5".to_owned())?;
+    if !(0.001..=LONGEST_TIMEOUT).contains(&seconds) {
+        return Err("give a number of seconds from 0.001 to a hundred years".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn parse_port(text: &str) -> Result<u16, String> {
+    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u16::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "give an I/O port from 0 to 0xffff, such as 0xf4".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

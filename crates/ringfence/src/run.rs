@@ -1,0 +1,175 @@
+//! `ringfence run`: a machine in the foreground.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ringfence_images::Catalogue;
+use ringfence_machine::console::Nowhere;
+use ringfence_machine::{
+    BootSpec, ClockMode, CrashReport, HostMemory, Initrd, Machine, MachineError, MachineSpec, Notice,
+    Outcome, SerialOutputs, StopReason,
+};
+
+use crate::args::{ConsoleTarget, RunArguments};
+use crate::command_status::CommandStatus;
+use crate::console::Console;
+use crate::exit::{FAILURE, Failure, SIGNAL, SUCCESS, TIMEOUT};
+use crate::progress::Bars;
+use crate::terminal::tell;
+use crate::{report, signals, terminal};
+
+/// SIGINT and SIGPIPE, whose statuses stand for leaving a command and for a console that nobody reads.
+const INTERRUPTED: u8 = SIGNAL + 2;
+const NO_READER: u8 = SIGNAL + 13;
+
+pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
+    arguments.refuse_what_is_not_there().map_err(Failure::usage)?;
+    let begun = Instant::now();
+    let mut spec = describe(arguments);
+    // Before an image is fetched: wrong values should be told at once.
+    spec.check(HostMemory::probe()).map_err(Failure::usage)?;
+    spec.boot = boot(arguments)?;
+
+    let command = (!arguments.command.is_empty()).then(CommandStatus::default);
+    let console = Console::open(&arguments.console).map_err(Failure::failed)?;
+    let control = command.clone().map_or_else(|| Arc::new(Nowhere) as _, |status| Arc::new(status) as _);
+    let outputs = SerialOutputs { console: console.port(), control };
+    let mut machine = Machine::new(spec.clone(), outputs).map_err(machine_failure)?;
+    if arguments.verbose {
+        report::beginning(&machine, &spec);
+    }
+
+    signals::watch(machine.handle()).map_err(Failure::failed)?;
+    let raw = console.attach(machine.handle(), machine.console_input()).map_err(Failure::failed)?;
+    let start = Instant::now();
+    let outcome = machine.run(arguments.timeout, tell_notice);
+    console.finish();
+    drop(raw);
+
+    if arguments.verbose {
+        let told = report::end(&machine, console.output(), start, start.saturating_duration_since(begun));
+        told.map_err(Failure::failed)?;
+    }
+    Ok(status(&outcome.map_err(machine_failure)?, arguments, command.as_ref()))
+}
+
+fn machine_failure(error: MachineError) -> Failure {
+    match error {
+        MachineError::Spec(error) => Failure::usage(error),
+        error => Failure::failed(error),
+    }
+}
+
+fn describe(arguments: &RunArguments) -> MachineSpec {
+    MachineSpec {
+        engine: arguments.engine,
+        cpus: arguments.cpus,
+        memory: arguments.memory.0,
+        cpu: arguments.cpu,
+        clock: if arguments.counted { ClockMode::Counted } else { ClockMode::Host },
+        boot: BootSpec::default(),
+        debug_exit: arguments.debug_exit,
+        // A command runs once: a guest that resets before it is done has failed.
+        no_reboot: arguments.no_reboot || !arguments.command.is_empty(),
+    }
+}
+
+/// The kernel given, or that of the image, which is fetched if it is not there yet.
+fn boot(arguments: &RunArguments) -> Result<BootSpec, Failure> {
+    let mut words: Vec<String> = Vec::new();
+    let (kernel, initrds) = match &arguments.kernel {
+        Some(kernel) => {
+            words.push("console=ttyS0".to_owned());
+            (kernel.clone(), arguments.initrd.iter().cloned().map(Initrd::File).collect())
+        }
+        None => {
+            let name = arguments.image.as_deref().unwrap_or(Catalogue::DEFAULT);
+            let catalogue = Catalogue::builtin().map_err(Failure::failed)?;
+            let image = catalogue.ensure(name, &mut Bars::new()).map_err(image_failure)?;
+            words.push(image.append);
+            let mut initrds = vec![Initrd::File(image.initrd)];
+            if !arguments.command.is_empty() {
+                // Nothing but the command's own output, and an end instead of a wait if the kernel panics.
+                words.push("quiet panic=-1".to_owned());
+                initrds.push(Initrd::Bytes(ringfence_images::command_archive(&arguments.command)));
+            }
+            (image.kernel, initrds)
+        }
+    };
+    if arguments.console == ConsoleTarget::Stdio
+        && let Some((rows, columns)) = terminal::size()
+    {
+        words.push(format!("ringfence.rows={rows} ringfence.cols={columns}"));
+    }
+    words.extend(arguments.append.iter().cloned());
+    words.retain(|word| !word.is_empty());
+    Ok(BootSpec {
+        kernel,
+        initrds,
+        command_line: words.join(" "),
+        kaslr: arguments.kaslr,
+        decompress_in_guest: arguments.decompress_in_guest,
+    })
+}
+
+fn image_failure(error: ringfence_images::ImageError) -> Failure {
+    match error {
+        error @ ringfence_images::ImageError::Unknown { .. } => Failure::usage(error),
+        error => Failure::failed(error),
+    }
+}
+
+fn tell_notice(notice: Notice) {
+    tell(match notice {
+        Notice::HaltedForGood => {
+            "ringfence: the guest has halted with interrupts off, and nothing will wake it; it stays so until \
+             --timeout, Ctrl-] or a signal"
+        }
+        Notice::Rebooting => "ringfence: the guest resets; booting it again",
+    });
+}
+
+/// The exit status for an outcome; what the user should know of it goes to standard error.
+fn status(outcome: &Outcome, arguments: &RunArguments, command: Option<&CommandStatus>) -> u8 {
+    match outcome {
+        Outcome::PoweredOff | Outcome::Reset => match command.map(CommandStatus::get) {
+            None => SUCCESS,
+            Some(Some(status)) => status,
+            Some(None) => {
+                tell("error: the guest ended before the command did; see its console output, or add -v");
+                FAILURE
+            }
+        },
+        Outcome::DebugExit(status) => *status,
+        Outcome::TimedOut => {
+            let limit = arguments.timeout.unwrap_or_default().as_secs_f64();
+            tell(&format!("ringfence: the machine was ended after {limit} s (--timeout)"));
+            TIMEOUT
+        }
+        Outcome::Crashed(report) => {
+            tell(&crash("the guest crashed (triple fault)", report, CrashReport::advice()));
+            FAILURE
+        }
+        Outcome::EngineFailed(report) => {
+            let advice =
+                ["report it, with the lines above and the kernel's version; the guest is not to blame"];
+            tell(&crash("the engine cannot go on", report, &advice));
+            FAILURE
+        }
+        Outcome::Stopped(StopReason::Signal(signal)) => {
+            tell(&format!("ringfence: the machine was ended by signal {signal}"));
+            u8::try_from(*signal).map_or(FAILURE, |signal| SIGNAL.saturating_add(signal))
+        }
+        Outcome::Stopped(StopReason::ConsoleLeft) if command.is_some() => INTERRUPTED,
+        Outcome::Stopped(StopReason::ConsoleLeft) => SUCCESS,
+        Outcome::Stopped(StopReason::ConsoleClosed) => {
+            tell("ringfence: nobody reads the console any more; the machine was ended");
+            NO_READER
+        }
+    }
+}
+
+fn crash(what: &str, report: &CrashReport, advice: &[&str]) -> String {
+    let advice: Vec<String> = advice.iter().map(|line| format!("  - {line}")).collect();
+    format!("error: {what}\n{report}\nwhat to try:\n{}", advice.join("\n"))
+}

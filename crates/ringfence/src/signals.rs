@@ -1,0 +1,47 @@
+//! What signals from the host do to a running machine.
+
+use std::io;
+use std::thread;
+
+use ringfence_machine::{MachineHandle, StopReason};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
+
+use crate::terminal;
+
+/// Ends the machine on SIGINT, SIGTERM, SIGHUP and SIGQUIT (the second one ends the process on the spot), and
+/// holds it while we are stopped by SIGTSTP. In raw mode the terminal sends none of them for a key.
+///
+/// # Errors
+/// If the host refuses the handlers or a thread.
+pub(crate) fn watch(machine: MachineHandle) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP])?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let mut ending = false;
+        for signal in signals.forever() {
+            match signal {
+                SIGTSTP => {
+                    machine.pause();
+                    terminal::restore();
+                    let stopped = emulate_default_handler(signal);
+                    terminal::resume();
+                    machine.resume();
+                    if let Err(error) = stopped {
+                        terminal::tell(&format!("ringfence: cannot stop: {error}"));
+                    }
+                }
+                _ if ending => {
+                    terminal::restore();
+                    // Does not return for these signals.
+                    let _ = emulate_default_handler(signal);
+                }
+                _ => {
+                    ending = true;
+                    machine.stop(StopReason::Signal(signal));
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
