@@ -12,17 +12,21 @@ pub mod acpi_pm;
 pub mod bus;
 pub mod debug_exit;
 mod device;
+pub mod fw_cfg;
 pub mod i8042;
 pub mod pci;
 pub mod pit;
 pub mod platform;
 pub mod port92;
 mod power;
+pub mod pvpanic;
 mod rate;
 pub mod rtc;
 pub mod serial;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use bus::{BusError, SystemBus};
 pub use device::Device;

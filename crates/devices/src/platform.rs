@@ -82,3 +82,6 @@ pub const SERIAL_IRQS: [u32; 2] = [4, 3];
 pub const FW_CFG_PORT: u16 = 0x510;
 /// How many ports fw_cfg has.
 pub const FW_CFG_PORT_COUNT: u16 = 12;
+
+/// Port of pvpanic (ACPI device `QEMU0001`).
+pub const PVPANIC_PORT: u16 = 0x505;

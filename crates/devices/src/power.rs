@@ -7,6 +7,8 @@ pub enum PowerEvent {
     PowerOff,
     /// The guest pulled the reset line.
     Reset,
+    /// The guest's kernel has panicked, says the guest. It may go on (print, write a dump, reset) if it is let.
+    GuestPanic,
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u32),
 }
@@ -16,7 +18,7 @@ impl PowerEvent {
     pub const fn exit_status(self) -> Option<u8> {
         match self {
             Self::DebugExit(value) => Some(((value << 1) | 1) as u8),
-            Self::PowerOff | Self::Reset => None,
+            Self::PowerOff | Self::Reset | Self::GuestPanic => None,
         }
     }
 }

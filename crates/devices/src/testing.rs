@@ -17,14 +17,14 @@ pub(crate) struct Bench {
 /// Records what devices drive, and when.
 pub(crate) struct Wires {
     clock: Arc<VirtualClock>,
-    log: Mutex<Log>,
+    pub(crate) log: Mutex<Log>,
 }
 
 #[derive(Default)]
-struct Log {
-    levels: [bool; 24],
+pub(crate) struct Log {
+    pub(crate) levels: [bool; 24],
     /// Rising edges: when, on which line.
-    edges: Vec<(u64, u32)>,
+    pub(crate) edges: Vec<(u64, u32)>,
 }
 
 impl InterruptSink for Wires {

@@ -380,3 +380,58 @@ fn broken_output_swallows_everything() {
     assert_eq!(output.error(), Some(std::io::ErrorKind::BrokenPipe));
     assert_eq!(output.write(&[0; 1000]), 1000);
 }
+
+/// A source of input on a thread of its own, with back-pressure, against a reader that polls.
+#[test]
+fn input_from_another_thread_arrives_whole() {
+    let f = opened(enable::RECEIVED);
+    let (tell, told) = mpsc::channel();
+    f.serial.on_input_room(move || tell.send(()).unwrap());
+    let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+    let got = std::thread::scope(|scope| {
+        let (serial, mut rest) = (&f.serial, &bytes[..]);
+        scope.spawn(move || {
+            while !rest.is_empty() {
+                rest = &rest[serial.input(rest)..];
+                if !rest.is_empty() {
+                    told.recv_timeout(Duration::from_secs(20)).unwrap();
+                }
+            }
+        });
+        let mut got = Vec::new();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while got.len() < bytes.len() && std::time::Instant::now() < deadline {
+            if f.get(LINE_STATUS) & line_status::DATA_READY != 0 {
+                got.push(f.get(DATA));
+            }
+        }
+        got
+    });
+    assert!(got == bytes, "{} bytes arrived", got.len());
+}
+
+/// A guest that waits for the transmitter, as drivers do, loses nothing to a buffer that is always full.
+#[test]
+fn output_through_a_small_buffer_arrives_whole() {
+    let (open, gate) = mpsc::channel();
+    let written = Arc::default();
+    let output = BufferedOutput::new(Gate(gate, Arc::clone(&written)), 8).unwrap();
+    let bench = Bench::new();
+    let serial = Serial::new(1, bench.irq(3), Arc::clone(&output) as _);
+    let text: Vec<u8> = (0..2000_u32).map(|i| (i % 251) as u8).collect();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    for byte in &text {
+        while read8(&*serial, LINE_STATUS) & 0x20 == 0 {
+            assert!(std::time::Instant::now() < deadline, "the transmitter never emptied");
+            open.send(()).unwrap();
+            std::thread::yield_now();
+        }
+        write8(&*serial, DATA, *byte);
+    }
+    (0..text.len()).for_each(|_| open.send(()).unwrap());
+    while read8(&*serial, LINE_STATUS) & 0x20 == 0 {
+        assert!(std::time::Instant::now() < deadline, "the transmitter never emptied");
+    }
+    assert!(output.drain(Duration::from_secs(10)));
+    assert!(*lock(&written) == text);
+}
