@@ -12,6 +12,12 @@ fn mib(bytes: &u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
+fn more_memory(needed: &Option<u64>) -> String {
+    needed
+        .map(|n| format!("give the machine at least {} MiB with --memory, or ", mib(&n)))
+        .unwrap_or_default()
+}
+
 fn looks_like(guess: &Option<&'static str>) -> String {
     guess.map(|g| format!("; it looks like {g}")).unwrap_or_default()
 }
@@ -137,18 +143,17 @@ pub enum BootError {
     },
     /// The initrd or the modules find no room.
     #[error(
-        "the initrd of {} MiB does not fit below {limit:#x} beside the kernel; give the machine at least {} MiB with \
-         --memory, or a smaller initrd",
+        "the initrd of {} MiB does not fit below {limit:#x} beside the kernel; {}give a smaller initrd",
         mib(size),
-        mib(needed)
+        more_memory(needed)
     )]
     InitrdDoesNotFit {
         /// Its size in bytes.
         size: u64,
         /// The highest end that the kernel accepts.
         limit: u64,
-        /// The least size of memory with which it would fit, in bytes.
-        needed: u64,
+        /// The least size of memory with which it would fit, in bytes; `None` if no size would do.
+        needed: Option<u64>,
     },
     /// No room for a small structure.
     #[error("there is no room for {what} ({size} bytes) in the machine's memory; give it more with --memory")]

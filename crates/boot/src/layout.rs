@@ -8,6 +8,8 @@ use crate::BootError;
 pub(crate) const LOW_END: u64 = 0x9_fc00;
 /// Where RAM goes on above the VGA window and the firmware's segments.
 pub(crate) const HIGH_START: u64 = 0x10_0000;
+/// Where RAM below 4 GiB ends at the latest: devices have their addresses there. Used for advice only.
+pub(crate) const LOW_RAM_LIMIT: u64 = 3 << 30;
 /// The end of the 32-bit address space.
 pub(crate) const FOUR_GIB: u64 = 1 << 32;
 

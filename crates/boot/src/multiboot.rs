@@ -145,7 +145,7 @@ fn load_modules(context: &mut Context<'_>, kernel: GuestRange) -> Result<Vec<Gue
         let range = range.ok_or_else(|| BootError::InitrdDoesNotFit {
             size: spec.initrd_size(0x1000),
             limit: FOUR_GIB,
-            needed: linux::needed_for_initrd(&context.layout, spec.initrd_size(0x1000)),
+            needed: linux::needed_for_initrd(&context.layout, spec.initrd_size(0x1000), FOUR_GIB),
         })?;
         context.memory.write_bytes(range.start, module.data).map_err(BootError::memory("a module"))?;
         floor = range.end();

@@ -22,9 +22,7 @@ pub struct MemoryWindow {
 
 /// What the tables tell of the machine's devices. The defaults are this project's own machine.
 ///
-/// The ACPI registers are not hardware-reduced: a PM1 event and control block, a PM timer and a GPE block. With
-/// [`smi_command`](Self::smi_command) 0, ACPI mode cannot be switched on by the guest and must therefore always be on: the PM1
-/// control register reads with `SCI_EN` set (ACPI 6.5 4.8.2.5).
+/// The ACPI registers are not hardware-reduced: a PM1 event and control block, a PM timer and a GPE block.
 #[derive(Clone, Debug)]
 pub struct PlatformDescription {
     /// PM1a event block: status at +0, enable at +2, 16 bits each.
@@ -43,8 +41,8 @@ pub struct PlatformDescription {
     pub s5_sleep_type: u8,
     /// The ISA interrupt of the SCI, delivered level-triggered, active high.
     pub sci_irq: u8,
-    /// Port and value of an SMI command that turns ACPI mode on and one that turns it off; `None` if ACPI mode
-    /// is always on.
+    /// The SMI command port, and the values that turn ACPI mode on and off. Without it ACPI mode must always be
+    /// on: PM1 control reads with `SCI_EN` set (ACPI 6.5 4.8.2.5).
     pub smi_command: Option<(u16, u8, u8)>,
     /// Reset register, an I/O port.
     pub reset_port: u16,
@@ -80,8 +78,12 @@ pub struct PlatformDescription {
     /// Where 64-bit PCI devices may lie. `None` puts 64 GiB at the next multiple of 64 GiB above RAM, which
     /// leaves room for more memory between.
     pub pci_window_64: Option<MemoryWindow>,
+    /// First of the twelve ports of `fw_cfg`, if there is one.
+    pub fw_cfg: Option<u16>,
+    /// The port of pvpanic, if there is one.
+    pub pvpanic: Option<u16>,
     /// I/O ports that belong to the platform and are kept from PCI devices, as first port and number: ACPI
-    /// registers, `fw_cfg`, and room for hotplug.
+    /// registers, and room for hotplug.
     pub reserved_ports: Vec<(u16, u8)>,
     /// The machine's UUID for SMBIOS, in the order in which it is written.
     pub uuid: [u8; 16],
@@ -95,10 +97,10 @@ impl Default for PlatformDescription {
             pm_timer: 0x608,
             pm_timer_32bit: true,
             gpe0: 0x620,
-            gpe0_len: 16,
+            gpe0_len: 8,
             s5_sleep_type: 5,
             sci_irq: 9,
-            smi_command: None,
+            smi_command: Some((0xb2, 0xf1, 0xf0)),
             reset_port: 0xcf9,
             reset_value: 0x06,
             rtc_port: 0x70,
@@ -115,7 +117,9 @@ impl Default for PlatformDescription {
             pci_interrupt_base: 16,
             pci_window: MemoryWindow { start: 0xc000_0000, last: 0xfebf_ffff },
             pci_window_64: None,
-            reserved_ports: vec![(0x510, 12), (0x600, 0x40), (0xae00, 0x20)],
+            fw_cfg: Some(0x510),
+            pvpanic: Some(0x505),
+            reserved_ports: vec![(0x600, 0x40), (0xae00, 0x20)],
             uuid: [0; 16],
         }
     }

@@ -8,6 +8,9 @@ use ringfence_memory::{GuestAddress, GuestMemory};
 use crate::BootError;
 use crate::elf::{self, Elf, Segment};
 
+/// The most that may follow the ELF file. Debian's kernels have about 1 MiB of relocations.
+const MAX_TAIL: usize = 64 << 20;
+
 /// Decides where a segment goes.
 pub(crate) type Place<'a> = &'a dyn Fn(&Segment) -> Result<GuestAddress, BootError>;
 
@@ -76,6 +79,9 @@ impl<'a> ElfLoader<'a> {
             }
         }
         if let Some(bytes) = part(elf.end, u64::MAX) {
+            if self.tail.len() + bytes.len() > MAX_TAIL {
+                return Err(BootError::BadElf("what follows it is longer than any list of relocations"));
+            }
             self.tail.extend_from_slice(bytes);
         }
         self.at = end;

@@ -95,10 +95,7 @@ pub(crate) fn unpack(payload: &[u8], limit: u64, sink: Sink<'_>) -> Result<Compr
         }
         Compression::Gzip => pump(flate2::bufread::GzDecoder::new(payload), format, &mut bounded)?,
         Compression::Xz => pump(XzReader::new_mem_limit(stream, false, XZ_MEMORY_KIB), format, &mut bounded)?,
-        Compression::Zstd => {
-            let decoder = StreamingDecoder::new_with_max_window_size(stream, ZSTD_WINDOW);
-            pump(decoder.map_err(|e| corrupt(e.to_string()))?, format, &mut bounded)?;
-        }
+        Compression::Zstd => zstd(stream, &mut bounded)?,
         Compression::Lz4 => lz4(stream, &mut bounded)?,
         Compression::Bzip2 | Compression::Lzma | Compression::Lzo => {
             return Err(BootError::UnsupportedCompression(format));
@@ -108,6 +105,20 @@ pub(crate) fn unpack(payload: &[u8], limit: u64, sink: Sink<'_>) -> Result<Compr
         return Err(corrupt(format!("{unpacked} bytes came out, but the size at its end is another")));
     }
     Ok(format)
+}
+
+/// A zstd frame. The decoder computes its checksum, but leaves it to others to compare it.
+fn zstd(stream: &[u8], sink: Sink<'_>) -> Result<(), BootError> {
+    let corrupt = |reason: String| BootError::CorruptPayload { compression: Compression::Zstd, reason };
+    let mut decoder = StreamingDecoder::new_with_max_window_size(stream, ZSTD_WINDOW)
+        .map_err(|e| corrupt(e.to_string()))?;
+    pump(&mut decoder, Compression::Zstd, sink)?;
+    let decoder = decoder.into_frame_decoder();
+    let told = decoder.get_checksum_from_data();
+    if told.is_some() && told != decoder.get_calculated_checksum() {
+        return Err(corrupt("the checksum does not match".to_owned()));
+    }
+    Ok(())
 }
 
 /// Moves everything that a decoder yields to the sink.

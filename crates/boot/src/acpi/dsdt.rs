@@ -146,6 +146,13 @@ impl Aml for IsaDevices<'_> {
         if p.legacy_pics {
             devices.push(device("PIC_", "PNP0000", 0, &[(0x20, 2), (0xa0, 2), (0x4d0, 2)], Some(2)));
         }
+        // The identifiers that QEMU's specifications give these two devices.
+        if let Some(port) = p.fw_cfg {
+            devices.push(device("FWCF", "QEMU0002", 0, &[(port, 12)], None));
+        }
+        if let Some(port) = p.pvpanic {
+            devices.push(device("PEVT", "QEMU0001", 0, &[(port, 1)], None));
+        }
         if p.keyboard {
             devices.push(device("KBD_", "PNP0303", 0, &[(0x60, 1), (0x64, 1)], Some(1)));
         }

@@ -18,7 +18,16 @@ impl Aml for IsaInterrupt {
     }
 }
 
-/// An ISA device by its EISA identifier.
+/// A device identifier: seven characters are an EISA one, which is a number; others are text (ACPI 6.5 6.1.5).
+struct Identifier(&'static str);
+
+impl Aml for Identifier {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        if self.0.len() == 7 { EISAName::new(self.0).to_aml_bytes(sink) } else { self.0.to_aml_bytes(sink) }
+    }
+}
+
+/// An ISA device by its identifier.
 pub(super) struct IsaDevice {
     pub(super) name: String,
     pub(super) id: &'static str,
@@ -37,7 +46,7 @@ impl Aml for IsaDevice {
         Device::new(
             path(&self.name),
             vec![
-                &Name::new(path("_HID"), &EISAName::new(self.id)),
+                &Name::new(path("_HID"), &Identifier(self.id)),
                 &Name::new(path("_UID"), &self.uid),
                 &Name::new(path("_CRS"), &ResourceTemplate::new(resources)),
             ],

@@ -70,15 +70,28 @@ fn fadt_describes_fixed_hardware() {
     let (memory, _) = written(1);
     let fadt = find(&memory, "FACP");
     assert_eq!(u16_at(&fadt, 46), Some(9), "SCI");
-    assert_eq!(u32_at(&fadt, 48), Some(0), "no SMI command: ACPI mode is always on");
+    assert_eq!(
+        (u32_at(&fadt, 48), fadt[52], fadt[53]),
+        (Some(0xb2), 0xf1, 0xf0),
+        "SMI command, ACPI on and off"
+    );
     assert_eq!([56, 64, 76, 80].map(|o| u32_at(&fadt, o).unwrap()), [0x600, 0x604, 0x608, 0x620]);
-    assert_eq!((fadt[88], fadt[89], fadt[91], fadt[92]), (4, 2, 4, 16), "block lengths");
+    assert_eq!((fadt[88], fadt[89], fadt[91], fadt[92]), (4, 2, 4, 8), "block lengths");
     let flags = u32_at(&fadt, 112).unwrap();
     assert_eq!(flags & (1 << 20), 0, "not hardware-reduced");
     assert_ne!(flags & (1 << 10), 0, "reset register");
     assert_eq!((u64_at(&fadt, 120), fadt[128]), (Some(0xcf9), 6));
     assert_eq!(u16_at(&fadt, 109), Some(0b111), "legacy devices, i8042, no VGA");
     assert_eq!(fadt[108], 0x32, "century");
+}
+
+#[test]
+fn machine_without_smi_command_is_always_in_acpi_mode() {
+    let memory = GuestMemory::flat(64 << 20).unwrap();
+    let platform = PlatformDescription { smi_command: None, ..PlatformDescription::default() };
+    AcpiTables::build(&platform, 1, BASE).unwrap().write(&memory).unwrap();
+    let fadt = find(&memory, "FACP");
+    assert_eq!((u32_at(&fadt, 48), fadt[52], fadt[53]), (Some(0), 0, 0));
 }
 
 /// The MADT's structures: type and bytes.
@@ -152,9 +165,15 @@ fn iasl_reads_every_table() {
         }
     }
     let source = std::fs::read_to_string(folder.path().join("DSDT.dsl")).unwrap();
-    for expected in
-        ["Device (C001)", "Device (PCI0)", "Name (_PRT", "\"PNP0501\"", "Name (_S5", "QWordMemory"]
-    {
+    for expected in [
+        "Device (C001)",
+        "Device (PCI0)",
+        "Name (_PRT",
+        "\"PNP0501\"",
+        "\"QEMU0001\"",
+        "Name (_S5",
+        "QWordMemory",
+    ] {
         assert!(source.contains(expected), "{expected} is missing:\n{source}");
     }
     // The compiler checks more than the disassembler: required objects, resource rules.

@@ -2,7 +2,7 @@
 
 use ringfence_memory::{GuestAddress, GuestMemory, GuestRange};
 
-use crate::layout::{FOUR_GIB, HIGH_START, KERNEL, Layout};
+use crate::layout::{FOUR_GIB, HIGH_START, KERNEL, LOW_RAM_LIMIT, Layout};
 use crate::{BootError, BootSpec, Initrd};
 
 /// Each initrd starts at a multiple of this, which the kernel's unpacker expects of an archive's headers.
@@ -27,21 +27,18 @@ pub(crate) fn place(
     Ok(Some(range.ok_or_else(|| BootError::InitrdDoesNotFit {
         size,
         limit,
-        needed: needed(layout, size),
+        needed: needed(layout, size, limit),
     })?))
 }
 
 /// The memory with which `size` bytes would fit: up to the kernel's end, then what lies above it now, then they.
-pub(crate) fn needed(layout: &Layout, size: u64) -> u64 {
-    let kernel = layout
-        .claims()
-        .iter()
-        .filter(|c| c.what == KERNEL)
-        .map(|c| c.range.end())
-        .max()
-        .unwrap_or(HIGH_START);
-    let above: u64 = layout.claims().iter().filter(|c| c.range.start.0 >= kernel).map(|c| c.range.len).sum();
-    kernel.saturating_add(above).saturating_add(size.next_multiple_of(0x1000))
+/// `None` if they would not end below `limit` or below the hole under 4 GiB.
+pub(crate) fn needed(layout: &Layout, size: u64, limit: u64) -> Option<u64> {
+    let claims = || layout.claims().iter();
+    let kernel = claims().filter(|c| c.what == KERNEL).map(|c| c.range.end()).max().unwrap_or(HIGH_START);
+    let above: u64 = claims().filter(|c| c.range.start.0 >= kernel).map(|c| c.range.len).sum();
+    let end = kernel.checked_next_multiple_of(0x1000)?.checked_add(size.checked_next_multiple_of(0x1000)?)?;
+    (end <= limit && end + above <= LOW_RAM_LIMIT).then_some(end + above)
 }
 
 /// Writes the initrds one after the other, with zeros between.

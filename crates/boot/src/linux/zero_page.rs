@@ -58,12 +58,12 @@ impl ZeroPage<'_> {
         let line = self.write_command_line(memory, layout)?;
         page.put32(0x228, line.0);
         page.put32(0xc8, line.0 >> 32);
-        if let Some(initrd) = self.initrd {
-            page.put32(0x218, initrd.start.0);
-            page.put32(0xc0, initrd.start.0 >> 32);
-            page.put32(0x21c, initrd.len);
-            page.put32(0xc4, initrd.len >> 32);
-        }
+        // Fields that a loader has to write are written even if there is nothing to say: the file's own are not trusted.
+        let initrd = self.initrd.unwrap_or(GuestRange::new(0, 0));
+        page.put32(0x218, initrd.start.0);
+        page.put32(0xc0, initrd.start.0 >> 32);
+        page.put32(0x21c, initrd.len);
+        page.put32(0xc4, initrd.len >> 32);
         let entries = self.memory_map.iter().take(E820_MAX);
         page.put(0x1e8, &[entries.len() as u8]);
         for (index, entry) in entries.enumerate() {
@@ -72,9 +72,11 @@ impl ZeroPage<'_> {
             page.put(at + 8, &entry.range.len.to_le_bytes());
             page.put(at + 16, &(entry.kind as u32).to_le_bytes());
         }
-        if let Some(seed) = &self.rng_seed {
-            page.put(0x250, &write_seed(memory, layout, seed)?.0.to_le_bytes());
-        }
+        let setup_data = match &self.rng_seed {
+            Some(seed) => write_seed(memory, layout, seed)?,
+            None => GuestAddress(0),
+        };
+        page.put(0x250, &setup_data.0.to_le_bytes());
         let range = layout.claim_small(SIZE as u64, SIZE as u64, "the zero page")?;
         memory.write_bytes(range.start, &page.0[..]).map_err(BootError::memory("the zero page"))?;
         Ok(range.start)
