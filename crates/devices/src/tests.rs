@@ -35,8 +35,6 @@ fn pc() -> Pc {
     let power = || Arc::clone(&requests) as Arc<dyn crate::PowerControl>;
     let clock = || Arc::clone(&bench.clock);
     let memory = Arc::new(GuestMemory::flat(1 << 20).unwrap());
-    let pci = crate::pci::PciBus::new();
-    pci.plug(crate::pci::PciAddress::new(0, 0, 0), Arc::new(crate::pci::HostBridge)).unwrap();
     let config =
         RtcConfig { wall_clock: Duration::from_secs(1), memory_below_4g: 1 << 20, memory_above_4g: 0 };
     let serial =
@@ -49,7 +47,7 @@ fn pc() -> Pc {
         crate::i8042::I8042::new(bench.irq(platform::I8042_IRQ), Arc::clone(&memory), power()),
         crate::port92::Port92::new(Arc::clone(&memory), power()),
         crate::acpi_pm::AcpiPm::new(clock(), &bench.timers, bench.irq(platform::SCI_IRQ), power()),
-        crate::pci::PciHost::new(pci, power()),
+        crate::pci::PciHost::new(crate::pci::PciBus::new(), power()),
         crate::fw_cfg::FwCfg::new(crate::fw_cfg::FwCfgItems::new(), memory),
         crate::pvpanic::PvPanic::new(power()),
         crate::debug_exit::DebugExit::new(0xf4, power()),

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use ringfence_devices::acpi_pm::AcpiPm;
 use ringfence_devices::debug_exit::DebugExit;
+use ringfence_devices::fw_cfg::{FwCfg, FwCfgItems};
 use ringfence_devices::i8042::I8042;
 use ringfence_devices::pci::{PciBus, PciHost};
 use ringfence_devices::pit::Pit;
 use ringfence_devices::port92::Port92;
+use ringfence_devices::pvpanic::PvPanic;
 use ringfence_devices::rtc::{Rtc, RtcConfig, host_wall_clock};
 use ringfence_devices::serial::{Serial, SerialOutput};
 use ringfence_devices::{Device, PowerControl, platform};
@@ -74,6 +76,8 @@ impl Devices {
             Port92::new(Arc::clone(memory), Arc::clone(power)),
             AcpiPm::new(Arc::clone(clock), timers, wiring.line(platform::SCI_IRQ), Arc::clone(power)),
             PciHost::new(PciBus::new(), Arc::clone(power)),
+            FwCfg::new(FwCfgItems::new(), Arc::clone(memory)),
+            PvPanic::new(Arc::clone(power)),
         ];
         all.extend(wiring.debug_exit.map(|port| DebugExit::new(port, Arc::clone(power)) as _));
         Self { all, console: ConsoleInput::new(console) }

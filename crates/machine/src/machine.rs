@@ -47,6 +47,8 @@ pub enum Notice {
     HaltedForGood,
     /// The guest reset the machine, which boots again.
     Rebooting,
+    /// The guest says that its kernel has panicked. What it does next is up to it.
+    GuestPanicked,
 }
 
 /// A machine, from being assembled to its end.
@@ -181,6 +183,7 @@ impl Machine {
             Event::Power(event @ PowerEvent::DebugExit(_)) => {
                 return Ok(Some(Outcome::DebugExit(event.exit_status().unwrap_or_default())));
             }
+            Event::Power(PowerEvent::GuestPanic) => notice(Notice::GuestPanicked),
             Event::Power(PowerEvent::Reset) if self.spec.no_reboot => return Ok(Some(Outcome::Reset)),
             Event::Power(PowerEvent::Reset) => {
                 notice(Notice::Rebooting);

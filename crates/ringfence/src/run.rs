@@ -126,6 +126,7 @@ fn tell_notice(notice: Notice) {
              --timeout, Ctrl-] or a signal"
         }
         Notice::Rebooting => "ringfence: the guest resets; booting it again",
+        Notice::GuestPanicked => "ringfence: the guest reports that its kernel has panicked",
     });
 }
 

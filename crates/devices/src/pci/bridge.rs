@@ -8,8 +8,7 @@ const VENDOR_AND_DEVICE: [u8; 4] = [0x36, 0x1b, 0x08, 0x00];
 const CLASS: [u8; 4] = [0, 0, 0, 6];
 
 /// A type 0 header without base address registers (PCI 3.0 6.1). Nothing in it can be written.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HostBridge;
+pub(super) struct HostBridge;
 
 impl PciFunction for HostBridge {
     fn config_read(&self, offset: u16, data: &mut [u8]) {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use ringfence_engine::{BusDevice, Placement, SavedState, StateError, Stateful};
 use serde::{Deserialize, Serialize};
 
-pub use bridge::HostBridge;
+use bridge::HostBridge;
 
 use crate::device::{lock, ports};
 use crate::platform::{PCI_CONFIG_PORT, RESET_PORT};
@@ -65,7 +65,6 @@ pub enum PciError {
 }
 
 /// The functions on the bus and their configuration spaces.
-#[derive(Default)]
 pub struct PciBus {
     functions: RwLock<BTreeMap<PciAddress, Arc<dyn PciFunction>>>,
 }
@@ -78,9 +77,11 @@ impl std::fmt::Debug for PciBus {
 }
 
 impl PciBus {
-    /// A bus with nothing on it.
+    /// A bus with nothing on it but its host bridge, 00:00.0, by which operating systems know it.
     pub fn new() -> Arc<Self> {
-        Arc::default()
+        let bridge = Arc::new(HostBridge) as Arc<dyn PciFunction>;
+        let functions = BTreeMap::from([(PciAddress::new(0, 0, 0), bridge)]);
+        Arc::new(Self { functions: RwLock::new(functions) })
     }
 
     /// Plugs a function in.
