@@ -7,7 +7,7 @@ pub enum PowerEvent {
     PowerOff,
     /// The guest pulled the reset line.
     Reset,
-    /// The guest's kernel has panicked, says the guest. It may go on (print, write a dump, reset) if it is let.
+    /// The guest's kernel has panicked, says the guest, with its last message out.
     GuestPanic,
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u32),

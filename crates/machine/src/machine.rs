@@ -28,6 +28,8 @@ pub enum Outcome {
     PoweredOff,
     /// The guest reset it, and the description says not to boot again.
     Reset,
+    /// The guest's kernel panicked, and said so.
+    Panicked,
     /// The guest wrote to the debug-exit port; this is the exit status it asked for.
     DebugExit(u8),
     /// The guest crashed: a triple fault.
@@ -47,8 +49,6 @@ pub enum Notice {
     HaltedForGood,
     /// The guest reset the machine, which boots again.
     Rebooting,
-    /// The guest says that its kernel has panicked. What it does next is up to it.
-    GuestPanicked,
 }
 
 /// A machine, from being assembled to its end.
@@ -180,10 +180,10 @@ impl Machine {
         match event {
             Event::Stop(reason) => return Ok(Some(Outcome::Stopped(reason))),
             Event::Power(PowerEvent::PowerOff) => return Ok(Some(Outcome::PoweredOff)),
+            Event::Power(PowerEvent::GuestPanic) => return Ok(Some(Outcome::Panicked)),
             Event::Power(event @ PowerEvent::DebugExit(_)) => {
                 return Ok(Some(Outcome::DebugExit(event.exit_status().unwrap_or_default())));
             }
-            Event::Power(PowerEvent::GuestPanic) => notice(Notice::GuestPanicked),
             Event::Power(PowerEvent::Reset) if self.spec.no_reboot => return Ok(Some(Outcome::Reset)),
             Event::Power(PowerEvent::Reset) => {
                 notice(Notice::Rebooting);

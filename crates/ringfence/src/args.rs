@@ -41,7 +41,7 @@ Exit status:
   (V<<1)|1 the guest wrote V to the --debug-exit port
   2        wrong usage: an unknown option or value, or one that this version or host cannot offer
   124      --timeout ran out
-  125      a failure of ringfence or of the guest (such as a triple fault); the reason is on standard error
+  125      a failure of ringfence or of the guest (a triple fault, a kernel panic); the reason is on standard error
   128+N    ended by signal N: 129 SIGHUP, 130 SIGINT (or Ctrl-] before COMMAND was done), 131 SIGQUIT,
            141 nobody reads our output any more, 143 SIGTERM";
 
@@ -120,8 +120,8 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 
-    /// Initial RAM disk, or Multiboot module (repeatable)
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    /// Initial RAM disk, or Multiboot module; with an image, files to add to its own (repeatable)
+    #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Vec<PathBuf>,
 
     /// More kernel command line, behind ours (repeatable)

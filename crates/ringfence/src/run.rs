@@ -88,6 +88,7 @@ fn boot(arguments: &RunArguments) -> Result<BootSpec, Failure> {
             let image = catalogue.ensure(name, &mut Bars::new()).map_err(image_failure)?;
             words.push(image.append);
             let mut initrds = vec![Initrd::File(image.initrd)];
+            initrds.extend(arguments.initrd.iter().cloned().map(Initrd::File));
             if !arguments.command.is_empty() {
                 // Nothing but the command's own output, and an end instead of a wait if the kernel panics.
                 words.push("quiet panic=-1".to_owned());
@@ -126,7 +127,6 @@ fn tell_notice(notice: Notice) {
              --timeout, Ctrl-] or a signal"
         }
         Notice::Rebooting => "ringfence: the guest resets; booting it again",
-        Notice::GuestPanicked => "ringfence: the guest reports that its kernel has panicked",
     });
 }
 
@@ -146,6 +146,10 @@ fn status(outcome: &Outcome, arguments: &RunArguments, command: Option<&CommandS
             let limit = arguments.timeout.unwrap_or_default().as_secs_f64();
             tell(&format!("ringfence: the machine was ended after {limit} s (--timeout)"));
             TIMEOUT
+        }
+        Outcome::Panicked => {
+            tell("error: the guest's kernel panicked; its last messages on the console tell why");
+            FAILURE
         }
         Outcome::Crashed(report) => {
             tell(&crash("the guest crashed (triple fault)", report, CrashReport::advice()));

@@ -1,5 +1,7 @@
 //! The command line: help, listings, and everything that is refused before a machine runs.
 
+#![allow(clippy::unwrap_used, reason = "a test program")]
+
 mod support;
 
 use support::{file, finish, ringfence};

@@ -187,6 +187,12 @@ fn power_off_ends_the_run() {
 }
 
 #[test]
+fn kernel_panic_ends_the_run() {
+    let (mut machine, _) = machine([Step::Out(0x505, vec![1])], |_| ());
+    assert!(matches!(run(&mut machine).0, Outcome::Panicked));
+}
+
+#[test]
 fn debug_exit_carries_the_status() {
     let (mut machine, _) = machine([Step::Out(0xf4, vec![21])], |_| ());
     assert!(matches!(run(&mut machine).0, Outcome::DebugExit(43)));

@@ -7,6 +7,7 @@
 )]
 
 pub mod guest;
+pub mod image;
 pub mod pty;
 
 use std::io::{Read, Write};
