@@ -306,6 +306,11 @@ impl Cpu {
         if size == 0 {
             return Ok([None; 2]);
         }
+        let last = linear.wrapping_add(size as u64 - 1);
+        if self.long_mode() && !(is_canonical(linear) && is_canonical(last)) {
+            // The whole access is looked at before any page is.
+            return Err(self.not_canonical(segment));
+        }
         if self.class == Class::Slow && rights == self.explicit_rights() {
             self.check_slow(linear, size as u64, access)?;
         }
@@ -348,8 +353,7 @@ impl Cpu {
         rights: Rights,
     ) -> Result<Piece, Exception> {
         if self.long_mode() && !is_canonical(linear) {
-            let stack = segment == SegmentRegister::Ss as u8;
-            return Err(if stack { Exception::SS0 } else { Exception::GP0 });
+            return Err(self.not_canonical(segment));
         }
         let found =
             translate(&self.memory, &self.walk_context(), linear, access, rights).map_err(|fault| {
@@ -372,6 +376,11 @@ impl Cpu {
             }
         };
         Ok(Piece { target, address: found.address, len })
+    }
+
+    /// What an address that is not canonical raises (SDM 1 3.3.7.1).
+    fn not_canonical(&self, segment: u8) -> Exception {
+        if segment == SegmentRegister::Ss as u8 { Exception::SS0 } else { Exception::GP0 }
     }
 
     fn load_pieces(&mut self, pieces: [Option<Piece>; 2]) -> u64 {

@@ -135,12 +135,23 @@ fn decode_one(bytes: &[u8], size: CodeSize) -> Decoded {
         DecoderError::None => Decoded::Instruction(instruction),
         DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => Decoded::Truncated,
         DecoderError::NoMoreBytes => Decoded::Bad(too_long()),
+        _ if instruction.len() == MAX_LENGTH && runs_on(&window[..MAX_LENGTH - 1], size) => {
+            Decoded::Bad(too_long())
+        }
         _ => {
             let mut op = Op::new(&Instruction::default(), undefined);
             op.length = instruction.len().max(1) as u8;
             Decoded::Bad(op)
         }
     }
+}
+
+/// Whether `bytes` are too few. The decoder calls an instruction that does not end within fifteen bytes invalid, like
+/// any other; it is too long if fourteen are not enough to see what is wrong with it.
+fn runs_on(bytes: &[u8], size: CodeSize) -> bool {
+    let mut decoder = Decoder::with_ip(size.bits(), bytes, 0, DecoderOptions::NONE);
+    let _ = decoder.decode();
+    decoder.last_error() == DecoderError::NoMoreBytes
 }
 
 /// An instruction of more than 15 bytes: #GP(0).

@@ -1,6 +1,6 @@
 //! A decoded instruction, ready to execute.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{CodeSize, Instruction, OpKind, Register};
 use ringfence_x86::{Exception, SegmentRegister};
 
 use super::cpu::Cpu;
@@ -130,10 +130,10 @@ impl Op {
             kind if is_immediate(kind) => self.immediate = instruction.immediate(i),
             // String operands: the segment of the source can be overridden.
             OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI => {
-                self.segment = register_number(instruction.memory_segment());
+                self.segment = segment_number(instruction);
             }
             OpKind::MemorySegDI | OpKind::MemorySegEDI | OpKind::MemorySegRDI => {
-                self.segment = register_number(instruction.memory_segment());
+                self.segment = segment_number(instruction);
             }
             _ => {}
         }
@@ -152,7 +152,7 @@ impl Op {
     fn add_memory(&mut self, instruction: &Instruction) {
         self.prefixes |= prefix::MEMORY;
         let (base, index) = (instruction.memory_base(), instruction.memory_index());
-        self.segment = register_number(instruction.memory_segment());
+        self.segment = segment_number(instruction);
         self.scale = instruction.memory_index_scale().trailing_zeros() as u8;
         self.displacement = instruction.memory_displacement64() as i64;
         let size = if base == Register::RIP || base == Register::EIP {
@@ -187,6 +187,17 @@ impl Op {
     pub fn has(&self, bit: u8) -> bool {
         self.prefixes & bit != 0
     }
+}
+
+/// The segment of the memory operand. 64-bit mode ignores overrides other than FS and GS (SDM 1 3.4.2.1), also where it
+/// comes to choosing between #GP and #SS.
+fn segment_number(instruction: &Instruction) -> u8 {
+    let segment = instruction.memory_segment();
+    if instruction.code_size() != CodeSize::Code64 || matches!(segment, Register::FS | Register::GS) {
+        return register_number(segment);
+    }
+    let stack = matches!(instruction.memory_base().full_register(), Register::RSP | Register::RBP);
+    register_number(if stack { Register::SS } else { Register::DS })
 }
 
 fn is_immediate(kind: OpKind) -> bool {

@@ -58,4 +58,15 @@ impl Cpu {
         let linear = self.linear(SS, at, T::SIZE as u64, false)?;
         self.load(SS, linear)
     }
+
+    /// Raises what pushing `size` bytes would raise.
+    ///
+    /// # Errors
+    /// As [`Cpu::push`].
+    #[cold]
+    pub fn probe_push(&mut self, size: u64) -> Result<(), Exception> {
+        let offset = self.stack_pointer().wrapping_sub(size) & self.stack_mask;
+        let linear = self.linear(SS, offset, size, true)?;
+        self.probe(SS, linear, size as usize, true)
+    }
 }

@@ -1,7 +1,7 @@
 //! DAA, DAS, AAA, AAS, AAM, AAD and BOUND's integer neighbours that only exist outside 64-bit mode.
 //!
-//! The host cannot execute them in 64-bit mode; they follow the manual's pseudo-code (SDM 2A), with flags that it leaves
-//! undefined as processors set them: from the result, as for other arithmetic.
+//! The host cannot execute them in 64-bit mode; they follow the manual's pseudo-code (SDM 2A). Flags that it leaves
+//! undefined are what AMD's processors make of them: those of the addition or subtraction that does the adjusting.
 
 use iced_x86::{Instruction, Mnemonic};
 use ringfence_x86::{Exception, Gpr, Rflags};
@@ -9,14 +9,14 @@ use ringfence_x86::{Exception, Gpr, Rflags};
 use crate::hostop::Int;
 use crate::interp::cpu::Cpu;
 use crate::interp::op::{Handler, Op};
+use crate::status::Status;
 
 const AL: u8 = Gpr::Rax as u8;
 const AX: u8 = Gpr::Rax as u8;
 
-/// SF, ZF and PF from a byte.
-fn set_from_result(cpu: &mut Cpu, result: u8, carry: bool, auxiliary: bool) {
-    let (_, status) = result.or(0);
-    let mut flags = Rflags::from_bits_truncate(status.to_rflags()) & (Rflags::SF | Rflags::ZF | Rflags::PF);
+/// The flags of an adjusting addition or subtraction, but for CF and AF.
+fn set_flags(cpu: &mut Cpu, status: Status, carry: bool, auxiliary: bool) {
+    let mut flags = Rflags::from_bits_truncate(status.to_rflags());
     flags.set(Rflags::CF, carry);
     flags.set(Rflags::AF, auxiliary);
     cpu.status = cpu.status.with(Rflags::STATUS, flags);
@@ -24,23 +24,14 @@ fn set_from_result(cpu: &mut Cpu, result: u8, carry: bool, auxiliary: bool) {
 
 fn decimal_adjust(cpu: &mut Cpu, subtract: bool) {
     let old = cpu.reg::<u8>(AL);
-    let (carry, auxiliary) = (cpu.status.cf(), cpu.status.af());
-    let step = |value: u8, by: u8| if subtract { value.wrapping_sub(by) } else { value.wrapping_add(by) };
-    let mut value = old;
-    let low = old & 15 > 9 || auxiliary;
-    let mut carry_out = carry;
-    if low {
-        carry_out |= if subtract { old < 6 } else { old > 0xf9 };
-        value = step(value, 6);
-    }
-    if old > 0x99 || carry {
-        value = step(value, 0x60);
-        carry_out = true;
-    } else if !subtract {
-        carry_out = false;
-    }
+    let carry = cpu.status.cf();
+    let low = old & 15 > 9 || cpu.status.af();
+    let high = old > 0x99 || carry;
+    let by = if low { 6 } else { 0 } + if high { 0x60 } else { 0 };
+    let (value, status) = if subtract { old.sub(by) } else { old.add(by) };
+    let borrow = subtract && low && old < 6;
     cpu.set_reg(AL, value);
-    set_from_result(cpu, value, carry_out, low);
+    set_flags(cpu, status, high || borrow, low);
 }
 
 fn daa(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
@@ -56,13 +47,10 @@ fn das(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
 fn ascii_adjust(cpu: &mut Cpu, subtract: bool) {
     let ax = cpu.reg::<u16>(AX);
     let adjust = ax & 15 > 9 || cpu.status.af();
-    let value = match (adjust, subtract) {
-        (false, _) => ax,
-        (true, false) => ax.wrapping_add(0x106),
-        (true, true) => ax.wrapping_sub(6).wrapping_sub(0x100),
-    } & 0xff0f;
-    cpu.set_reg(AX, value);
-    set_from_result(cpu, value as u8, adjust, adjust);
+    let by = if adjust { 0x106 } else { 0 };
+    let (value, status) = if subtract { ax.sub(by) } else { ax.add(by) };
+    cpu.set_reg(AX, value & 0xff0f);
+    set_flags(cpu, status, adjust, adjust);
 }
 
 fn aaa(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
@@ -81,15 +69,15 @@ fn aam(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let tens = al.checked_div(base).ok_or(Exception::DE)?;
     let units = al % base;
     cpu.set_reg(AX, u16::from_le_bytes([units, tens]));
-    set_from_result(cpu, units, false, false);
+    set_flags(cpu, units.or(0).1, false, false);
     Ok(())
 }
 
 fn aad(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let [al, ah] = cpu.reg::<u16>(AX).to_le_bytes();
-    let (value, _) = al.add(ah.wrapping_mul(op.immediate as u8));
+    let (value, status) = al.add(ah.wrapping_mul(op.immediate as u8));
     cpu.set_reg(AX, u16::from(value));
-    set_from_result(cpu, value, false, false);
+    cpu.status = status;
     Ok(())
 }
 

@@ -54,7 +54,11 @@ fn jmp_indirect<T: Int, S: Place>(cpu: &mut Cpu, op: &Op) -> Result<(), Exceptio
 #[inline(always)]
 fn call<T: Int>(cpu: &mut Cpu, target: u64) -> Result<(), Exception> {
     let back = cpu.regs[RIP];
-    cpu.jump(target)?;
+    if let Err(fault) = cpu.jump(target) {
+        // Processors look at the stack first.
+        cpu.probe_push(T::SIZE as u64)?;
+        return Err(fault);
+    }
     cpu.push(T::truncate(back))
 }
 

@@ -46,7 +46,7 @@ fn exchange_add<T: Int, D: Place>(cpu: &mut Cpu, op: &Op) -> Result<(), Exceptio
         sum
     })?;
     cpu.set_reg(op.src, old);
-    if op.src == op.dst {
+    if D::IS_REGISTER && op.src == op.dst {
         cpu.set_reg(op.dst, sum);
     }
     cpu.status = status;
@@ -56,6 +56,17 @@ fn exchange_add<T: Int, D: Place>(cpu: &mut Cpu, op: &Op) -> Result<(), Exceptio
 fn compare_exchange<T: Int, D: Place>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let new = cpu.reg::<T>(op.src);
     let expected = cpu.reg::<T>(RAX);
+    if D::IS_REGISTER {
+        let found = D::read::<T>(cpu, op)?;
+        cpu.status = expected.sub(found).1;
+        // The register that is not written is not zero-extended either.
+        if found == expected {
+            cpu.set_reg(op.dst, new)
+        } else {
+            cpu.set_reg(RAX, found)
+        }
+        return Ok(());
+    }
     let mut found = expected;
     // A write cycle takes place either way (SDM 2A, CMPXCHG), so faults do not depend on the comparison.
     D::modify(cpu, op, |_, a: T| {

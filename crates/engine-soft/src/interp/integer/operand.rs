@@ -15,6 +15,8 @@ pub(super) trait Source {
 
 /// Something to change.
 pub(super) trait Place {
+    /// Whether this is [`Op::dst`], a register.
+    const IS_REGISTER: bool = false;
     /// Replaces the value by `f` of it. Faults come before `f` runs.
     fn modify<T: Int>(cpu: &mut Cpu, op: &Op, f: impl FnMut(&mut Cpu, T) -> T) -> Result<(), Exception>;
     /// Reads the value only.
@@ -56,6 +58,7 @@ impl Source for Immediate {
 }
 
 impl Place for Register {
+    const IS_REGISTER: bool = true;
     #[inline(always)]
     fn modify<T: Int>(cpu: &mut Cpu, op: &Op, mut f: impl FnMut(&mut Cpu, T) -> T) -> Result<(), Exception> {
         let value = cpu.reg(op.dst);

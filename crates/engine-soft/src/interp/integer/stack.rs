@@ -51,12 +51,12 @@ fn push_all<T: Int>(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
 
 /// POPA: eight registers, the stack pointer's slot skipped.
 fn pop_all<T: Int>(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
-    let mut values = [T::default(); 8];
-    for (i, value) in values.iter_mut().enumerate() {
-        *value = cpu.peek((i * T::SIZE) as u64)?;
-    }
-    for (i, value) in values.into_iter().rev().enumerate().filter(|&(i, _)| i != RSP) {
-        cpu.set_reg(i as u8, value);
+    // One after the other: a fault leaves those before it loaded, and the stack pointer as it was.
+    for slot in 0..8 {
+        let value = cpu.peek::<T>((slot * T::SIZE) as u64)?;
+        if 7 - slot != RSP {
+            cpu.set_reg((7 - slot) as u8, value);
+        }
     }
     cpu.set_stack_pointer(cpu.stack_pointer().wrapping_add(8 * T::SIZE as u64));
     Ok(())
@@ -70,7 +70,8 @@ fn enter<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let (old_sp, mut frame) = (cpu.regs[RSP], cpu.regs[usize::from(RBP)]);
     let result = (|| {
         cpu.push(cpu.reg::<T>(RBP))?;
-        let top = cpu.stack_pointer();
+        // All of it, even where the stack uses only the low half (SDM 2A: the operand size decides what RBP gets).
+        let top = cpu.regs[RSP];
         for _ in 1..level {
             frame = frame.wrapping_sub(size);
             let linear = cpu.linear(SS, frame & mask, size, false)?;
@@ -82,8 +83,8 @@ fn enter<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
         }
         let bottom = cpu.stack_pointer().wrapping_sub(op.immediate & 0xffff) & mask;
         // The new top must be writable (SDM 2A): a push that would follow may not be the first to notice.
-        let linear = cpu.linear(SS, bottom, 1, true)?;
-        cpu.probe(SS, linear, 1, true)?;
+        let linear = cpu.linear(SS, bottom, size, true)?;
+        cpu.probe(SS, linear, T::SIZE, true)?;
         cpu.set_stack_pointer(bottom);
         Ok(top)
     })();

@@ -59,7 +59,8 @@ fn repeat(
         return step(cpu, 1).map(drop);
     }
     let mask = op.address_mask;
-    let mut budget = BATCH;
+    // Single step traps after each iteration (SDM 3B 17.3.1.4).
+    let mut budget = if cpu.flags.contains(Rflags::TF) { 1 } else { BATCH };
     loop {
         let left = cpu.regs[RCX] & mask;
         if left == 0 {
@@ -116,7 +117,14 @@ fn movs<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let mask = op.address_mask;
     repeat(cpu, op, |cpu, wanted| {
         let from = element::<T>(cpu, op.segment, RSI, mask, false)?;
-        let to = element::<T>(cpu, ES, RDI, mask, true)?;
+        let to = match element::<T>(cpu, ES, RDI, mask, true) {
+            Ok(to) => to,
+            Err(fault) => {
+                // The source is read before the destination is looked at.
+                cpu.load::<T>(op.segment, from)?;
+                return Err(fault);
+            }
+        };
         let count = span::<T>(cpu, op.segment, RSI, mask, from, wanted, false)
             .min(span::<T>(cpu, ES, RDI, mask, to, wanted, true));
         let bytes = count as usize * T::SIZE;
@@ -205,10 +213,11 @@ fn goes_on(cpu: &Cpu, op: &Op) -> bool {
 fn cmps<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let mask = op.address_mask;
     repeat(cpu, op, |cpu, _| {
-        let from = element::<T>(cpu, op.segment, RSI, mask, false)?;
+        // The manuals do not say which operand comes first; AMD's processors begin with the second.
         let to = element::<T>(cpu, ES, RDI, mask, false)?;
-        let a = cpu.load::<T>(op.segment, from)?;
         let b = cpu.load::<T>(ES, to)?;
+        let from = element::<T>(cpu, op.segment, RSI, mask, false)?;
+        let a = cpu.load::<T>(op.segment, from)?;
         cpu.status = a.sub(b).1;
         advance::<T>(cpu, RSI, 1, mask);
         advance::<T>(cpu, RDI, 1, mask);
