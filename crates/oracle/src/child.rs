@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
 
+use crate::bases::{fs_base, gs_base, set_fs_base, set_gs_base, system_call};
 use crate::case::{Case, INT3, Mode};
 use crate::layout::{CODE, CODE_LEN, DATA, DATA_LEN, PAGE};
 use crate::shared::{END_EXCEPTION, END_HUNG, END_NONE, END_SYSTEM_CALL, Record, Shared};
@@ -378,67 +379,4 @@ unsafe fn load_state(context: &mut Context, case: &Case, frame: &mut ucontext_t)
             set_gs_base(context.fsgsbase, case.gs_base);
         }
     }
-}
-
-const ARCH_SET_GS: u64 = 0x1001;
-const ARCH_SET_FS: u64 = 0x1002;
-const ARCH_GET_FS: u64 = 0x1003;
-const ARCH_GET_GS: u64 = 0x1004;
-
-unsafe fn fs_base(fsgsbase: bool) -> u64 {
-    let mut base: u64 = 0;
-    // SAFETY: the caller says whether the kernel has enabled the instruction; the call writes to `base` only.
-    unsafe {
-        if fsgsbase {
-            asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags));
-        } else {
-            system_call(libc::SYS_arch_prctl, ARCH_GET_FS, &raw mut base as u64);
-        }
-    }
-    base
-}
-
-unsafe fn gs_base(fsgsbase: bool) -> u64 {
-    let mut base: u64 = 0;
-    // SAFETY: as in `fs_base`.
-    unsafe {
-        if fsgsbase {
-            asm!("rdgsbase {}", out(reg) base, options(nomem, nostack, preserves_flags));
-        } else {
-            system_call(libc::SYS_arch_prctl, ARCH_GET_GS, &raw mut base as u64);
-        }
-    }
-    base
-}
-
-unsafe fn set_fs_base(fsgsbase: bool, base: u64) {
-    // SAFETY: the caller knows that nothing uses FS, or gives back the base that it had.
-    unsafe {
-        if fsgsbase {
-            asm!("wrfsbase {}", in(reg) base, options(nostack, preserves_flags));
-        } else {
-            system_call(libc::SYS_arch_prctl, ARCH_SET_FS, base);
-        }
-    }
-}
-
-unsafe fn set_gs_base(fsgsbase: bool, base: u64) {
-    // SAFETY: as in `set_fs_base`.
-    unsafe {
-        if fsgsbase {
-            asm!("wrgsbase {}", in(reg) base, options(nostack, preserves_flags));
-        } else {
-            system_call(libc::SYS_arch_prctl, ARCH_SET_GS, base);
-        }
-    }
-}
-
-unsafe fn system_call(number: i64, first: u64, second: u64) -> i64 {
-    let result;
-    // SAFETY: the caller vouches for the call; no `errno`, which would be thread-local.
-    unsafe {
-        asm!("syscall", inlateout("rax") number => result, in("rdi") first, in("rsi") second,
-             lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    result
 }

@@ -10,6 +10,7 @@
 //! descriptors.
 
 mod background;
+mod bases;
 mod case;
 mod child;
 pub mod generate;

@@ -5,12 +5,12 @@
 //! encoding for each instruction. The decoder then says whether they are what was meant.
 
 use iced_x86::{
-    Code, ConstantOffsets, Decoder, DecoderOptions, EncodingKind, Instruction, MandatoryPrefix, OpCodeInfo,
-    OpCodeOperandKind as Kind, OpCodeTableKind,
+    Code, ConstantOffsets, Decoder, DecoderOptions, EncodingKind, Instruction, MandatoryPrefix, Mnemonic,
+    OpCodeInfo, OpCodeOperandKind as Kind, OpCodeTableKind,
 };
 
 use super::forms;
-use crate::case::{CODE_MAX, Mode};
+use crate::case::{CODE_MAX, INT3, Mode};
 use crate::random::Random;
 use crate::values;
 
@@ -23,7 +23,7 @@ pub(crate) struct Bytes {
 
 impl Bytes {
     fn new() -> Self {
-        Self { bytes: [0; CODE_MAX], len: 0 }
+        Self { bytes: [INT3; CODE_MAX], len: 0 }
     }
 
     fn push(&mut self, byte: u8) {
@@ -60,15 +60,16 @@ pub(crate) struct Encoded {
     pub(crate) offsets: ConstantOffsets,
 }
 
-/// Decodes `bytes` at `ip` and cuts them to the instruction's length.
+/// Decodes `bytes` at `ip`, with what will follow them in memory, and cuts them to the instruction's length.
 pub(crate) fn decode(mut bytes: Bytes, mode: Mode, ip: u64) -> Encoded {
     let (instruction, offsets) = {
-        let mut decoder = Decoder::with_ip(mode.bits(), bytes.get(), ip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(mode.bits(), &bytes.bytes, ip, DecoderOptions::NONE);
         let instruction = decoder.decode();
         (instruction, decoder.get_constant_offsets(&instruction))
     };
     if !instruction.is_invalid() {
         bytes.len = instruction.len();
+        bytes.bytes[bytes.len..].fill(INT3);
     }
     Encoded { bytes, instruction, offsets }
 }
@@ -88,11 +89,15 @@ pub(crate) fn disturb(random: &mut Random, encoded: Encoded, mode: Mode, ip: u64
     const REDUNDANT: [u8; 8] = [0x66, 0x67, 0xf2, 0xf3, 0x26, 0x2e, 0x36, 0x3e];
     let mut bytes = encoded.bytes;
     let illegal = match random.below(8) {
-        0 | 1 => {
+        // Some processors take a LOCK before VERR and VERW.
+        0 | 1 if !matches!(encoded.instruction.mnemonic(), Mnemonic::Verr | Mnemonic::Verw) => {
             bytes.push_front(0xf0);
             true
         }
-        2 if random.chance(30) => {
+        // UD0 and UD1 end at their opcode on some processors.
+        2 if random.chance(30)
+            && !matches!(encoded.instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1) =>
+        {
             // Longer than fifteen bytes.
             while bytes.len < 16 {
                 bytes.push_front(0x2e);

@@ -96,6 +96,8 @@ pub fn is_suitable(code: Code, mode: Mode) -> bool {
         && !(mode == Mode::Bits64 && info.operand_size() == 16 && code.flow_control() != FlowControl::Next)
         // Without ModRM byte on some processors; see UD1.
         && code != Code::Ud0
+        // Reads 16 bits of memory or 32.
+        && code != Code::Movsxd_r16_rm16
         && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX | EncodingKind::EVEX)
         && !far
         && !ELSEWHERE.contains(&code.mnemonic())

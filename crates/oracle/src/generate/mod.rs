@@ -49,15 +49,26 @@ impl Generator {
     pub fn new(seed: u64, oracle: &Oracle) -> Self {
         let modes = Mode::ALL.into_iter().filter(|&mode| oracle.supports(mode).is_ok());
         let forms: Vec<Form> = modes.flat_map(|mode| runnable(mode, oracle.has_fsgsbase())).collect();
-        let mut random = Random::new(seed);
-        let mut schedule: Vec<u32> = Vec::new();
-        for (index, form) in forms.iter().enumerate() {
-            schedule.extend(std::iter::repeat_n(index as u32, weight(*form)));
+        let mut generator =
+            Self { random: Random::new(seed), forms, schedule: Vec::new(), position: 0, failed: Vec::new() };
+        generator.plan();
+        generator
+    }
+
+    /// Keeps to the forms that `wanted` chooses.
+    pub fn retain(&mut self, wanted: impl FnMut(&Form) -> bool) {
+        self.forms.retain(wanted);
+        self.plan();
+    }
+
+    fn plan(&mut self) {
+        self.schedule.clear();
+        for (index, form) in self.forms.iter().enumerate() {
+            self.schedule.extend(std::iter::repeat_n(index as u32, weight(*form)));
         }
-        for i in (1..schedule.len()).rev() {
-            schedule.swap(i, random.below(i as u64 + 1) as usize);
+        for i in (1..self.schedule.len()).rev() {
+            self.schedule.swap(i, self.random.below(i as u64 + 1) as usize);
         }
-        Self { random, forms, schedule, position: 0, failed: Vec::new() }
     }
 
     /// Every form that gets its turn.
@@ -73,7 +84,7 @@ impl Generator {
     /// The next case.
     ///
     /// # Panics
-    /// If the host can execute no form at all.
+    /// If there is no form to choose from.
     pub fn sample(&mut self) -> Sample {
         loop {
             let form = self.forms[self.schedule[self.position % self.schedule.len()] as usize];

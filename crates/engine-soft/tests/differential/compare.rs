@@ -1,0 +1,168 @@
+//! Where the machine under test and the host differ.
+
+use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, Mnemonic, Register};
+use ringfence_oracle::layout::{self, DATA_LEN, data_address};
+use ringfence_oracle::{Case, End, Mode, Outcome};
+
+use crate::machine::{Machine, Observed};
+
+/// RF: the host's signal frame shows what the delivery of the exception pushed, not what the instruction left.
+const RESUME: u64 = 1 << 16;
+/// The end of what Linux gives to a process, a page below the end of the lower half. It reports any fault beyond as a
+/// protection violation, so as not to show what it has mapped there.
+const SUPERVISOR: u64 = (1 << 47) - 0x1000;
+
+const NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
+];
+const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
+
+/// Whether processors are free to raise either of two different exceptions.
+fn either_will_do(case: &Case, host: End, ours: End) -> bool {
+    let (End::Exception { vector: host, .. }, End::Exception { vector: ours, error, address }) = (host, ours)
+    else {
+        return false;
+    };
+    // An instruction that is known to be invalid from the bytes in this page: whether the next page is fetched before
+    // saying so is the processor's choice.
+    let end = layout::CODE + layout::CODE_LEN as u64;
+    let fetch = ours == 14 && error & 0x10 != 0 && address == end && case.code_address() < end;
+    // Both operands of CMPS fault: which one is read first differs by operand size and repeat prefix.
+    let mut decoder = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    use Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw};
+    let compares = instruction.is_string_instruction()
+        && matches!(instruction.mnemonic(), Cmpsb | Cmpsw | Cmpsd | Cmpsq);
+    let fault = |vector| matches!(vector, 12 | 13 | 14 | 17);
+    // AMD's processors want the offset in FS or GS to be canonical by itself, before the base is added.
+    let offset = host == 13 && wild_offset(case, &instruction);
+    // Both longer than fifteen bytes and invalid.
+    let long = host == 13 && ours == 6 && is_invalid_without_prefixes(case);
+    fetch && host == 6 || long || compares && fault(host) && fault(ours) || offset
+}
+
+/// Whether the instruction would be invalid without the segment prefixes that make it too long.
+fn is_invalid_without_prefixes(case: &Case) -> bool {
+    let code = case.code();
+    let start = code.iter().position(|&byte| byte != 0x2e).unwrap_or(0);
+    let mut decoder = Decoder::new(case.mode().bits(), &code[start..], DecoderOptions::NONE);
+    code.len() > 15 && decoder.decode().is_invalid()
+}
+
+/// Whether a memory operand in FS or GS has an offset that is not canonical.
+fn wild_offset(case: &Case, instruction: &Instruction) -> bool {
+    let value = |register: Register, _, _| {
+        if register.is_segment_register() {
+            return Some(0);
+        }
+        let full = register.full_register();
+        let index = (full as usize).checked_sub(Register::RAX as usize)?;
+        let value = *case.gpr.get(index)?;
+        Some(if register.size() == 4 { value & 0xffff_ffff } else { value })
+    };
+    use Mnemonic::{Bt, Btc, Btr, Bts};
+    // The bit number moves the address, too.
+    let bit_string = matches!(instruction.mnemonic(), Bt | Bts | Btr | Btc);
+    matches!(instruction.memory_segment(), Register::FS | Register::GS)
+        && (0..instruction.op_count()).any(|i| {
+            let offset = instruction.virtual_address(i, 0, value);
+            offset.is_some_and(|offset| bit_string || !ringfence_x86::paging::is_canonical(offset))
+        })
+}
+
+/// Describes every difference between `host` and `ours`; empty if there is none.
+pub(crate) fn differences(case: &Case, host: &Outcome, ours: &Observed, machine: &Machine) -> Vec<String> {
+    let mut list = Vec::new();
+    if normal(host.end) != normal(ours.end) && !either_will_do(case, host.end, ours.end) {
+        list.push(format!("end: host {}, ours {}", end(host.end), end(ours.end)));
+    }
+    let mut check = |name: &str, host: u64, ours: u64| {
+        if host != ours {
+            list.push(format!("{name}: host {host:#x}, ours {ours:#x}"));
+        }
+    };
+    let long = case.mode() == Mode::Bits64;
+    // Outside 64-bit mode the upper halves cannot be seen, and the upper registers cannot be reached.
+    let (registers, mask) = if long { (16, u64::MAX) } else { (8, 0xffff_ffff) };
+    for (i, name) in NAMES.iter().enumerate().take(registers) {
+        check(name, host.gpr[i] & mask, ours.gpr[i] & mask);
+    }
+    check("rip", host.rip, ours.rip);
+    check("rflags", host.rflags & !RESUME, ours.rflags & !RESUME);
+    for (i, name) in SEGMENTS.iter().enumerate() {
+        check(name, host.segments[i].into(), ours.segments[i].into());
+    }
+    if long {
+        check("fs base", host.fs_base, ours.fs_base);
+        check("gs base", host.gs_base, ours.gs_base);
+    }
+    memory(host, machine, &mut list);
+    list
+}
+
+fn normal(end: End) -> End {
+    match end {
+        End::Exception { vector: 14, error, address } if address >= SUPERVISOR => {
+            End::Exception { vector: 14, error: error | 1, address }
+        }
+        other => other,
+    }
+}
+
+fn end(end: End) -> String {
+    match end {
+        End::Exception { vector: 14, error, address } => format!("#PF({error:#x}) at {address:#x}"),
+        End::Exception { vector, error, .. } => format!("vector {vector} ({error:#x})"),
+        other => format!("{other:?}"),
+    }
+}
+
+fn memory(host: &Outcome, machine: &Machine, list: &mut Vec<String>) {
+    const SHOWN: usize = 4;
+    let expected = |offset: usize| match &host.memory {
+        Some(change) if offset >= change.offset && offset - change.offset < change.bytes.len() => {
+            change.bytes[offset - change.offset]
+        }
+        _ => machine.data_before()[offset],
+    };
+    let same = match &host.memory {
+        None => *machine.after == *machine.data_before(),
+        Some(change) => {
+            let end = change.offset + change.bytes.len();
+            machine.after[change.offset..end] == change.bytes[..]
+                && machine.after[..change.offset] == machine.data_before()[..change.offset]
+                && machine.after[end..] == machine.data_before()[end..]
+        }
+    };
+    if !same {
+        let wrong: Vec<usize> =
+            (0..DATA_LEN).filter(|&offset| expected(offset) != machine.after[offset]).collect();
+        for &offset in wrong.iter().take(SHOWN) {
+            let at = data_address(offset);
+            let (host, ours) = (expected(offset), machine.after[offset]);
+            let before = machine.data_before()[offset];
+            list.push(format!("memory {at:#x} (was {before:#04x}): host {host:#04x}, ours {ours:#04x}"));
+        }
+        if wrong.len() > SHOWN {
+            list.push(format!("and {} more bytes of memory", wrong.len() - SHOWN));
+        }
+    }
+}
+
+/// The case as a reader wants it.
+pub(crate) fn describe(case: &Case) -> String {
+    let mut decoder = Decoder::with_ip(case.mode().bits(), case.code(), case.rip(), DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    let mut text = String::new();
+    GasFormatter::new().format(&instruction, &mut text);
+    let mut lines = format!("{:?} {:02x?} at {:#x}: {text}\n", case.mode(), case.code(), case.rip());
+    for (i, name) in NAMES.iter().enumerate() {
+        lines += &format!("  {name:>3} {:016x}{}", case.gpr[i], if i % 4 == 3 { "\n" } else { "" });
+    }
+    lines += &format!("  flags {:#x}, segments {:x?}", case.rflags, case.segments);
+    if case.mode() == Mode::Bits64 {
+        lines += &format!(", fs {:#x}, gs {:#x}", case.fs_base, case.gs_base);
+    }
+    lines
+}

@@ -1,0 +1,234 @@
+//! A guest laid out as the oracle's process is: the same linear addresses, permissions and descriptors at CPL 3.
+
+use std::sync::Arc;
+
+use ringfence_engine::{Bus, ClockMode, VirtualClock};
+use ringfence_engine_soft::code::CodeMap;
+use ringfence_engine_soft::interp::cpu::{Connections, Cpu};
+use ringfence_engine_soft::interp::op::RIP;
+use ringfence_engine_soft::interp::run::Interpreter;
+use ringfence_memory::{GuestAddress, GuestMemory};
+use ringfence_oracle::layout::{self, CODE, CODE_LEN, DATA, DATA_LEN, GDT_USER, LDT, PAGE};
+use ringfence_oracle::{CODE_MAX, Case, End, Mode};
+use ringfence_x86::segment::{DescriptorTable, attribute, system_type};
+use ringfence_x86::{Cr0, Cr4, Efer, Segment, Selector, Vector};
+
+/// Where the code pages lie in guest physical memory; the data pages follow, one page apart so that accesses across
+/// pages are not contiguous by chance.
+const CODE_AT: u64 = 0x10_0000;
+const DATA_AT: u64 = 0x20_0000;
+const TABLES_AT: u64 = 0x1000;
+const SYSTEM_AT: u64 = 0x8000;
+/// Linear address of the descriptor tables, in the supervisor's half.
+const SYSTEM: u64 = 0xffff_8000_0000_0000;
+/// Instructions after which a case counts as hung.
+const LIMIT: u32 = 100_000;
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 2;
+const USER: u64 = 4;
+const NO_EXECUTE: u64 = 1 << 63;
+
+/// What the machine under test did; as [`ringfence_oracle::Outcome`].
+#[derive(Debug)]
+pub(crate) struct Observed {
+    pub(crate) end: End,
+    pub(crate) gpr: [u64; 16],
+    pub(crate) rip: u64,
+    pub(crate) rflags: u64,
+    pub(crate) segments: [u16; 6],
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+}
+
+struct NoDevices;
+
+impl Bus for NoDevices {
+    fn port_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn port_write(&self, _: u16, _: &[u8]) {}
+    fn memory_read(&self, _: GuestAddress, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn memory_write(&self, _: GuestAddress, _: &[u8]) {}
+}
+
+/// The machine under test.
+pub(crate) struct Machine {
+    memory: Arc<GuestMemory>,
+    interpreter: Interpreter,
+    before: Box<[u8; DATA_LEN]>,
+    pub(crate) after: Box<[u8; DATA_LEN]>,
+    code: Box<[u8; CODE_LEN]>,
+    /// Where the last case's code was, to be overwritten.
+    last_code: usize,
+}
+
+fn data_at(page: usize) -> GuestAddress {
+    GuestAddress(DATA_AT + 2 * PAGE * page as u64)
+}
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        let memory = Arc::new(GuestMemory::flat(16 << 20).unwrap());
+        let code = CodeMap::new(Arc::clone(&memory));
+        let clock = Arc::new(VirtualClock::new(ClockMode::Counted, 0));
+        let bus = Arc::new(NoDevices);
+        let mut cpu = Cpu::new(Connections { memory: Arc::clone(&memory), bus, clock, code });
+        page_tables(&memory);
+        for (index, segment) in LDT.iter().enumerate() {
+            memory.write(GuestAddress(SYSTEM_AT + 8 * index as u64), segment.to_descriptor()).unwrap();
+        }
+        for segment in &GDT_USER {
+            let at = SYSTEM_AT + 0x800 + u64::from(segment.selector.offset());
+            memory.write(GuestAddress(at), segment.to_descriptor()).unwrap();
+        }
+        cpu.cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG;
+        cpu.cr4 =
+            Cr4::PAE | Cr4::PGE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE | Cr4::FSGSBASE | Cr4::UMIP;
+        cpu.efer = Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE;
+        cpu.cr3 = TABLES_AT;
+        cpu.gdtr = DescriptorTable { base: SYSTEM + 0x800, limit: 0x7f };
+        cpu.ldtr = Segment {
+            selector: Selector(0x50),
+            base: SYSTEM,
+            limit: (8 * LDT.len() - 1) as u32,
+            attributes: attribute::PRESENT | u16::from(system_type::LDT),
+        };
+        let pages = Box::new([0xcc; CODE_LEN]);
+        memory.write_bytes(GuestAddress(CODE_AT), &pages[..]).unwrap();
+        Self {
+            memory,
+            interpreter: Interpreter::new(cpu),
+            before: Box::new([0; DATA_LEN]),
+            after: Box::new([0; DATA_LEN]),
+            code: pages,
+            last_code: 0,
+        }
+    }
+
+    /// What the data pages held before the last case.
+    pub(crate) fn data_before(&self) -> &[u8; DATA_LEN] {
+        &self.before
+    }
+
+    pub(crate) fn run(&mut self, case: &Case) -> Observed {
+        self.load(case);
+        let end = self.execute(case);
+        for page in 0..DATA.len() {
+            let range = page * PAGE as usize..(page + 1) * PAGE as usize;
+            self.memory.read_bytes(data_at(page), &mut self.after[range]).unwrap();
+        }
+        let cpu = &self.interpreter.cpu;
+        let mut gpr = [0; 16];
+        gpr.copy_from_slice(&cpu.regs[..16]);
+        Observed {
+            end,
+            gpr,
+            rip: cpu.regs[RIP],
+            rflags: cpu.rflags(),
+            segments: cpu.segments.map(|segment| segment.selector.0),
+            fs_base: cpu.segments[4].base,
+            gs_base: cpu.segments[5].base,
+        }
+    }
+
+    fn load(&mut self, case: &Case) {
+        let place = |memory: &GuestMemory, code: &[u8; CODE_LEN], start: usize| {
+            let range = start..(start + CODE_MAX).min(CODE_LEN);
+            memory.write_bytes(GuestAddress(CODE_AT + start as u64), &code[range]).unwrap();
+        };
+        let last = self.last_code..(self.last_code + CODE_MAX).min(CODE_LEN);
+        self.code[last].fill(0xcc);
+        place(&self.memory, &self.code, self.last_code);
+        self.last_code = usize::from(case.code_offset);
+        let end = (self.last_code + case.code().len()).min(CODE_LEN);
+        self.code[self.last_code..end].copy_from_slice(&case.code()[..end - self.last_code]);
+        place(&self.memory, &self.code, self.last_code);
+
+        case.fill_data(&mut self.before);
+        for page in 0..DATA.len() {
+            let range = page * PAGE as usize..(page + 1) * PAGE as usize;
+            self.memory.write_bytes(data_at(page), &self.before[range]).unwrap();
+        }
+
+        let cpu = &mut self.interpreter.cpu;
+        cpu.regs[..16].copy_from_slice(&case.gpr);
+        cpu.regs[RIP] = case.rip();
+        for (register, &selector) in cpu.segments.iter_mut().zip(&case.segments) {
+            let null = Segment { selector: Selector(selector), base: 0, limit: 0, attributes: 0 };
+            let found = layout::descriptor(selector);
+            *register = found.map_or(null, |segment| Segment { selector: Selector(selector), ..segment });
+        }
+        if case.mode() == Mode::Bits64 {
+            cpu.segments[4].base = case.fs_base;
+            cpu.segments[5].base = case.gs_base;
+        }
+        cpu.set_cpl(3);
+        cpu.set_rflags(case.rflags & 0x4_0dd5 | 0x202);
+        cpu.cr2 = 0;
+        cpu.fault_address = 0;
+        cpu.interrupt_shadow = false;
+        cpu.update_mode();
+    }
+
+    fn execute(&mut self, case: &Case) -> End {
+        let trap = case.rflags & 1 << 8 != 0;
+        for _ in 0..LIMIT {
+            match self.interpreter.step() {
+                // Single step is the run loop's business: here the trap is taken as given.
+                Ok(()) if trap && !self.interpreter.cpu.interrupt_shadow => {
+                    return End::Exception { vector: 1, error: 0, address: 0 };
+                }
+                Ok(()) => self.interpreter.cpu.interrupt_shadow = false,
+                Err(exception) => {
+                    let cpu = &mut self.interpreter.cpu;
+                    let at = cpu.fetch_address().wrapping_sub(CODE);
+                    if exception == ringfence_x86::Exception::UD
+                        && cpu.regs[RIP] != case.rip()
+                        && self.code.get(at as usize) == Some(&0xcc)
+                    {
+                        cpu.regs[RIP] += 1;
+                        return End::Exception { vector: 3, error: 0, address: 0 };
+                    }
+                    let page_fault = exception.vector == Vector::PageFault;
+                    // Traps are reported behind the instruction.
+                    if matches!(exception.vector, Vector::Breakpoint | Vector::Overflow) {
+                        cpu.regs[RIP] = cpu.regs[RIP].wrapping_add(1);
+                    }
+                    return End::Exception {
+                        vector: exception.vector as u8,
+                        error: u32::from(exception.error_code),
+                        address: if page_fault { cpu.fault_address } else { 0 },
+                    };
+                }
+            }
+        }
+        End::Hung
+    }
+}
+
+/// Four levels that map the window's pages, and the descriptor tables for the supervisor.
+fn page_tables(memory: &GuestMemory) {
+    let put = |table: u64, index: u64, entry: u64| {
+        memory.write(GuestAddress(table + 8 * (index & 511)), entry).unwrap();
+    };
+    let [root, pointers, directory, table] = [0, 1, 2, 3].map(|level| TABLES_AT + level * PAGE);
+    let link = PRESENT | WRITABLE | USER;
+    put(root, CODE >> 39, pointers | link);
+    put(pointers, CODE >> 30, directory | link);
+    put(directory, CODE >> 21, table | link);
+    for page in 0..CODE_LEN as u64 / PAGE {
+        put(table, (CODE >> 12) + page, (CODE_AT + page * PAGE) | PRESENT | USER);
+    }
+    for (index, page) in DATA.iter().enumerate() {
+        let write = if page.writable { WRITABLE } else { 0 };
+        put(table, page.address >> 12, data_at(index).0 | PRESENT | USER | write | NO_EXECUTE);
+    }
+    let [pointers, directory, table] = [4, 5, 6].map(|level| TABLES_AT + level * PAGE);
+    put(root, SYSTEM >> 39, pointers | PRESENT | WRITABLE);
+    put(pointers, SYSTEM >> 30, directory | PRESENT | WRITABLE);
+    put(directory, SYSTEM >> 21, table | PRESENT | WRITABLE);
+    put(table, SYSTEM >> 12, SYSTEM_AT | PRESENT | WRITABLE | NO_EXECUTE);
+}
