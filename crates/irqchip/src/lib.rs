@@ -28,6 +28,8 @@ mod pic;
 mod ports;
 mod router;
 mod saved;
+#[cfg(test)]
+mod tests;
 
 pub use chip::{IrqChip, IrqChipConfig, IrqChipError};
 pub use ioapic::IoApicState;

@@ -4,6 +4,8 @@
 //! The polarity bits are kept but change nothing: wires carry "asserted", not a voltage.
 
 mod entry;
+#[cfg(test)]
+mod tests;
 
 use entry::Entry;
 use serde::{Deserialize, Serialize};

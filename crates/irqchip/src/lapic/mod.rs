@@ -8,6 +8,8 @@ mod msr;
 mod page;
 mod registers;
 mod state;
+#[cfg(test)]
+mod tests;
 mod timer;
 
 use std::sync::{Arc, PoisonError};

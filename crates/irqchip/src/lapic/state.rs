@@ -72,6 +72,11 @@ pub struct LapicState {
 }
 
 impl LapicState {
+    /// The state after power-on, with the APIC id `id`.
+    pub fn reset(id: u32) -> Self {
+        Self::capture(&Registers::reset(id), &LapicInbox::new(id), VirtualTime(0))
+    }
+
     pub(crate) fn capture(registers: &Registers, inbox: &LapicInbox, now: VirtualTime) -> Self {
         let (word, extint) = inbox.snapshot();
         let timer = &registers.timer;

@@ -119,11 +119,15 @@ impl ApicTimer {
 
     /// A running count goes on at the new rate.
     pub(super) fn write_divide(&mut self, now: VirtualTime, value: u32) {
+        let value = value & 0xb;
+        if value == self.divide {
+            return;
+        }
         let count = u64::from(self.current(now));
         let running = self.mode.counts() && self.deadline != VirtualTime::NEVER && self.deadline > now;
-        self.divide = value & 0xb;
+        self.divide = value;
         if running {
-            self.deadline = now.after(count * divisor(self.divide));
+            self.deadline = now.after(count * divisor(value));
         }
     }
 

@@ -64,12 +64,15 @@ pub(super) struct Controller {
 
 impl Controller {
     pub(super) fn new(elcr_mask: u8, master: bool) -> Self {
-        Self { state: PicControllerState::default(), elcr_mask, master }
+        let mut this = Self { state: PicControllerState::default(), elcr_mask, master };
+        this.reset();
+        this
     }
 
-    /// The inputs keep their levels; their devices drive them.
+    /// The inputs keep their levels; their devices drive them. The data sheet says nothing of the mask before
+    /// initialization: everything is masked, so that no kernel gets an interrupt before it asked for any.
     pub(super) fn reset(&mut self) {
-        self.state = PicControllerState { lines: self.state.lines, ..Default::default() };
+        self.state = PicControllerState { lines: self.state.lines, imr: 0xff, ..Default::default() };
     }
 
     pub(super) fn state(&self) -> PicControllerState {

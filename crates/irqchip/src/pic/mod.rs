@@ -4,6 +4,8 @@
 //! control registers (PIIX data sheet 2.5.4), not by ICW1.
 
 mod controller;
+#[cfg(test)]
+mod tests;
 
 use controller::Controller;
 pub use controller::{InitStep, PicControllerState};
