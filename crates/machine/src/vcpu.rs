@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringfence_engine::{CpuState, EngineError, Kick, Vcpu, VmExit};
 
@@ -74,6 +74,9 @@ impl<T> Answer<T> {
 /// How long a vCPU may take to answer. A kick takes microseconds; only a stuck host makes it longer.
 const ANSWER_TIME: Duration = Duration::from_secs(20);
 
+/// How long a thread may take to end before it is left alone; it holds on to everything it uses.
+const FAREWELL_TIME: Duration = Duration::from_secs(2);
+
 impl VcpuThread {
     /// Starts the thread, paused. While `hold` is set, a vCPU that was kicked waits for the next request instead of
     /// entering the guest again. `report` is called on the thread.
@@ -133,11 +136,16 @@ impl VcpuThread {
 
 impl Drop for VcpuThread {
     fn drop(&mut self) {
-        if self.send(Request::Finish).is_ok()
-            && let Some(thread) = self.thread.take()
-        {
-            // A panic there has been reported already.
-            let _ = thread.join();
+        let _ = self.send(Request::Finish);
+        let until = Instant::now() + FAREWELL_TIME;
+        while let Some(thread) = self.thread.take() {
+            if thread.is_finished() {
+                // A panic there has been reported already.
+                let _ = thread.join();
+            } else if Instant::now() < until {
+                self.thread = Some(thread);
+                thread::sleep(Duration::from_micros(200));
+            }
         }
     }
 }
