@@ -271,6 +271,19 @@ impl GuestMemory {
         self.write_bytes(address, &value.widen().to_le_bytes()[..T::SIZE])
     }
 
+    /// Tells the observer that a device or the host's kernel has written `len` bytes from `address` through the
+    /// host addresses of [`GuestMemory::page`]. Call it when the bytes are there and before the guest can know.
+    /// Parts in a hole are left out.
+    pub fn notify_written(&self, address: GuestAddress, len: u64) {
+        let end = address.0.saturating_add(len);
+        for region in &self.regions {
+            let (start, stop) = (region.range.start.0.max(address.0), region.range.end().min(end));
+            if start < stop {
+                self.notify(region, start - region.range.start.0, stop - start);
+            }
+        }
+    }
+
     /// Tells the observer of each marked page in a range of a region.
     fn notify(&self, region: &Region, offset: u64, len: u64) {
         let Some(observer) = self.observer.get() else { return };

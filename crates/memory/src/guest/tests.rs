@@ -59,6 +59,21 @@ fn write_to_marked_page_tells_the_observer_page_by_page() {
 }
 
 #[test]
+fn direct_write_is_told_for_marked_pages_of_every_region() {
+    let memory = two_regions();
+    let log = Arc::new(Log::default());
+    memory.set_code_observer(log.clone());
+    for page in [0x1000, 0x2000, 0x10_0000] {
+        memory.set_code_page(GuestAddress(page), true);
+    }
+    memory.notify_written(GuestAddress(0x1ff0), 0x20);
+    memory.notify_written(GuestAddress(0x2fff), 0x10_0000);
+    memory.notify_written(GuestAddress(u64::MAX), u64::MAX);
+    let told = [(0x1ff0, 0x10), (0x2000, 0x10), (0x2fff, 1), (0x10_0000, 0x1000)];
+    assert_eq!(*log.0.lock().unwrap(), told);
+}
+
+#[test]
 fn closing_a20_changes_mask_and_generation_once() {
     let memory = two_regions();
     let before = memory.generation();

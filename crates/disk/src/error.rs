@@ -1,0 +1,203 @@
+//! What can go wrong with a disk: when it is opened, and while the guest uses it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Why an image cannot be used as a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The host refused to open it.
+    #[error("cannot open the disk image {path}: {source}; {hint}")]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// It is neither a file nor a block device.
+    #[error("{path} is {what}, not a disk image; give a regular file or a block device")]
+    NotAnImage {
+        /// The path given.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// It holds nothing.
+    #[error("the disk image {path} is empty; give it a size first, such as: truncate -s 4G {path}")]
+    Empty {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Somebody else uses it.
+    #[error("the disk image {path} is in use by another machine or program; {hint}")]
+    InUse {
+        /// The image.
+        path: PathBuf,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The file system cannot lock it.
+    #[error(
+        "cannot lock the disk image {path}: {source}; without a lock two machines could write to it, so copy it \
+         to a file system with locks"
+    )]
+    Lock {
+        /// The image.
+        path: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// The file system has no direct I/O.
+    #[error("{path} is on a file system without direct I/O, which cache=none needs; use cache=writeback")]
+    NoDirectIo {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The kernel refuses io_uring, which was asked for by name.
+    #[error("io_uring is not available here ({source}), which io=uring needs for {path}; use io=threads")]
+    NoUring {
+        /// The image.
+        path: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// No place for what an ephemeral disk writes.
+    #[error(
+        "cannot make a file in {folder} for what is written to an ephemeral disk: {source}; set TMPDIR to a \
+             writable folder with enough space"
+    )]
+    Overlay {
+        /// Where it was tried.
+        folder: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// The host has no more threads or descriptors.
+    #[error(
+        "cannot start the I/O threads of the disk {path}: {source}; raise the limit on processes or stop some"
+    )]
+    Threads {
+        /// The image.
+        path: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+}
+
+/// What was to be done when I/O failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IoKind {
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+    /// Making writes durable.
+    Flush,
+    /// Giving back space.
+    Discard,
+    /// Writing zeroes.
+    WriteZeroes,
+}
+
+impl fmt::Display for IoKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "reading",
+            Self::Write => "writing",
+            Self::Flush => "flushing",
+            Self::Discard => "discarding",
+            Self::WriteZeroes => "zeroing",
+        })
+    }
+}
+
+/// Why a request failed, as the device that sent it needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IoError {
+    /// The request reaches past the end of the disk.
+    #[error("the request reaches past the end of the disk")]
+    OutOfRange,
+    /// Offset or length is not a multiple of [`DiskInfo::block`](crate::DiskInfo::block).
+    #[error("the request is not a whole number of the disk's blocks")]
+    Misaligned,
+    /// The disk is read-only.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The host has no space left for what is to be written.
+    #[error("the host has no space left")]
+    NoSpace,
+    /// The host failed.
+    #[error("{0} the disk image failed on the host")]
+    Host(IoKind),
+}
+
+/// A failure of the host, for the user: the guest sees no more than an I/O error.
+#[derive(Debug)]
+pub struct Fault {
+    /// The image.
+    pub path: PathBuf,
+    /// What was to be done.
+    pub kind: IoKind,
+    /// Where in the image, in bytes.
+    pub offset: u64,
+    /// The host's reason.
+    pub error: io::Error,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, kind, offset, error } = self;
+        write!(f, "{kind} the disk image {} failed", path.display())?;
+        if *kind != IoKind::Flush {
+            write!(f, " at byte {offset}")?;
+        }
+        write!(f, ": {error}; the guest sees an I/O error")?;
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => write!(f, ", free some space on the host"),
+            Some(libc::EFBIG) => write!(f, ", raise the limit on the size of files"),
+            _ if *kind == IoKind::Flush => {
+                write!(f, " and the disk takes no more writes, since some of them may be lost")
+            }
+            _ => write!(f, ", look into the host's kernel log"),
+        }
+    }
+}
+
+/// Told of failures of the host, once for each kind of failure of a disk. Called on an I/O thread; must not block.
+pub type FaultObserver = Arc<dyn Fn(&Fault) + Send + Sync>;
+
+/// Turns the host's errors into what the guest may know, and tells the user of each kind once.
+pub(crate) struct Faults {
+    path: PathBuf,
+    observer: Option<FaultObserver>,
+    told: Mutex<BTreeSet<(IoKind, Option<i32>)>>,
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())
+    }
+}
+
+impl Faults {
+    pub(crate) fn new(path: &Path, observer: Option<FaultObserver>) -> Self {
+        Self { path: path.to_owned(), observer, told: Mutex::default() }
+    }
+
+    pub(crate) fn report(&self, kind: IoKind, offset: u64, error: io::Error) -> IoError {
+        let code = error.raw_os_error();
+        let new = self.told.lock().unwrap_or_else(PoisonError::into_inner).insert((kind, code));
+        if new && let Some(observer) = &self.observer {
+            observer(&Fault { path: self.path.clone(), kind, offset, error });
+        }
+        match code {
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => IoError::NoSpace,
+            _ => IoError::Host(kind),
+        }
+    }
+}
