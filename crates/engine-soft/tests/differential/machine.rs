@@ -19,8 +19,18 @@ const CODE_AT: u64 = 0x10_0000;
 const DATA_AT: u64 = 0x20_0000;
 const TABLES_AT: u64 = 0x1000;
 const SYSTEM_AT: u64 = 0x8000;
-/// Linear address of the descriptor tables, in the supervisor's half.
+/// Linear address of the supervisor's pages: descriptor tables and TSS, IDT, stack.
 const SYSTEM: u64 = 0xffff_8000_0000_0000;
+const SYSTEM_PAGES: u64 = 3;
+const GDT: u64 = 0x800;
+const TSS: u64 = 0xc00;
+const IDT: u64 = 0x1000;
+const STACK_TOP: u64 = 0x3000;
+/// Where the gates lead: one address a vector. Nothing is there; arriving is the end of a case.
+const HANDLERS: u64 = SYSTEM + 0x10_0000;
+const KERNEL_CODE: u16 = 0x10;
+const TSS_SELECTOR: u16 = 0x40;
+const LDT_SELECTOR: u16 = 0x50;
 /// Instructions after which a case counts as hung.
 const LIMIT: u32 = 100_000;
 
@@ -77,25 +87,22 @@ impl Machine {
         let bus = Arc::new(NoDevices);
         let mut cpu = Cpu::new(Connections { memory: Arc::clone(&memory), bus, clock, code });
         page_tables(&memory);
-        for (index, segment) in LDT.iter().enumerate() {
-            memory.write(GuestAddress(SYSTEM_AT + 8 * index as u64), segment.to_descriptor()).unwrap();
-        }
-        for segment in &GDT_USER {
-            let at = SYSTEM_AT + 0x800 + u64::from(segment.selector.offset());
-            memory.write(GuestAddress(at), segment.to_descriptor()).unwrap();
-        }
+        system_tables(&memory);
         cpu.cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG;
         cpu.cr4 =
             Cr4::PAE | Cr4::PGE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE | Cr4::FSGSBASE | Cr4::UMIP;
         cpu.efer = Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE;
         cpu.cr3 = TABLES_AT;
-        cpu.gdtr = DescriptorTable { base: SYSTEM + 0x800, limit: 0x7f };
-        cpu.ldtr = Segment {
-            selector: Selector(0x50),
-            base: SYSTEM,
-            limit: (8 * LDT.len() - 1) as u32,
-            attributes: attribute::PRESENT | u16::from(system_type::LDT),
+        cpu.gdtr = DescriptorTable { base: SYSTEM + GDT, limit: 0x7f };
+        cpu.idtr = DescriptorTable { base: SYSTEM + IDT, limit: 0xfff };
+        let system = |selector, base, limit, kind: u8| Segment {
+            selector: Selector(selector),
+            base,
+            limit,
+            attributes: attribute::PRESENT | u16::from(kind),
         };
+        cpu.ldtr = system(LDT_SELECTOR, SYSTEM, (8 * LDT.len() - 1) as u32, system_type::LDT);
+        cpu.tr = system(TSS_SELECTOR, SYSTEM + TSS, 0x67, system_type::TSS_BUSY);
         let pages = Box::new([0xcc; CODE_LEN]);
         memory.write_bytes(GuestAddress(CODE_AT), &pages[..]).unwrap();
         Self {
@@ -230,5 +237,36 @@ fn page_tables(memory: &GuestMemory) {
     put(root, SYSTEM >> 39, pointers | PRESENT | WRITABLE);
     put(pointers, SYSTEM >> 30, directory | PRESENT | WRITABLE);
     put(directory, SYSTEM >> 21, table | PRESENT | WRITABLE);
-    put(table, SYSTEM >> 12, SYSTEM_AT | PRESENT | WRITABLE | NO_EXECUTE);
+    for page in 0..SYSTEM_PAGES {
+        let entry = (SYSTEM_AT + page * PAGE) | PRESENT | WRITABLE | NO_EXECUTE;
+        put(table, (SYSTEM >> 12) + page, entry);
+    }
+}
+
+/// LDT, GDT, a TSS with nothing but a stack, and an IDT whose gates lead to the vector's address in [`HANDLERS`].
+fn system_tables(memory: &GuestMemory) {
+    let put = |offset: u64, value: u64| memory.write(GuestAddress(SYSTEM_AT + offset), value).unwrap();
+    for (index, segment) in LDT.iter().enumerate() {
+        put(8 * index as u64, segment.to_descriptor());
+    }
+    for segment in &GDT_USER {
+        put(GDT + u64::from(segment.selector.offset()), segment.to_descriptor());
+    }
+    // 64-bit code, DPL 0, accessed.
+    put(GDT + u64::from(KERNEL_CODE), 0x00af_9b00_0000_ffff);
+    put(TSS + 4, SYSTEM + STACK_TOP);
+    for vector in 0..256 {
+        const INTERRUPT_GATE: u64 = 0xe;
+        let handler = HANDLERS + 16 * vector;
+        // INT3 and INTO may be executed by user code.
+        let privilege = if matches!(vector, 3 | 4) { 3 } else { 0 };
+        let low = handler & 0xffff
+            | u64::from(KERNEL_CODE) << 16
+            | INTERRUPT_GATE << 40
+            | privilege << 45
+            | 1 << 47
+            | (handler & 0xffff_0000) << 32;
+        put(IDT + 16 * vector, low);
+        put(IDT + 16 * vector + 8, handler >> 32);
+    }
 }

@@ -60,3 +60,21 @@ fn every_form_gets_an_encoding_and_a_tenth_of_the_cases_fault() {
         assert!(ends.contains_key(&format!("vector {vector}")), "no vector {vector}");
     }
 }
+
+#[test]
+fn same_case_gives_same_outcome_again() {
+    let mut oracle = Oracle::new().unwrap();
+    let mut generator = Generator::new(2, &oracle);
+    let samples: Vec<_> = (0..20_000).map(|_| generator.sample()).collect();
+    let mut cases: Vec<_> = samples.iter().map(|sample| sample.case.clone()).collect();
+    let first = oracle.run_all(&cases).unwrap();
+    // After other cases than before.
+    cases.reverse();
+    let mut second = oracle.run_all(&cases).unwrap();
+    second.reverse();
+    for (i, (a, b)) in first.iter().zip(&second).enumerate() {
+        let same = (a.end, a.gpr, a.rip, a.rflags, a.segments, &a.memory, &a.vectors)
+            == (b.end, b.gpr, b.rip, b.rflags, b.segments, &b.memory, &b.vectors);
+        assert!(same, "{:?}\n{a:x?}\n{b:x?}", samples[i].form);
+    }
+}
