@@ -84,6 +84,8 @@ bitflags! {
         const NXE = 1 << 11;
         /// FXSAVE leaves out the XMM registers at CPL 0 in 64-bit mode (APM 2 3.1.7).
         const FFXSR = 1 << 14;
+        /// Automatic IBRS (APM 2 3.2.9).
+        const AIBRSE = 1 << 21;
     }
 
     /// Extended control register 0: the state components that XSAVE manages (SDM 1 13.3).

@@ -96,7 +96,7 @@ impl Vector {
 ///
 /// Four bytes, so that a `Result<u64, Exception>` travels in registers. The linear address of a page fault
 /// is kept beside it, where CR2 will be loaded from on delivery. `error_code` is zero for vectors that push
-/// none.
+/// none, but for [`Exception::debug`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
     /// Which exception.
@@ -128,6 +128,18 @@ impl Exception {
     pub const DE: Self = Self::new(Vector::DivideError);
     /// `#AC(0)`.
     pub const AC0: Self = Self::new(Vector::AlignmentCheck);
+
+    /// Debug exception: a breakpoint register was accessed (DR6.BD).
+    pub const DEBUG_GENERAL_DETECT: u16 = 1 << 13;
+    /// Debug exception: single step (DR6.BS).
+    pub const DEBUG_SINGLE_STEP: u16 = 1 << 14;
+    /// Debug exception: task switch (DR6.BT).
+    pub const DEBUG_TASK_SWITCH: u16 = 1 << 15;
+
+    /// `#DB`. It pushes no error code; `causes` are the bits that DR6 takes on delivery (SDM 3B 18.2.3).
+    pub const fn debug(causes: u16) -> Self {
+        Self::with_code(Vector::Debug, causes)
+    }
 
     /// `#GP(selector)`.
     pub const fn gp(code: u16) -> Self {
