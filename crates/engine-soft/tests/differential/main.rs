@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use machine::Machine;
 use ringfence_oracle::generate::{Form, Generator, Options, Sample};
-use ringfence_oracle::{End, Mode, Oracle, Outcome};
+use ringfence_oracle::{Case, End, Mode, Oracle, Outcome, layout};
 
 const SEED: u64 = 0x52_6967_6e67;
 const CASES: u64 = 500_000;
@@ -149,4 +149,34 @@ fn judge_run(run: &Run, forms: &[Form], elapsed: Duration, filtered: bool) {
         assert!(run.faults * 10 >= run.cases, "too few faults among the cases");
         assert!(covered * 100 >= forms.len() * COVERED_PERCENT, "forms covered {covered} of {}", forms.len());
     }
+}
+
+/// A comparison that finds nothing must have been able to find something.
+#[test]
+fn tampered_results_are_noticed() {
+    // mov %rax, (%rbx)
+    let mut case = Case::new(Mode::Bits64, &[0x48, 0x89, 0x03]);
+    (case.gpr[0], case.gpr[3]) = (u64::MAX, layout::DATA[0].address);
+    let host = Oracle::new().unwrap().run(&case).unwrap();
+    let mut machine = Machine::new();
+    let ours = machine.run(&case);
+    let differ =
+        |host: &Outcome, machine: &Machine| !compare::differences(&case, host, &ours, machine).is_empty();
+    assert!(!differ(&host, &machine));
+    type Tamper = fn(&mut Outcome);
+    let tampers: [Tamper; 6] = [
+        |host| host.gpr[15] ^= 1 << 63,
+        |host| host.rip += 1,
+        |host| host.rflags ^= 1 << 11,
+        |host| host.segments[3] = 3,
+        |host| host.end = End::Exception { vector: 14, error: 4, address: 8 },
+        |host| host.memory = None,
+    ];
+    for tamper in tampers {
+        let mut other = host.clone();
+        tamper(&mut other);
+        assert!(differ(&other, &machine), "{other:?}");
+    }
+    machine.after[0x3fff] ^= 1;
+    assert!(differ(&host, &machine));
 }
