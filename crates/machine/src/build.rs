@@ -46,7 +46,7 @@ pub(crate) fn build_on(
         memory: Arc::clone(&memory),
         clock: Arc::clone(&clock),
         timers: Arc::clone(&timers),
-        cpuid: Arc::new(cpu_model::cpuid(spec.cpu)),
+        cpuid: Arc::new(cpu_model::cpuid(spec.cpu, spec.cpus, clock.tsc_khz())?),
         cpus: spec.cpus,
     })?;
     let power = Arc::new(PowerSwitch::new(sender.clone()));

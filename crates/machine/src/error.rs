@@ -7,6 +7,7 @@ use ringfence_boot::BootError;
 use ringfence_devices::BusError;
 use ringfence_engine::{EngineError, StateError};
 use ringfence_memory::MemoryError;
+use ringfence_x86::cpuid::MissingFeatures;
 
 use crate::size::ByteSize;
 use crate::spec::SpecError;
@@ -17,6 +18,9 @@ pub enum MachineError {
     /// The description asks for something that cannot be had.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// The host's CPU cannot execute the model.
+    #[error(transparent)]
+    Cpu(#[from] MissingFeatures),
     /// The host has no memory for the guest.
     #[error(transparent)]
     Memory(#[from] MemoryError),

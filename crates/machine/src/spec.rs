@@ -139,7 +139,7 @@ mod tests {
             engine: EngineChoice::Auto,
             cpus: 1,
             memory: 512 << 20,
-            cpu: CpuModel::Host,
+            cpu: CpuModel::default(),
             clock: ClockMode::Host,
             boot: BootSpec::default(),
             debug_exit: None,

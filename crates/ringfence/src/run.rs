@@ -56,6 +56,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
 fn machine_failure(error: MachineError) -> Failure {
     match error {
         MachineError::Spec(error) => Failure::usage(error),
+        MachineError::Cpu(error) => Failure::usage(error),
         error => Failure::failed(error),
     }
 }

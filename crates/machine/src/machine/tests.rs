@@ -148,7 +148,7 @@ fn machine(
         engine: EngineChoice::Auto,
         cpus: 1,
         memory: 16 << 20,
-        cpu: CpuModel::Host,
+        cpu: CpuModel::default(),
         clock: ringfence_engine::ClockMode::Host,
         boot: BootSpec { kernel: kernel.path().to_owned(), ..BootSpec::default() },
         debug_exit: Some(0xf4),
