@@ -2,6 +2,7 @@
 
 use ringfence_memory::GuestRange;
 
+use crate::PlatformDescription;
 use crate::acpi::AcpiTables;
 use crate::layout::{HIGH_START, LOW_END, Layout};
 
@@ -32,13 +33,17 @@ pub struct E820Entry {
 const FIRMWARE: u64 = 0xe_0000;
 
 /// The map of a machine: its RAM, less what firmware keeps. Ascending, without overlaps.
-pub(crate) fn map(layout: &Layout, acpi: &AcpiTables) -> Vec<E820Entry> {
+pub(crate) fn map(layout: &Layout, acpi: &AcpiTables, platform: &PlatformDescription) -> Vec<E820Entry> {
     let mut kept = vec![
         E820Entry { range: GuestRange::new(LOW_END, 0xa_0000 - LOW_END), kind: E820Kind::Reserved },
         E820Entry { range: GuestRange::new(FIRMWARE, HIGH_START - FIRMWARE), kind: E820Kind::Reserved },
         E820Entry { range: acpi.data_range(), kind: E820Kind::AcpiData },
         E820Entry { range: acpi.facs_range(), kind: E820Kind::AcpiNvs },
     ];
+    if let Some(ecam) = platform.pci_ecam {
+        let len = ecam.last.saturating_sub(ecam.start).saturating_add(1);
+        kept.push(E820Entry { range: GuestRange::new(ecam.start, len), kind: E820Kind::Reserved });
+    }
     kept.sort_by_key(|e| e.range.start);
     let mut entries = kept.clone();
     for ram in layout.ram() {
@@ -66,7 +71,6 @@ mod tests {
     use ringfence_memory::{GuestMemory, RegionKind, RegionSpec};
 
     use super::*;
-    use crate::PlatformDescription;
 
     #[test]
     fn map_of_a_large_machine_has_both_sides_of_the_hole() {
@@ -79,7 +83,7 @@ mod tests {
         ])
         .unwrap();
         let acpi = AcpiTables::build(&PlatformDescription::default(), 1, 0xbfff_0000).unwrap();
-        let map = map(&Layout::new(&memory), &acpi);
+        let map = map(&Layout::new(&memory), &acpi, &PlatformDescription::default());
         let text: Vec<_> = map.iter().map(|e| (e.range.start.0, e.range.end(), e.kind)).collect();
         let (data, facs) = (acpi.data_range(), acpi.facs_range());
         assert_eq!(facs.end(), data.start.0);
@@ -91,6 +95,7 @@ mod tests {
             (0xbfff_0000, 0xbfff_1000, E820Kind::AcpiNvs),
             (0xbfff_1000, data.end(), E820Kind::AcpiData),
             (data.end(), 0xc000_0000, E820Kind::Ram),
+            (0xc000_0000, 0xd000_0000, E820Kind::Reserved),
             (1 << 32, 5 << 30, E820Kind::Ram),
         ];
         assert_eq!(text, expected);
@@ -100,7 +105,7 @@ mod tests {
     fn flat_memory_leaves_out_the_window_below_one_mib() {
         let memory = GuestMemory::flat(16 << 20).unwrap();
         let acpi = AcpiTables::build(&PlatformDescription::default(), 1, 0xff_0000).unwrap();
-        let map = map(&Layout::new(&memory), &acpi);
+        let map = map(&Layout::new(&memory), &acpi, &PlatformDescription::default());
         assert!(map.windows(2).all(|w| w[0].range.end() <= w[1].range.start.0), "{map:?}");
         let usable = |at: u64| {
             map.iter()

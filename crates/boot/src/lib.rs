@@ -1,6 +1,6 @@
 //! Kernel loaders and firmware tables.
 //!
-//! [`load`] does what firmware and a boot loader do on a real PC: it puts a kernel, its initrd and command line
+//! [`load()`] does what firmware and a boot loader do on a real PC: it puts a kernel, its initrd and command line
 //! into guest memory, describes the machine to it (E820, ACPI, SMBIOS), and says in which state the first CPU
 //! starts. Four kinds of kernel are known:
 //!

@@ -73,7 +73,7 @@ pub fn load(memory: &GuestMemory, spec: &BootSpec<'_>) -> Result<BootPlan, BootE
     }
     let mut layout = Layout::new(memory);
     let acpi = write_firmware(memory, spec, &mut layout)?;
-    let memory_map = e820::map(&layout, &acpi);
+    let memory_map = e820::map(&layout, &acpi, &spec.platform);
     let mut context = Context { memory, spec, layout, memory_map, rsdp: acpi::RSDP };
 
     if linux::is_bzimage(spec.kernel) {

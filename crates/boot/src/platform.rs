@@ -73,6 +73,8 @@ pub struct PlatformDescription {
     /// The first of four consecutive global system interrupts that carry PCI's INTA to INTD, level-triggered.
     /// See [`pci_interrupt`].
     pub pci_interrupt_base: u8,
+    /// Where the configuration space of PCI buses 0 to 255 lies, 1 MiB for each (ECAM), if it is in memory at all.
+    pub pci_ecam: Option<MemoryWindow>,
     /// Where PCI devices may lie below 4 GiB.
     pub pci_window: MemoryWindow,
     /// Where 64-bit PCI devices may lie. `None` puts 64 GiB at the next multiple of 64 GiB above RAM, which
@@ -115,7 +117,8 @@ impl Default for PlatformDescription {
             io_apic: 0xfec0_0000,
             io_apic_id: 0,
             pci_interrupt_base: 16,
-            pci_window: MemoryWindow { start: 0xc000_0000, last: 0xfebf_ffff },
+            pci_ecam: Some(MemoryWindow { start: 0xc000_0000, last: 0xcfff_ffff }),
+            pci_window: MemoryWindow { start: 0xd000_0000, last: 0xfebf_ffff },
             pci_window_64: None,
             fw_cfg: Some(0x510),
             pvpanic: Some(0x505),

@@ -3,6 +3,8 @@
 //! The ACPI tables must describe exactly these. Legacy addresses are those of the IBM PC/AT; the ACPI block and
 //! fw_cfg are where the widespread virtual PCs have them.
 
+use ringfence_memory::GuestRange;
+
 /// First of the four ports of the 8254 timer.
 pub const PIT_PORT: u16 = 0x40;
 /// System control port B: gate and output of timer channel 2, the speaker.
@@ -70,6 +72,13 @@ pub const RESET_PORT: u16 = 0xcf9;
 /// FADT RESET_VALUE.
 pub const RESET_VALUE: u8 = 0x06;
 
+/// Where configuration space lies in memory: 256 buses of 1 MiB (the MCFG table, and reserved in the memory map).
+pub const PCI_ECAM: GuestRange = GuestRange::new(0xc000_0000, 0x1000_0000);
+/// Where the base addresses of PCI devices can be below 4 GiB; above, they can be anywhere.
+pub const PCI_WINDOW: GuestRange = GuestRange::new(0xd000_0000, 0x2ec0_0000);
+/// First of the four global system interrupts that carry the pins of PCI devices: device `n`'s INTA is at this
+/// plus `n` modulo 4. Level-triggered.
+pub const PCI_INTERRUPT_BASE: u32 = 16;
 /// First of the eight PCI configuration ports.
 pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 

@@ -25,6 +25,8 @@ pub(crate) struct Log {
     pub(crate) levels: [bool; 24],
     /// Rising edges: when, on which line.
     pub(crate) edges: Vec<(u64, u32)>,
+    /// Message-signalled interrupts: address and data.
+    pub(crate) messages: Vec<(u64, u32)>,
 }
 
 impl InterruptSink for Wires {
@@ -36,7 +38,9 @@ impl InterruptSink for Wires {
         log.levels[gsi as usize] = asserted;
     }
 
-    fn send_msi(&self, _: u64, _: u32) {}
+    fn send_msi(&self, address: u64, data: u32) {
+        lock(&self.log).messages.push((address, data));
+    }
 }
 
 impl Bench {
@@ -77,6 +81,11 @@ impl Bench {
     pub(crate) fn edges(&self, gsi: u32) -> Vec<u64> {
         let edges = std::mem::take(&mut lock(&self.wires.log).edges);
         edges.into_iter().filter(|(_, line)| *line == gsi).map(|(time, _)| time).collect()
+    }
+
+    /// Message-signalled interrupts since the last call.
+    pub(crate) fn messages(&self) -> Vec<(u64, u32)> {
+        std::mem::take(&mut lock(&self.wires.log).messages)
     }
 
     /// The level of `gsi`.

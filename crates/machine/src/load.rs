@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use ringfence_boot::{BootError, BootPlan, Kaslr, PlatformDescription, SerialPort};
+use ringfence_boot::{BootError, BootPlan, Kaslr, MemoryWindow, PlatformDescription, SerialPort};
 use ringfence_devices::platform;
 use ringfence_engine::ClockMode;
-use ringfence_memory::GuestMemory;
+use ringfence_memory::{GuestMemory, GuestRange};
 
 use crate::error::MachineError;
 use crate::size::ByteSize;
@@ -59,6 +59,10 @@ fn read_and_load(spec: &MachineSpec, memory: &GuestMemory) -> Result<BootPlan, B
     ringfence_boot::load(memory, &plan)
 }
 
+fn window(range: GuestRange) -> MemoryWindow {
+    MemoryWindow { start: range.start.0, last: range.end() - 1 }
+}
+
 /// What the firmware tables tell: where the devices are that [`crate::devices`] makes.
 fn description() -> PlatformDescription {
     let serial = platform::SERIAL_PORTS.iter().zip(platform::SERIAL_IRQS);
@@ -74,6 +78,9 @@ fn description() -> PlatformDescription {
         reset_value: platform::RESET_VALUE,
         rtc_port: platform::RTC_PORT,
         century: platform::RTC_CENTURY,
+        pci_interrupt_base: platform::PCI_INTERRUPT_BASE as u8,
+        pci_ecam: Some(window(platform::PCI_ECAM)),
+        pci_window: window(platform::PCI_WINDOW),
         serial: serial.map(|(&port, irq)| SerialPort { port, irq: irq as u8 }).collect(),
         ..PlatformDescription::default()
     }

@@ -7,6 +7,7 @@
 mod dsdt;
 mod fadt;
 mod madt;
+mod pci;
 mod resource;
 
 use acpi_tables::sdt::Sdt;
@@ -73,8 +74,12 @@ impl AcpiTables {
         let dsdt = tables.add(&dsdt::build(platform, cpus, ram)?)?;
         let fadt = tables.add(&fadt::build(platform, dsdt, tables.base32()?))?;
         let madt = tables.add(madt::build(platform, cpus).as_slice())?;
+        let mut found = vec![fadt, madt];
+        if let Some(ecam) = platform.pci_ecam {
+            found.push(tables.add(pci::mcfg(ecam).as_slice())?);
+        }
         let (mut rsdt, mut xsdt) = (table(b"RSDT", 1), table(b"XSDT", 1));
-        for address in [fadt, madt] {
+        for address in found {
             rsdt.append_slice(&address.to_le_bytes());
             xsdt.append_slice(&u64::from(address).to_le_bytes());
         }

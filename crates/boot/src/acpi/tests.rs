@@ -52,7 +52,7 @@ fn find(memory: &GuestMemory, signature: &str) -> Vec<u8> {
 fn every_table_is_reachable_and_sums_to_zero() {
     let (memory, acpi) = written(4);
     let names: Vec<String> = walk(&memory).into_iter().map(|t| t.0).collect();
-    assert_eq!(names, ["FACP", "APIC", "DSDT"]);
+    assert_eq!(names, ["FACP", "APIC", "MCFG", "DSDT"]);
     assert_eq!(acpi.facs_range(), GuestRange::new(BASE, 0x1000));
     assert!(acpi.data_range().end() >= BASE + acpi.size());
 }
@@ -92,6 +92,25 @@ fn machine_without_smi_command_is_always_in_acpi_mode() {
     AcpiTables::build(&platform, 1, BASE).unwrap().write(&memory).unwrap();
     let fadt = find(&memory, "FACP");
     assert_eq!((u32_at(&fadt, 48), fadt[52], fadt[53]), (Some(0), 0, 0));
+}
+
+#[test]
+fn mcfg_tells_of_one_segment_with_all_its_buses() {
+    let (memory, _) = written(1);
+    let mcfg = find(&memory, "MCFG");
+    assert_eq!((mcfg.len(), u64_at(&mcfg, 44)), (60, Some(0xc000_0000)));
+    assert_eq!(mcfg[52..56], [0, 0, 0, 255], "segment, first and last bus");
+    let memory = GuestMemory::flat(64 << 20).unwrap();
+    let platform = PlatformDescription { pci_ecam: None, ..PlatformDescription::default() };
+    AcpiTables::build(&platform, 1, BASE).unwrap().write(&memory).unwrap();
+    assert!(walk(&memory).iter().all(|(name, _)| name != "MCFG"));
+    for (start, last) in
+        [(0xc000_0000, 0xcfff_fffe), (0xc800_0000, 0xd7ff_ffff), (1 << 32, (1 << 32) + 0xfff_ffff)]
+    {
+        let window = Some(crate::MemoryWindow { start, last });
+        let platform = PlatformDescription { pci_ecam: window, ..PlatformDescription::default() };
+        assert!(AcpiTables::build(&platform, 1, BASE).is_err(), "{start:#x}");
+    }
 }
 
 /// The MADT's structures: type and bytes.
@@ -168,6 +187,9 @@ fn iasl_reads_every_table() {
     for expected in [
         "Device (C001)",
         "Device (PCI0)",
+        "Device (ECAM)",
+        "Method (_OSC, 4",
+        "PNP0A08",
         "Name (_PRT",
         "\"PNP0501\"",
         "\"QEMU0001\"",

@@ -1,26 +1,41 @@
-//! The PCI host bridge: configuration mechanism #1 and a bus with nothing on it but the bridge itself.
+//! PCI: the bus, its host bridge with both ways to configuration space, and what functions are made of.
 //!
-//! Sources: PCI Local Bus 3.0, 3.2.2.3.2 (configuration mechanism #1) and 6.1 (configuration space); ICH9 data
-//! sheet 13.7.5 (RST_CNT, which lies within the configuration ports).
+//! Sources: PCI Local Bus 3.0 (3.2.2.3.2 configuration mechanism #1, 6 configuration space and MSI-X), PCI Express
+//! Base 4.0 (7.2.2 ECAM); ICH9 data sheet 13.7.5 (RST_CNT, which lies within the configuration ports).
 //!
-//! Whatever plugs into the bus is a [`PciFunction`]. The bus hands it accesses within its configuration space and
-//! knows nothing else about it, so further ways to reach that space can use the same [`PciBus`].
+//! Whatever plugs into the [`PciBus`] is a [`PciFunction`]. The bus hands it accesses within its configuration
+//! space and its [`Slot`]; an [`Endpoint`] does the rest that functions have in common: base addresses that follow
+//! the registers about, MSI-X, the interrupt pin. [`PciHost`] is the bridge's side towards the CPU: ports 0xcf8 to
+//! 0xcff and the ECAM window. All functions sit on bus 0. Addresses that nobody uses yet in the windows of
+//! [`platform`](crate::platform) are for what is plugged in while the machine runs.
 
 mod bridge;
+mod config;
+mod decode;
+mod ecam;
+mod endpoint;
+mod intx;
+mod msix;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use ringfence_engine::{BusDevice, Placement, SavedState, StateError, Stateful};
+use ringfence_engine::{AddressSpace, BusDevice, InterruptSink, Placement, SavedState, StateError, Stateful};
 use serde::{Deserialize, Serialize};
+
+pub use config::Identity;
+pub use decode::Decoder;
+pub use endpoint::{Endpoint, EndpointState, Registers};
+pub use intx::IntxPin;
+pub use msix::MAX_VECTORS;
 
 use bridge::HostBridge;
 
 use crate::device::{lock, ports};
-use crate::platform::{PCI_CONFIG_PORT, RESET_PORT};
-use crate::{PowerControl, PowerEvent};
+use crate::platform::{PCI_CONFIG_PORT, PCI_ECAM, RESET_PORT};
+use crate::{PowerControl, PowerEvent, SystemBus};
 
 const NAME: &str = "pci-host";
 const VERSION: u32 = 1;
@@ -35,9 +50,19 @@ impl PciAddress {
         Self((bus as u16) << 8 | (device as u16 & 31) << 3 | function as u16 & 7)
     }
 
+    /// The address from bus, device and function packed as in a requester ID.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// Bus, device and function packed as in a requester ID.
     pub const fn bits(self) -> u16 {
         self.0
+    }
+
+    /// The device's number on its bus, 0 to 31.
+    pub const fn device(self) -> u8 {
+        (self.0 >> 3 & 31) as u8
     }
 }
 
@@ -54,6 +79,22 @@ pub trait PciFunction: Send + Sync {
     fn config_read(&self, offset: u16, data: &mut [u8]);
     /// Writes `data` to configuration space at `offset`, within the same limits.
     fn config_write(&self, offset: u16, data: &[u8]);
+    /// Called once, when the function gets its place on the bus.
+    ///
+    /// # Errors
+    /// [`PciError`] if it cannot be there; it is not plugged in then.
+    fn plugged(&self, slot: Slot) -> Result<(), PciError> {
+        drop(slot);
+        Ok(())
+    }
+}
+
+/// A function's place and what it can reach from there.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    address: PciAddress,
+    decoder: Arc<Decoder>,
+    pin: IntxPin,
 }
 
 /// Why a function cannot be plugged in.
@@ -62,11 +103,19 @@ pub enum PciError {
     /// The place is taken.
     #[error("PCI address {0} is taken; choose another")]
     Taken(PciAddress),
+    /// The window for base addresses is full.
+    #[error("no room for {0:#x} bytes of registers in the PCI window; plug in fewer devices")]
+    NoRoom(u64),
+    /// All device numbers are taken.
+    #[error("all 32 places on the PCI bus are taken; plug in fewer devices")]
+    Full,
 }
 
 /// The functions on the bus and their configuration spaces.
 pub struct PciBus {
     functions: RwLock<BTreeMap<PciAddress, Arc<dyn PciFunction>>>,
+    decoder: Arc<Decoder>,
+    lines: intx::Lines,
 }
 
 impl std::fmt::Debug for PciBus {
@@ -81,20 +130,47 @@ impl PciBus {
     pub fn new() -> Arc<Self> {
         let bridge = Arc::new(HostBridge) as Arc<dyn PciFunction>;
         let functions = BTreeMap::from([(PciAddress::new(0, 0, 0), bridge)]);
-        Arc::new(Self { functions: RwLock::new(functions) })
+        Arc::new(Self {
+            functions: RwLock::new(functions),
+            decoder: Arc::default(),
+            lines: intx::Lines::default(),
+        })
+    }
+
+    /// Connects the bus on which base addresses are decoded, which is held weakly, and the interrupt controller
+    /// for the functions' pins. Needed once, before or after functions are plugged in; the first call counts.
+    pub fn connect(&self, system: &Arc<SystemBus>, interrupts: &Arc<dyn InterruptSink>) {
+        self.decoder.connect(system);
+        self.lines.connect(interrupts);
     }
 
     /// Plugs a function in.
     ///
     /// # Errors
-    /// [`PciError::Taken`] if another is there.
+    /// [`PciError`] if another is there or the function cannot be.
     pub fn plug(&self, address: PciAddress, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
         let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
         if functions.contains_key(&address) {
             return Err(PciError::Taken(address));
         }
+        let pin = self.lines.pin(address);
+        function.plugged(Slot { address, decoder: Arc::clone(&self.decoder), pin })?;
         functions.insert(address, function);
         Ok(())
+    }
+
+    /// Plugs a function in as the first of the lowest free device. Returns where.
+    ///
+    /// # Errors
+    /// [`PciError`] if there is no room.
+    pub fn plug_next(&self, function: Arc<dyn PciFunction>) -> Result<PciAddress, PciError> {
+        let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
+        let free = |device: &u8| !functions.keys().any(|a| a.bits() >> 3 == u16::from(*device));
+        let device = (0..32).find(free).ok_or(PciError::Full)?;
+        drop(functions);
+        let address = PciAddress::new(0, device, 0);
+        self.plug(address, function)?;
+        Ok(address)
     }
 
     fn function(&self, address: PciAddress) -> Option<Arc<dyn PciFunction>> {
@@ -134,7 +210,7 @@ struct State {
     reset_control: u8,
 }
 
-/// Ports 0xcf8 to 0xcff: CONFIG_ADDRESS, CONFIG_DATA and the reset control register at 0xcf9.
+/// Ports 0xcf8 to 0xcff (CONFIG_ADDRESS, CONFIG_DATA and the reset control register at 0xcf9) and the ECAM window.
 pub struct PciHost {
     bus: Arc<PciBus>,
     power: Arc<dyn PowerControl>,
@@ -148,7 +224,7 @@ impl std::fmt::Debug for PciHost {
 }
 
 impl PciHost {
-    /// The ports of `bus`.
+    /// The CPU's side of `bus`.
     pub fn new(bus: Arc<PciBus>, power: Arc<dyn PowerControl>) -> Arc<Self> {
         Arc::new(Self { bus, power, state: Mutex::default() })
     }
@@ -201,7 +277,11 @@ impl BusDevice for PciHost {
 
 impl crate::Device for PciHost {
     fn placements(self: Arc<Self>) -> Vec<Placement> {
-        vec![ports(NAME, PCI_CONFIG_PORT, 8, self)]
+        let ecam = Arc::new(ecam::Ecam(Arc::clone(&self.bus)));
+        vec![
+            ports(NAME, PCI_CONFIG_PORT, 8, self),
+            Placement { name: "pci-ecam", space: AddressSpace::Memory, range: PCI_ECAM, device: ecam },
+        ]
     }
 
     fn reset(&self) {

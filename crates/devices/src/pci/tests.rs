@@ -1,3 +1,5 @@
+mod endpoint;
+
 use super::*;
 use crate::Device;
 use crate::testing::{Bench, Requests, poke, read8, read16, read32, write8};
