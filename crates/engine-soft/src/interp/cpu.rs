@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ringfence_engine::{Activity, Bus, VirtualClock};
+use ringfence_engine::{Activity, Bus, EngineError, VirtualClock};
 use ringfence_memory::{GuestMemory, Scalar};
+use ringfence_x86::cpuid::CpuidTable;
 use ringfence_x86::segment::{DescriptorTable, Segment, attribute};
 use ringfence_x86::{Cr0, Cr4, Efer, Rflags, SegmentRegister};
 
@@ -13,6 +14,7 @@ use crate::code::{CodeMap, StaleCode};
 use crate::mmu::tlb::{Class, Tlb};
 use crate::mmu::walk::{Context, Rights};
 use crate::status::Status;
+use crate::vector::Vector;
 
 /// What the vCPU's code segment makes of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,6 +112,8 @@ pub struct Cpu {
     pub retired: u64,
     /// Bits in a physical address.
     pub physical_bits: u32,
+    /// Vector and x87 registers.
+    pub vector: Box<Vector>,
     /// Data breakpoints that the instruction under way has hit, as DR6 bits 0 to 3.
     pub breakpoints_hit: u64,
 }
@@ -135,6 +139,8 @@ pub struct Connections {
     pub clock: Arc<VirtualClock>,
     /// Which pages hold decoded code.
     pub code: Arc<CodeMap>,
+    /// What CPUID says.
+    pub cpuid: Arc<CpuidTable>,
 }
 
 impl std::fmt::Debug for Connections {
@@ -145,8 +151,15 @@ impl std::fmt::Debug for Connections {
 
 impl Cpu {
     /// A vCPU in the state after power-on.
-    pub fn new(connections: Connections) -> Self {
-        let Connections { memory, bus, clock, code } = connections;
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where no memory for thunks can be had.
+    pub fn new(connections: Connections) -> Result<Self, EngineError> {
+        let Connections { memory, bus, clock, code, cpuid } = connections;
+        let vector = Vector::new(&cpuid).map_err(|error| EngineError::Host {
+            what: "memory for generated code",
+            source: std::io::Error::other(error),
+        })?;
         let stale = code.register();
         let state = ringfence_engine::CpuState::default();
         let mut cpu = Self {
@@ -187,11 +200,12 @@ impl Cpu {
             activity: Activity::Active,
             retired: 0,
             physical_bits: 40,
+            vector: Box::new(vector),
             breakpoints_hit: 0,
         };
         cpu.regs[RIP] = state.rip;
         cpu.update_mode();
-        cpu
+        Ok(cpu)
     }
 
     /// RFLAGS as software sees it.
@@ -254,6 +268,7 @@ impl Cpu {
             self.update_segment(register);
         }
         self.update_class();
+        self.vector.set_control(self.cr0, self.cr4, self.flags.contains(Rflags::VM));
         self.leave_block = true;
     }
 

@@ -10,6 +10,7 @@ use super::integer;
 use super::op::{Handler, Op};
 use crate::code::GRANULE;
 use crate::mmu::walk::{Access, Rights, translate};
+use crate::vector;
 
 /// Most instructions in a block.
 const MAX_BLOCK: usize = 32;
@@ -83,7 +84,7 @@ pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result
         let bytes = &window.bytes[offset..];
         match decode_one(bytes, size) {
             Decoded::Instruction(instruction) => {
-                ops.push(lower(cpu, &instruction));
+                ops.push(lower(cpu, &instruction, bytes));
                 offset += instruction.len();
                 if ends_block(&instruction, size) || address.page_offset() + offset as u64 >= 0x1000 {
                     break;
@@ -111,7 +112,7 @@ fn straddling(cpu: &mut Cpu, linear: u64, key: BlockKey, head: &[u8]) -> Result<
     let mut bytes = head;
     bytes.extend_from_slice(&tail.bytes[..MAX_LENGTH]);
     let op = match decode_one(&bytes, key.size) {
-        Decoded::Instruction(instruction) => lower(cpu, &instruction),
+        Decoded::Instruction(instruction) => lower(cpu, &instruction, &bytes),
         Decoded::Bad(op) => op,
         Decoded::Truncated => too_long(),
     };
@@ -172,8 +173,11 @@ pub fn undefined(_: &mut Cpu, _: &Op) -> Result<(), Exception> {
 /// Every family of instructions, in the order in which they are asked.
 const FAMILIES: [fn(&Instruction) -> Option<Handler>; 1] = [integer::handler];
 
-/// Turns a decoded instruction into an operation.
-fn lower(_cpu: &mut Cpu, instruction: &Instruction) -> Op {
+/// Turns an instruction, decoded from `bytes`, into an operation.
+fn lower(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op {
+    if let Some(op) = vector::ops::lower(cpu, instruction, bytes) {
+        return op;
+    }
     let handler = FAMILIES.iter().find_map(|family| family(instruction)).unwrap_or(undefined);
     Op::new(instruction, handler)
 }

@@ -42,6 +42,14 @@ pub(super) fn fxrstor(image: &Image) {
     }
 }
 
+/// The host's x87 status word.
+pub(super) fn fnstsw() -> u16 {
+    let status: u16;
+    // SAFETY: reads a register; does not report pending exceptions.
+    unsafe { asm!("fnstsw ax", out("ax") status, options(nomem, nostack, preserves_flags)) };
+    status
+}
+
 /// Resets the host's x87 unit, pending exceptions included.
 pub(super) fn fninit() {
     // SAFETY: Rust code keeps nothing in the x87 unit.

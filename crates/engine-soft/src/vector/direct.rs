@@ -7,7 +7,7 @@ use super::state::Registers;
 
 /// Where an operand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     /// A vector register.
     Vector(u8),
     /// The memory operand's stand-in.
@@ -18,7 +18,7 @@ enum Place {
 
 /// What is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operation {
+pub(super) enum Operation {
     Move,
     And,
     AndNot,
@@ -28,7 +28,7 @@ enum Operation {
 
 /// What becomes of the destination's bits above the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Upper {
+pub(super) enum Upper {
     Keep,
     ClearTo128,
     Clear,
@@ -147,6 +147,31 @@ pub(super) fn direct(instruction: &Instruction) -> Option<(Direct, Option<Gpr>)>
 }
 
 impl Direct {
+    /// What is computed.
+    pub(super) fn operation(self) -> Operation {
+        self.operation
+    }
+
+    /// Where the result goes.
+    pub(super) fn destination(self) -> Place {
+        self.destination
+    }
+
+    /// Where the last operand comes from.
+    pub(super) fn source(self) -> Place {
+        self.sources[1]
+    }
+
+    /// Bytes: 4, 8, 16, 32 or 64.
+    pub(super) fn size(self) -> u8 {
+        self.size
+    }
+
+    /// What becomes of the bits above.
+    pub(super) fn upper(self) -> Upper {
+        self.upper
+    }
+
     /// Runs it.
     #[inline]
     pub(super) fn run(self, registers: &mut Registers) {

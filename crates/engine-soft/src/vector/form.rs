@@ -152,6 +152,23 @@ pub struct Form {
     offsets: Offsets,
 }
 
+impl Form {
+    /// An instruction of the x87 unit or of MMX.
+    pub(super) fn is_x87(&self) -> bool {
+        self.x87.is_some()
+    }
+
+    /// Checks for a pending x87 exception before anything else.
+    pub(super) fn waits(&self) -> bool {
+        self.x87.is_some_and(|kind| kind != X87Kind::Control)
+    }
+
+    /// Changes more than memory, so a store must be known to succeed before it runs.
+    pub(super) fn commits_before_store(&self) -> bool {
+        self.mxcsr || self.x87.is_some()
+    }
+}
+
 /// What became of an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -231,7 +248,7 @@ impl Preparer {
                 _ => None,
             },
             undo_x87: false,
-            opcode: if x87 { x87_opcode(bytes, instruction.code_size()) } else { 0 },
+            opcode: x87_opcode_of(instruction, bytes),
             offsets: Offsets::default(),
         };
         if special.is_some() {
@@ -486,6 +503,11 @@ fn memory(instruction: &Instruction, special: Option<Special>) -> Option<Memory>
         waivable: !demands,
         elements: elements::elements(instruction, size),
     })
+}
+
+/// The opcode that an instruction records in FOP, zero if it is not of the x87 unit.
+pub(super) fn x87_opcode_of(instruction: &Instruction, bytes: &[u8]) -> u16 {
+    if is_x87(instruction) { x87_opcode(bytes, instruction.code_size()) } else { 0 }
 }
 
 /// The eleven bits that an x87 instruction leaves in FOP: the low bits of its first byte, then the second.

@@ -14,18 +14,28 @@ mod call;
 mod direct;
 mod elements;
 mod encode;
+mod environment;
 mod features;
 mod floating;
 mod form;
+mod gather;
+mod moves;
+pub mod ops;
+mod special;
 mod state;
+mod store;
 mod table;
 #[cfg(test)]
 mod tests;
+mod xsave;
 
 pub use arena::{Arena, ArenaError};
 pub use elements::{Elements, Mask};
 pub use encode::Gpr;
+pub use environment::Layout;
 pub use features::FeatureSet;
 pub use form::{Denial, Enabled, Execution, Form, Location, Memory, Outcome, Preparer, Refusal, Requirement};
 pub use state::{MXCSR_DEFAULT, Pointers, Quirks, VectorUnit};
+pub use store::Vector;
 pub use table::Special;
+pub use xsave::{InvalidImage, Save, Saved, View, XsaveLayout};

@@ -311,10 +311,42 @@ impl VectorUnit {
         self.registers.set_mxcsr(state.mxcsr & self.mxcsr_mask);
     }
 
-    /// The x87 unit.
-    pub fn x87(&mut self) -> X87State {
+    /// Whether a waiting instruction would raise #MF.
+    pub fn x87_pending(&self) -> bool {
+        let status = if self.live { call::fnstsw() } else { u16::from(self.image.0[2]) };
+        status & 0x80 != 0
+    }
+
+    /// FNSTSW: the status word.
+    pub fn x87_status(&self) -> u16 {
+        if self.live { call::fnstsw() } else { u16::from_le_bytes([self.image.0[2], self.image.0[3]]) }
+    }
+
+    /// MXCSR.MM is set: unaligned operands are allowed where hardware would otherwise refuse them.
+    #[inline]
+    pub(super) fn misalignment_allowed(&self) -> bool {
+        self.registers.mxcsr & mxcsr::MM != 0
+    }
+
+    /// Enters MMX mode (SDM 1 9.5.1): TOP is zero and every register valid.
+    pub(super) fn enter_mmx(&mut self) {
+        self.image_mut();
+        super::environment::enter_mmx(&mut self.image);
+    }
+
+    /// An MMX register, in MMX mode.
+    pub(super) fn mmx(&mut self, number: usize) -> u64 {
+        let at = 32 + 16 * (number & 7);
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.image().0[at..at + 8]);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// The x87 unit, which must be parked.
+    pub fn x87(&self) -> X87State {
+        debug_assert!(!self.live, "the unit is parked at the end of every run");
         let pointers = self.pointers;
-        let image = &self.image().0;
+        let image = &self.image.0;
         let half = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
         X87State {
             fcw: half(0),
@@ -352,6 +384,7 @@ impl VectorUnit {
             image.0[at..at + 8].copy_from_slice(&significand.to_le_bytes());
             image.0[at + 8..at + 10].copy_from_slice(&sign_exponent.to_le_bytes()[..2]);
         }
+        super::environment::settle(&mut image);
         *self.image_mut() = image;
     }
 }

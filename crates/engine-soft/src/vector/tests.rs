@@ -3,4 +3,6 @@
 mod exceptions;
 mod forms;
 mod generate;
+mod machine;
 mod native;
+mod states;

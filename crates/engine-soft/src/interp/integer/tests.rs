@@ -30,7 +30,9 @@ fn machine(code: &[u8]) -> Interpreter {
         memory,
         bus: Arc::new(NoDevices),
         clock: Arc::new(VirtualClock::new(ClockMode::Counted, 0)),
-    });
+        cpuid: Arc::default(),
+    })
+    .unwrap();
     cpu.efer = Efer::LME | Efer::LMA;
     cpu.segments[1].attributes |= attribute::LONG;
     cpu.segments[1].base = 0;

@@ -128,6 +128,15 @@ pub(super) fn instance(code: Code, random: &mut Random) -> Option<(Instruction, 
                 instruction.set_memory_displ_size(8);
                 instruction.set_memory_displacement64(displacement as u64);
             }
+            Class::Elements(first) => {
+                memory = true;
+                instruction.set_op_kind(i, OpKind::Memory);
+                instruction.set_memory_base(BASE);
+                instruction.set_memory_index(first + random.below(if extended { 32 } else { 16 }));
+                instruction.set_memory_index_scale(1 << random.below(4));
+                instruction.set_memory_displ_size(8);
+                instruction.set_memory_displacement64((i64::from(random.below(32)) - 16) as u64);
+            }
             Class::Immediate if i > 0 && instruction.op_kind(i - 1) == OpKind::Immediate8 => {
                 instruction.set_op_kind(i, OpKind::Immediate8_2nd);
                 instruction.set_immediate8_2nd(random.next() as u8 & 0x3f);
@@ -170,6 +179,8 @@ pub(super) fn instance(code: Code, random: &mut Random) -> Option<(Instruction, 
 
 enum Class {
     Register(Register),
+    /// Memory with a vector index.
+    Elements(Register),
     Fixed(Register),
     Memory,
     Immediate,
@@ -184,6 +195,9 @@ fn class(kind: OpCodeOperandKind, memory: bool) -> Option<Class> {
     let or_memory = |register| if memory { Class::Memory } else { Class::Register(register) };
     Some(match kind {
         K::mem => Class::Memory,
+        K::mem_vsib32x | K::mem_vsib64x => Class::Elements(Register::XMM0),
+        K::mem_vsib32y | K::mem_vsib64y => Class::Elements(Register::YMM0),
+        K::mem_vsib32z | K::mem_vsib64z => Class::Elements(Register::ZMM0),
         K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => Class::Register(Register::XMM0),
         K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => Class::Register(Register::YMM0),
         K::zmm_reg | K::zmm_rm | K::zmm_vvvv => Class::Register(Register::ZMM0),
@@ -202,6 +216,7 @@ fn class(kind: OpCodeOperandKind, memory: bool) -> Option<Class> {
         K::r8_or_mem => or_memory(Register::AL),
         K::sti_opcode => Class::Register(Register::ST0),
         K::st0 => Class::Fixed(Register::ST0),
+        K::ax => Class::Fixed(Register::AX),
         K::imm8 => Class::Immediate,
         _ => return None,
     })

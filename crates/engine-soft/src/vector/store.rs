@@ -1,0 +1,232 @@
+//! What one vCPU needs to execute vector instructions: its registers, and its prepared instructions.
+
+use std::collections::HashMap;
+
+use iced_x86::{CpuidFeature, Instruction, OpKind, Register, RoundingControl};
+use ringfence_engine::CpuState;
+use ringfence_x86::cpuid::CpuidTable;
+use ringfence_x86::{Cr0, Cr4, Xcr0};
+
+use super::arena::{Arena, ArenaError};
+use super::call;
+use super::features::FeatureSet;
+use super::form::{Enabled, Execution, Form, Location, Outcome, Preparer, Refusal};
+use super::state::VectorUnit;
+use super::xsave::XsaveLayout;
+
+/// Bytes of code memory of a vCPU: room for every form with common immediates. Only what is used is committed.
+const CODE_MEMORY: usize = 4 << 20;
+
+/// Most prepared instructions. When they are reached, the decoded blocks are dropped along with them.
+const MAX_FORMS: usize = 16 * 1024;
+
+/// Most prepared instructions that decoding one block adds.
+const RESERVE: usize = 64;
+
+/// What tells prepared instructions apart: everything but where their memory operand is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    code: u16,
+    registers: [Register; 5],
+    marks: u8,
+    rounding: RoundingControl,
+    immediates: [u8; 2],
+    opcode: u16,
+}
+
+impl Key {
+    fn new(instruction: &Instruction, opcode: u16) -> Self {
+        let register = |operand| {
+            if operand < instruction.op_count() && instruction.op_kind(operand) == OpKind::Register {
+                instruction.op_register(operand)
+            } else {
+                Register::None
+            }
+        };
+        let immediates = |kind, value| {
+            if (0..instruction.op_count()).any(|o| instruction.op_kind(o) == kind) { value } else { 0 }
+        };
+        let marks = u8::from(instruction.zeroing_masking())
+            | u8::from(instruction.is_broadcast()) << 1
+            | u8::from(instruction.suppress_all_exceptions()) << 2;
+        Self {
+            code: instruction.code() as u16,
+            registers: [register(0), register(1), register(2), register(3), instruction.op_mask()],
+            marks,
+            rounding: instruction.rounding_control(),
+            immediates: [
+                immediates(OpKind::Immediate8, instruction.immediate8()),
+                immediates(OpKind::Immediate8_2nd, instruction.immediate8_2nd()),
+            ],
+            opcode,
+        }
+    }
+}
+
+/// Vector state of a vCPU and the instructions prepared for it.
+#[derive(Debug)]
+pub struct Vector {
+    /// The registers.
+    pub unit: VectorUnit,
+    preparer: Preparer,
+    forms: Vec<Form>,
+    index: HashMap<Key, u32>,
+    enabled: Enabled,
+    control: (Cr0, Cr4, bool),
+    xcr0: u64,
+    layout: XsaveLayout,
+    /// XGETBV takes ECX = 1.
+    shows_in_use: bool,
+}
+
+impl Vector {
+    /// For a CPU that announces what `cpuid` says.
+    ///
+    /// # Errors
+    /// When the host refuses memory for code.
+    pub fn new(cpuid: &CpuidTable) -> Result<Self, ArenaError> {
+        let ask = |leaf, subleaf| cpuid.get(leaf, subleaf);
+        let features = FeatureSet::from_cpuid(ask);
+        let misaligned_sse =
+            cpuid.get(0x8000_0001, 0).ecx >> 7 & 1 != 0 && call::host_cpuid(0x8000_0001, 0).ecx >> 7 & 1 != 0;
+        Ok(Self {
+            unit: VectorUnit::new(misaligned_sse),
+            preparer: Preparer::new(Arena::new(CODE_MEMORY)?, features),
+            forms: Vec::new(),
+            index: HashMap::new(),
+            enabled: Enabled::new(Cr0::empty().bits(), 0, 1, false),
+            control: (Cr0::empty(), Cr4::empty(), false),
+            xcr0: Xcr0::X87.bits(),
+            layout: XsaveLayout::from_cpuid(ask),
+            shows_in_use: cpuid.get(0xd, 1).eax >> 2 & 1 != 0,
+        })
+    }
+
+    /// Follows CR0, CR4 and RFLAGS.VM.
+    pub fn set_control(&mut self, cr0: Cr0, cr4: Cr4, virtual_8086: bool) {
+        if self.control != (cr0, cr4, virtual_8086) {
+            self.control = (cr0, cr4, virtual_8086);
+            self.update();
+        }
+    }
+
+    fn update(&mut self) {
+        let (cr0, cr4, virtual_8086) = self.control;
+        self.enabled = Enabled::new(cr0.bits(), cr4.bits(), self.xcr0, virtual_8086);
+    }
+
+    /// What the control registers allow.
+    #[inline]
+    pub fn enabled(&self) -> &Enabled {
+        &self.enabled
+    }
+
+    /// XCR0.
+    pub fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+
+    /// Loads XCR0; `false`, and nothing happens, for a value that XSETBV refuses.
+    #[must_use]
+    pub fn set_xcr0(&mut self, value: u64) -> bool {
+        let accepted = self.layout.accepts(value);
+        if accepted {
+            self.xcr0 = value;
+            self.update();
+        }
+        accepted
+    }
+
+    /// The layout of XSAVE images, for CPUID leaf 0xD.
+    pub fn xsave_layout(&self) -> &XsaveLayout {
+        &self.layout
+    }
+
+    /// Whether XGETBV shows the components in use.
+    pub(super) fn shows_in_use(&self) -> bool {
+        self.shows_in_use
+    }
+
+    /// Whether an extension is offered.
+    pub(super) fn offers(&self, feature: CpuidFeature) -> bool {
+        self.preparer.features().contains(feature)
+    }
+
+    /// Takes over vector and x87 registers, MXCSR and XCR0.
+    ///
+    /// # Errors
+    /// A sentence saying what no CPU of this model can be in.
+    pub fn load(&mut self, state: &CpuState) -> Result<(), String> {
+        if !self.set_xcr0(state.xcr0) {
+            return Err(format!("XCR0 {:#x} is not possible on this CPU model", state.xcr0));
+        }
+        self.unit.set_vector_state(&state.vector);
+        self.unit.set_x87(&state.x87);
+        Ok(())
+    }
+
+    /// Fills in vector and x87 registers, MXCSR and XCR0. The unit is parked.
+    pub fn save(&self, state: &mut CpuState) {
+        state.xcr0 = self.xcr0;
+        state.vector = self.unit.vector_state();
+        state.x87 = self.unit.x87();
+    }
+
+    /// After power-on. INIT leaves all of this alone (SDM 3A table 9-1).
+    pub fn reset(&mut self) {
+        let state = CpuState::default();
+        self.unit.set_vector_state(&state.vector);
+        self.unit.set_x87(&state.x87);
+        self.xcr0 = state.xcr0;
+        self.update();
+    }
+
+    /// Whether the prepared instructions, and with them all decoded blocks, must be dropped before the next block is
+    /// decoded.
+    pub fn is_full(&self) -> bool {
+        self.forms.len() + RESERVE > MAX_FORMS
+    }
+
+    /// Drops the prepared instructions. No decoded block may be left.
+    pub fn clear(&mut self) {
+        self.forms.clear();
+        self.index.clear();
+    }
+
+    /// Prepares an instruction: its form, kept here if it is to be looked up when it runs, and its index then.
+    pub(super) fn prepare(
+        &mut self,
+        instruction: &Instruction,
+        bytes: &[u8],
+    ) -> Result<(u32, &Form), Refusal> {
+        let key = Key::new(instruction, super::form::x87_opcode_of(instruction, bytes));
+        let index = match self.index.get(&key) {
+            Some(&index) => index,
+            None => {
+                let form = self.preparer.prepare(instruction, bytes)?;
+                let index = self.forms.len() as u32;
+                self.forms.push(form);
+                self.index.insert(key, index);
+                index
+            }
+        };
+        self.forms.get(index as usize).map(|form| (index, form)).ok_or(Refusal::Undefined)
+    }
+
+    /// A prepared instruction.
+    #[inline]
+    pub(super) fn form(&self, index: u32) -> &Form {
+        &self.forms[index as usize]
+    }
+
+    /// Runs a prepared instruction on the unit.
+    #[inline]
+    pub(super) fn run(&mut self, index: u32, location: Location) -> Outcome {
+        self.unit.run(&self.forms[index as usize], || location)
+    }
+
+    /// Whether a form has a thunk: what is not direct and not special.
+    pub(super) fn has_thunk(form: &Form) -> bool {
+        matches!(form.execution, Execution::Thunk(_))
+    }
+}
