@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringfence_engine::{Activity, Bus, EngineError, VirtualClock};
+use ringfence_irqchip::LocalApic;
 use ringfence_memory::{GuestMemory, Scalar};
 use ringfence_x86::cpuid::CpuidTable;
 use ringfence_x86::segment::{DescriptorTable, Segment, attribute};
 use ringfence_x86::{Cr0, Cr4, Efer, Rflags, SegmentRegister};
 
+use super::features::Features;
 use super::op::RIP;
+use super::system::System;
 use crate::code::{CodeMap, StaleCode};
 use crate::mmu::tlb::{Class, Tlb};
 use crate::mmu::walk::{Context, Rights};
@@ -112,8 +115,16 @@ pub struct Cpu {
     pub retired: u64,
     /// Bits in a physical address.
     pub physical_bits: u32,
-    /// Vector and x87 registers.
+    /// Vector and x87 registers, and XCR0.
     pub vector: Box<Vector>,
+    /// What CPUID says, apart from what depends on the vCPU's state.
+    pub cpuid: Arc<CpuidTable>,
+    /// What the CPU model offers.
+    pub features: Arc<Features>,
+    /// The local APIC.
+    pub(super) apic: Option<LocalApic>,
+    /// What system instructions keep.
+    pub(super) system: System,
     /// Data breakpoints that the instruction under way has hit, as DR6 bits 0 to 3.
     pub breakpoints_hit: u64,
 }
@@ -160,6 +171,7 @@ impl Cpu {
             what: "memory for generated code",
             source: std::io::Error::other(error),
         })?;
+        let features = Arc::new(Features::new(&cpuid));
         let stale = code.register();
         let state = ringfence_engine::CpuState::default();
         let mut cpu = Self {
@@ -199,8 +211,12 @@ impl Cpu {
             nmi_masked: false,
             activity: Activity::Active,
             retired: 0,
-            physical_bits: 40,
+            physical_bits: features.physical_bits(),
             vector: Box::new(vector),
+            cpuid,
+            features,
+            apic: None,
+            system: System::default(),
             breakpoints_hit: 0,
         };
         cpu.regs[RIP] = state.rip;

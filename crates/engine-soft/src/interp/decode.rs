@@ -1,13 +1,13 @@
 //! From bytes in guest memory to blocks of operations.
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Code, Decoder, DecoderError, FlowControl, Instruction, Mnemonic};
 use ringfence_memory::GuestAddress;
 use ringfence_x86::Exception;
 
 use super::block::{Block, BlockKey};
 use super::cpu::{CodeSize, Cpu};
-use super::integer;
 use super::op::{Handler, Op};
+use super::{integer, system};
 use crate::code::GRANULE;
 use crate::mmu::walk::{Access, Rights, translate};
 use crate::vector;
@@ -82,7 +82,7 @@ pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result
     while ops.len() < MAX_BLOCK {
         window.want(cpu, offset + MAX_LENGTH);
         let bytes = &window.bytes[offset..];
-        match decode_one(bytes, size) {
+        match decode_one(cpu, bytes, size) {
             Decoded::Instruction(instruction) => {
                 ops.push(lower(cpu, &instruction, bytes));
                 offset += instruction.len();
@@ -111,7 +111,7 @@ fn straddling(cpu: &mut Cpu, linear: u64, key: BlockKey, head: &[u8]) -> Result<
     tail.want(cpu, MAX_LENGTH);
     let mut bytes = head;
     bytes.extend_from_slice(&tail.bytes[..MAX_LENGTH]);
-    let op = match decode_one(&bytes, key.size) {
+    let op = match decode_one(cpu, &bytes, key.size) {
         Decoded::Instruction(instruction) => lower(cpu, &instruction, &bytes),
         Decoded::Bad(op) => op,
         Decoded::Truncated => too_long(),
@@ -128,15 +128,15 @@ enum Decoded {
     Truncated,
 }
 
-fn decode_one(bytes: &[u8], size: CodeSize) -> Decoded {
+fn decode_one(cpu: &Cpu, bytes: &[u8], size: CodeSize) -> Decoded {
     let window = &bytes[..bytes.len().min(MAX_LENGTH)];
-    let mut decoder = Decoder::with_ip(size.bits(), window, 0, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(size.bits(), window, 0, cpu.features.decoder_options());
     let instruction = decoder.decode();
     match decoder.last_error() {
         DecoderError::None => Decoded::Instruction(instruction),
         DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => Decoded::Truncated,
         DecoderError::NoMoreBytes => Decoded::Bad(too_long()),
-        _ if instruction.len() == MAX_LENGTH && runs_on(&window[..MAX_LENGTH - 1], size) => {
+        _ if instruction.len() == MAX_LENGTH && runs_on(cpu, &window[..MAX_LENGTH - 1], size) => {
             Decoded::Bad(too_long())
         }
         _ => {
@@ -149,8 +149,8 @@ fn decode_one(bytes: &[u8], size: CodeSize) -> Decoded {
 
 /// Whether `bytes` are too few. The decoder calls an instruction that does not end within fifteen bytes invalid, like
 /// any other; it is too long if fourteen are not enough to see what is wrong with it.
-fn runs_on(bytes: &[u8], size: CodeSize) -> bool {
-    let mut decoder = Decoder::with_ip(size.bits(), bytes, 0, DecoderOptions::NONE);
+fn runs_on(cpu: &Cpu, bytes: &[u8], size: CodeSize) -> bool {
+    let mut decoder = Decoder::with_ip(size.bits(), bytes, 0, cpu.features.decoder_options());
     let _ = decoder.decode();
     decoder.last_error() == DecoderError::NoMoreBytes
 }
@@ -171,10 +171,16 @@ pub fn undefined(_: &mut Cpu, _: &Op) -> Result<(), Exception> {
 }
 
 /// Every family of instructions, in the order in which they are asked.
-const FAMILIES: [fn(&Instruction) -> Option<Handler>; 1] = [integer::handler];
+const FAMILIES: [fn(&Instruction) -> Option<Handler>; 2] = [integer::handler, system::handler];
 
 /// Turns an instruction, decoded from `bytes`, into an operation.
 fn lower(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op {
+    let mut instruction = *instruction;
+    cpu.features.disguise(&mut instruction, bytes);
+    let instruction = &instruction;
+    if !cpu.features.allows(instruction) {
+        return Op::new(instruction, undefined);
+    }
     if let Some(op) = vector::ops::lower(cpu, instruction, bytes) {
         return op;
     }

@@ -19,7 +19,13 @@ pub mod access;
 pub mod block;
 pub mod cpu;
 pub mod decode;
+pub mod event;
+pub mod features;
 pub mod integer;
 pub mod op;
 pub mod run;
 pub mod stack;
+mod state;
+pub mod system;
+#[cfg(test)]
+pub(crate) mod testing;

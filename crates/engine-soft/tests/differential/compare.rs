@@ -91,7 +91,9 @@ pub(crate) fn differences(case: &Case, host: &Outcome, ours: &Observed, machine:
     check("rip", host.rip, ours.rip);
     check("rflags", host.rflags & !RESUME, ours.rflags & !RESUME);
     for (i, name) in SEGMENTS.iter().enumerate() {
-        check(name, host.segments[i].into(), ours.segments[i].into());
+        // The way from the host's kernel to the code that looks clears the RPL of null selectors (SDM 2A, IRET).
+        let visible = |selector: u16| if selector < 4 { 0 } else { u64::from(selector) };
+        check(name, visible(host.segments[i]), visible(ours.segments[i]));
     }
     if long {
         check("fs base", host.fs_base, ours.fs_base);

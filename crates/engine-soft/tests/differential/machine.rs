@@ -5,11 +5,13 @@ use std::sync::Arc;
 use ringfence_engine::{Bus, ClockMode, VirtualClock};
 use ringfence_engine_soft::code::CodeMap;
 use ringfence_engine_soft::interp::cpu::{Connections, Cpu};
+use ringfence_engine_soft::interp::features::host_cpuid;
 use ringfence_engine_soft::interp::op::RIP;
 use ringfence_engine_soft::interp::run::Interpreter;
 use ringfence_memory::{GuestAddress, GuestMemory};
 use ringfence_oracle::layout::{self, CODE, CODE_LEN, DATA, DATA_LEN, GDT_USER, LDT, PAGE};
 use ringfence_oracle::{CODE_MAX, Case, End, Mode};
+use ringfence_x86::cpuid::{CpuidResult, CpuidTable};
 use ringfence_x86::segment::{DescriptorTable, attribute, system_type};
 use ringfence_x86::{Cr0, Cr4, Efer, Segment, Selector, Vector};
 
@@ -51,6 +53,23 @@ pub(crate) struct Observed {
     pub(crate) gs_base: u64,
 }
 
+/// The host's CPUID without x87, MMX and vector extensions: cases do not load their registers.
+fn integer_cpuid() -> CpuidTable {
+    let mut table = host_cpuid().clone();
+    let mut hide = |leaf, ebx: u32, ecx: u32, edx: u32| {
+        let mut result = table.get(leaf, 0);
+        result.ebx &= !ebx;
+        result.ecx &= !ecx;
+        result.edx &= !edx;
+        table.set(leaf, 0, result);
+    };
+    hide(1, 0, 0x3618_1203, 0x0780_0001);
+    hide(7, !0x008c_078b, !(1 << 22), !0);
+    hide(0x8000_0001, 0, 1 << 6, 0);
+    table.set(7, 1, CpuidResult::default());
+    table
+}
+
 struct NoDevices;
 
 impl Bus for NoDevices {
@@ -85,7 +104,8 @@ impl Machine {
         let code = CodeMap::new(Arc::clone(&memory));
         let clock = Arc::new(VirtualClock::new(ClockMode::Counted, 0));
         let bus = Arc::new(NoDevices);
-        let mut cpu = Cpu::new(Connections { memory: Arc::clone(&memory), bus, clock, code });
+        let cpuid = Arc::new(integer_cpuid());
+        let mut cpu = Cpu::new(Connections { memory: Arc::clone(&memory), bus, clock, code, cpuid }).unwrap();
         page_tables(&memory);
         system_tables(&memory);
         cpu.cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG;
@@ -184,6 +204,7 @@ impl Machine {
         let trap = case.rflags & 1 << 8 != 0;
         for _ in 0..LIMIT {
             match self.interpreter.step() {
+                Ok(()) if self.interpreter.cpu.cpl == 0 => return self.leave_handler(),
                 // Single step is the run loop's business: here the trap is taken as given.
                 Ok(()) if trap && !self.interpreter.cpu.interrupt_shadow => {
                     return End::Exception { vector: 1, error: 0, address: 0 };
@@ -191,19 +212,7 @@ impl Machine {
                 Ok(()) => self.interpreter.cpu.interrupt_shadow = false,
                 Err(exception) => {
                     let cpu = &mut self.interpreter.cpu;
-                    let at = cpu.fetch_address().wrapping_sub(CODE);
-                    if exception == ringfence_x86::Exception::UD
-                        && cpu.regs[RIP] != case.rip()
-                        && self.code.get(at as usize) == Some(&0xcc)
-                    {
-                        cpu.regs[RIP] += 1;
-                        return End::Exception { vector: 3, error: 0, address: 0 };
-                    }
                     let page_fault = exception.vector == Vector::PageFault;
-                    // Traps are reported behind the instruction.
-                    if matches!(exception.vector, Vector::Breakpoint | Vector::Overflow) {
-                        cpu.regs[RIP] = cpu.regs[RIP].wrapping_add(1);
-                    }
                     return End::Exception {
                         vector: exception.vector as u8,
                         error: u32::from(exception.error_code),
@@ -213,6 +222,26 @@ impl Machine {
             }
         }
         End::Hung
+    }
+
+    /// A software interrupt has been delivered: back to the state that its frame tells of.
+    fn leave_handler(&mut self) -> End {
+        let cpu = &mut self.interpreter.cpu;
+        let handler = cpu.regs[RIP].wrapping_sub(HANDLERS) / 16;
+        let [rip, cs, rflags, rsp, ss] = std::array::from_fn(|i| {
+            let at = SYSTEM_AT + (cpu.regs[4] - SYSTEM) + 8 * i as u64;
+            self.memory.read::<u64>(GuestAddress(at)).unwrap()
+        });
+        cpu.regs[RIP] = rip;
+        cpu.regs[4] = rsp;
+        for (register, selector) in [(1, cs), (2, ss)] {
+            let segment = layout::descriptor(selector as u16).unwrap();
+            cpu.segments[register] = Segment { selector: Selector(selector as u16), ..segment };
+        }
+        cpu.set_cpl(3);
+        cpu.set_rflags(rflags);
+        cpu.update_mode();
+        End::Exception { vector: handler as u8, error: 0, address: 0 }
     }
 }
 

@@ -168,7 +168,7 @@ fn tampered_results_are_noticed() {
         |host| host.gpr[15] ^= 1 << 63,
         |host| host.rip += 1,
         |host| host.rflags ^= 1 << 11,
-        |host| host.segments[3] = 3,
+        |host| host.segments[3] = 0x2b,
         |host| host.end = End::Exception { vector: 14, error: 4, address: 8 },
         |host| host.memory = None,
     ];

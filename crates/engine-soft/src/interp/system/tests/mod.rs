@@ -1,0 +1,3 @@
+//! Tests by raw machine code.
+
+mod events;
