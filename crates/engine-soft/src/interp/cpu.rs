@@ -50,7 +50,7 @@ pub struct Cpu {
     /// [`Cpu::update_segment`].
     pub segments: [Segment; 6],
     /// What to add to an offset: the segment's base, or zero where 64-bit mode ignores it.
-    pub(super) bases: [u64; 6],
+    pub(crate) bases: [u64; 6],
     /// Whether each segment spans all 4 GiB from 0: bit 0 readable, bit 1 writable.
     pub(super) flat: [u8; 6],
     /// Local descriptor table register.
@@ -127,6 +127,8 @@ pub struct Cpu {
     pub(super) system: System,
     /// Data breakpoints that the instruction under way has hit, as DR6 bits 0 to 3.
     pub breakpoints_hit: u64,
+    /// What translated code keeps here.
+    pub(crate) translated: crate::jit::State,
 }
 
 impl std::fmt::Debug for Cpu {
@@ -218,6 +220,7 @@ impl Cpu {
             apic: None,
             system: System::default(),
             breakpoints_hit: 0,
+            translated: crate::jit::State::new(),
         };
         cpu.regs[RIP] = state.rip;
         cpu.update_mode();
@@ -309,6 +312,7 @@ impl Cpu {
         } else {
             Self::class_of(self.explicit_rights(), self.cpl)
         };
+        self.select_tables();
     }
 
     fn class_of(rights: Rights, cpl: u8) -> Class {

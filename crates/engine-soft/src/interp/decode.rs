@@ -102,6 +102,38 @@ pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result
     Ok(Block { key, ops: ops.into(), length: offset as u32, second_page: None })
 }
 
+/// Decodes up to `most` instructions from `address` to the end of the page, past conditional branches, with the operation
+/// that each becomes; an operation without an instruction raises an exception. Gives their length in bytes as well.
+pub fn decode_run(
+    cpu: &mut Cpu,
+    address: GuestAddress,
+    most: usize,
+) -> (Vec<(Option<Instruction>, Op)>, u32) {
+    let mut window = Window::new(address);
+    let mut run = Vec::new();
+    let mut offset = 0;
+    while run.len() < most {
+        window.want(cpu, offset + MAX_LENGTH);
+        match decode_one(&window.bytes[offset..], CodeSize::Bits64) {
+            Decoded::Instruction(instruction) => {
+                run.push((Some(instruction), lower(cpu, &instruction)));
+                offset += instruction.len();
+                let ends = ends_block(&instruction, CodeSize::Bits64) && !instruction.is_jcc_short_or_near();
+                if ends || address.page_offset() + offset as u64 >= 0x1000 {
+                    break;
+                }
+            }
+            Decoded::Bad(op) => {
+                offset += usize::from(op.length);
+                run.push((None, op));
+                break;
+            }
+            Decoded::Truncated => break,
+        }
+    }
+    (run, offset as u32)
+}
+
 /// A block of one instruction that straddles a page boundary; `head` is its part in the first page.
 fn straddling(cpu: &mut Cpu, linear: u64, key: BlockKey, head: &[u8]) -> Result<Block, Exception> {
     let mask = if cpu.long_mode() { u64::MAX } else { 0xffff_ffff };

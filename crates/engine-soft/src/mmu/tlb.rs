@@ -78,6 +78,13 @@ impl Tlb {
             .then(|| linear.wrapping_add(entry.addend) as *mut u8)
     }
 
+    /// Addresses of a class's tables for reads and for writes, for translated code: [`ENTRIES`] of [`Entry`] each, indexed
+    /// by the low bits of the page number. They stay where they are as long as the TLB does.
+    #[inline(always)]
+    pub(crate) fn tables(&self, class: Class) -> (u64, u64) {
+        (self.read[class as usize].as_ptr() as u64, self.write[class as usize].as_ptr() as u64)
+    }
+
     /// The host address for a read of `size` bytes.
     #[inline(always)]
     pub fn read(&self, class: Class, linear: u64, size: u64) -> Option<*mut u8> {

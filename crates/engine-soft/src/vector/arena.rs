@@ -1,41 +1,16 @@
-//! Memory for generated code: one memfd mapped twice, writable here and executable there.
+//! Memory for thunks.
 //!
-//! No address is ever writable and executable. Both mappings are made when the arena is, so nothing needs to be
-//! mapped once the process has fenced itself in. Thunks are never freed one by one: they are few, since they
+//! Thunks are never freed one by one: they are few, since they
 //! are kept in a normalised form. When the arena is full (a guest can make it so by running through immediate
 //! operands), further thunks share a small area that is rewritten on every use; see [`Arena::transient`].
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Why no memory for code could be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ArenaError {
-    /// The host refuses a memory file.
-    #[error("cannot create a memory file of {size} bytes for generated code; is memfd_create allowed here?")]
-    File {
-        /// Bytes asked for.
-        size: usize,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// The host refuses a mapping.
-    #[error(
-        "cannot map {size} bytes of generated code as {access}; a security policy may forbid executable memory files"
-    )]
-    Map {
-        /// Bytes asked for.
-        size: usize,
-        /// `writable` or `executable`.
-        access: &'static str,
-        /// The system's reason.
-        source: io::Error,
-    },
-}
+use crate::codemem::CodeMemory;
+pub use crate::codemem::CodeMemoryError as ArenaError;
 
 /// Bytes of the area that thunks share once the arena is full.
 const TRANSIENT: usize = 512;
@@ -53,17 +28,9 @@ struct Inner {
 #[derive(Debug)]
 pub struct Arena {
     id: u64,
-    writable: NonNull<u8>,
-    executable: NonNull<u8>,
-    size: usize,
+    memory: CodeMemory,
     inner: Mutex<Inner>,
 }
-
-// SAFETY: the writable mapping is only touched under `inner`'s lock, and only where no thunk has been handed out
-// yet (or in the transient area, under that lock too); the executable one is only run.
-unsafe impl Send for Arena {}
-// SAFETY: as above.
-unsafe impl Sync for Arena {}
 
 /// Code that can be called: the arena it lives in and where, or its bytes when the arena was full.
 #[derive(Clone, Debug)]
@@ -90,32 +57,9 @@ impl Arena {
     /// When the host refuses a memory file or its mapping.
     pub fn new(size: usize) -> Result<Arc<Self>, ArenaError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let size = size.max(1).next_multiple_of(4096);
-        // SAFETY: a constant name; the result is checked.
-        let raw = unsafe { libc::memfd_create(c"ringfence-code".as_ptr(), libc::MFD_CLOEXEC) };
-        if raw < 0 {
-            return Err(ArenaError::File { size, source: io::Error::last_os_error() });
-        }
-        // SAFETY: a fresh descriptor that nobody else owns.
-        let file = unsafe { OwnedFd::from_raw_fd(raw) };
-        // SAFETY: our own descriptor.
-        if unsafe { libc::ftruncate(file.as_raw_fd(), size as libc::off_t) } != 0 {
-            return Err(ArenaError::File { size, source: io::Error::last_os_error() });
-        }
-        let writable = map(&file, size, libc::PROT_READ | libc::PROT_WRITE, "writable")?;
-        let executable = match map(&file, size, libc::PROT_READ | libc::PROT_EXEC, "executable") {
-            Ok(mapping) => mapping,
-            Err(error) => {
-                // SAFETY: our own mapping, of which no pointer is left.
-                unsafe { libc::munmap(writable.as_ptr().cast(), size) };
-                return Err(error);
-            }
-        };
         Ok(Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            writable,
-            executable,
-            size,
+            memory: CodeMemory::new(size)?,
             inner: Mutex::new(Inner { used: TRANSIENT, cache: HashMap::new() }),
         }))
     }
@@ -127,7 +71,7 @@ impl Arena {
 
     /// Bytes taken and bytes in all.
     pub fn usage(&self) -> (usize, usize) {
-        (self.inner.lock().unwrap_or_else(PoisonError::into_inner).used, self.size)
+        (self.inner.lock().unwrap_or_else(PoisonError::into_inner).used, self.memory.size())
     }
 
     /// The thunk with these bytes, made now if there is none yet. Only the encoder of this module may call it:
@@ -139,7 +83,7 @@ impl Arena {
         }
         let offset = inner.used;
         let end = (offset + code.len()).next_multiple_of(ALIGN);
-        if end > self.size {
+        if end > self.memory.size() {
             return Thunk { arena: Arc::clone(self), place: Place::Bytes(code.into()) };
         }
         self.write(offset, code);
@@ -149,17 +93,13 @@ impl Arena {
     }
 
     fn at(&self, offset: usize) -> NonNull<u8> {
-        assert!(offset < self.size);
-        // SAFETY: within the executable mapping.
-        unsafe { self.executable.add(offset) }
+        self.memory.at(offset)
     }
 
     fn write(&self, offset: usize, code: &[u8]) {
-        assert!(offset <= self.size && code.len() <= self.size - offset);
-        // SAFETY: within the writable mapping, which no reference points into; the caller holds the lock.
-        unsafe {
-            std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(offset).as_ptr(), code.len())
-        };
+        // SAFETY: the caller holds the lock, and no thunk has been handed out yet for these bytes (or they are the transient
+        // area, which is run under that lock only).
+        unsafe { self.memory.write_shared(offset, code) };
     }
 }
 
@@ -185,35 +125,6 @@ impl Arena {
         super::call::host_cpuid(0, 0);
         run(self.at(0))
     }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: our own mappings; every thunk that points into them holds the arena.
-        unsafe {
-            libc::munmap(self.writable.as_ptr().cast(), self.size);
-            libc::munmap(self.executable.as_ptr().cast(), self.size);
-        }
-    }
-}
-
-fn map(
-    file: &OwnedFd,
-    size: usize,
-    protection: libc::c_int,
-    access: &'static str,
-) -> Result<NonNull<u8>, ArenaError> {
-    // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
-    let address =
-        unsafe { libc::mmap(std::ptr::null_mut(), size, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-    if address == libc::MAP_FAILED {
-        return Err(ArenaError::Map { size, access, source: io::Error::last_os_error() });
-    }
-    NonNull::new(address.cast()).ok_or(ArenaError::Map {
-        size,
-        access,
-        source: io::Error::from_raw_os_error(libc::ENOMEM),
-    })
 }
 
 #[cfg(test)]

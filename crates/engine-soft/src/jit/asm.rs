@@ -1,0 +1,333 @@
+//! A small assembler for the fixed sequences around translated instructions.
+//!
+//! It knows the handful of instructions that checks, spills and exits consist of; guest instructions themselves are
+//! re-encoded by the decoder's library.
+
+/// A host register by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reg(pub(super) u8);
+
+/// RAX.
+pub(super) const RAX: Reg = Reg(0);
+/// RSP, the host's stack.
+pub(super) const RSP: Reg = Reg(4);
+/// RSI.
+pub(super) const RSI: Reg = Reg(6);
+/// RDI.
+pub(super) const RDI: Reg = Reg(7);
+
+/// A memory operand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mem {
+    pub(super) base: Option<Reg>,
+    pub(super) index: Option<(Reg, u8)>,
+    pub(super) disp: i32,
+}
+
+/// `[base + disp]`.
+pub(super) fn at(base: Reg, disp: i32) -> Mem {
+    Mem { base: Some(base), index: None, disp }
+}
+
+/// A two-operand instruction with a 32- or 64-bit register and a register or memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Two {
+    /// `mov reg, rm`
+    Load = 0x8b,
+    /// `mov rm, reg`
+    Store = 0x89,
+    /// `lea reg, rm`
+    Lea = 0x8d,
+    /// `add reg, rm`
+    Add = 0x03,
+    /// `xor reg, rm`
+    Xor = 0x33,
+    /// `cmp reg, rm`
+    Cmp = 0x3b,
+    /// `test rm, reg`
+    Test = 0x85,
+}
+
+/// An instruction with an immediate: the opcode's extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Imm {
+    /// `add`
+    Add = 0,
+    /// `and`
+    And = 4,
+    /// `sub`
+    Sub = 5,
+    /// `cmp`
+    Cmp = 7,
+}
+
+/// Conditions, as Jcc's opcode numbers them.
+pub(super) mod cc {
+    pub(in super::super) const AE: u8 = 3;
+    pub(in super::super) const NE: u8 = 5;
+    pub(in super::super) const S: u8 = 8;
+}
+
+/// A buffer of code and the helpers that fill it.
+#[derive(Debug, Default)]
+pub(super) struct Assembler {
+    pub(super) code: Vec<u8>,
+}
+
+impl Assembler {
+    /// Where the next instruction goes.
+    pub(super) fn here(&self) -> usize {
+        self.code.len()
+    }
+
+    /// Raw bytes.
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.code.extend_from_slice(bytes);
+    }
+
+    fn rex(&mut self, wide: bool, reg: u8, index: u8, rm: u8) {
+        let rex = 0x40 | u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | rm >> 3;
+        if rex != 0x40 {
+            self.code.push(rex);
+        }
+    }
+
+    fn with_reg(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: Reg) {
+        self.rex(wide, reg, 0, rm.0);
+        self.bytes(opcode);
+        self.code.push(0xc0 | (reg & 7) << 3 | rm.0 & 7);
+    }
+
+    fn with_mem(&mut self, wide: bool, opcode: &[u8], reg: u8, mem: Mem) {
+        let (base, index) = (mem.base.map_or(0, |r| r.0), mem.index.map_or(0, |(r, _)| r.0));
+        self.rex(wide, reg, index, base);
+        self.bytes(opcode);
+        let reg = (reg & 7) << 3;
+        let Some(Reg(base)) = mem.base else {
+            // No base: a SIB byte with base 5 and a 32-bit displacement.
+            let (index, scale) = mem.index.map_or((4, 0), |(r, s)| (r.0, s));
+            self.bytes(&[reg | 4, scale << 6 | (index & 7) << 3 | 5]);
+            self.bytes(&mem.disp.to_le_bytes());
+            return;
+        };
+        let short = i8::try_from(mem.disp);
+        let mode = match short {
+            Ok(0) if base & 7 != 5 => 0,
+            Ok(_) => 0x40,
+            Err(_) => 0x80,
+        };
+        match mem.index {
+            None if base & 7 != 4 => self.code.push(mode | reg | base & 7),
+            None => self.bytes(&[mode | reg | 4, 0x24]),
+            Some((index, scale)) => {
+                self.bytes(&[mode | reg | 4, scale << 6 | (index.0 & 7) << 3 | base & 7]);
+            }
+        }
+        match (mode, short) {
+            (0, _) => {}
+            (0x40, Ok(disp)) => self.bytes(&disp.to_le_bytes()),
+            _ => self.bytes(&mem.disp.to_le_bytes()),
+        }
+    }
+
+    /// 64-bit, register and register.
+    pub(super) fn rr(&mut self, two: Two, reg: Reg, rm: Reg) {
+        self.with_reg(true, &[two as u8], reg.0, rm);
+    }
+
+    /// 32-bit, register and register.
+    pub(super) fn rr32(&mut self, two: Two, reg: Reg, rm: Reg) {
+        self.with_reg(false, &[two as u8], reg.0, rm);
+    }
+
+    /// 64-bit, register and memory.
+    pub(super) fn rm(&mut self, two: Two, reg: Reg, mem: Mem) {
+        self.with_mem(true, &[two as u8], reg.0, mem);
+    }
+
+    /// 32-bit, register and memory.
+    pub(super) fn rm32(&mut self, two: Two, reg: Reg, mem: Mem) {
+        self.with_mem(false, &[two as u8], reg.0, mem);
+    }
+
+    /// `mov to, from`, nothing if they are the same.
+    pub(super) fn copy(&mut self, to: Reg, from: Reg) {
+        if to != from {
+            self.rr(Two::Load, to, from);
+        }
+    }
+
+    /// An immediate on a register, 32 or 64 bits wide.
+    pub(super) fn imm(&mut self, imm: Imm, wide: bool, rm: Reg, value: i32) {
+        match i8::try_from(value) {
+            Ok(value) => {
+                self.with_reg(wide, &[0x83], imm as u8, rm);
+                self.code.push(value as u8);
+            }
+            Err(_) => {
+                self.with_reg(wide, &[0x81], imm as u8, rm);
+                self.bytes(&value.to_le_bytes());
+            }
+        }
+    }
+
+    /// An immediate on 64 bits in memory.
+    pub(super) fn imm_mem(&mut self, imm: Imm, mem: Mem, value: i32) {
+        match i8::try_from(value) {
+            Ok(value) => {
+                self.with_mem(true, &[0x83], imm as u8, mem);
+                self.code.push(value as u8);
+            }
+            Err(_) => {
+                self.with_mem(true, &[0x81], imm as u8, mem);
+                self.bytes(&value.to_le_bytes());
+            }
+        }
+    }
+
+    /// `mov dword ptr mem, value`.
+    pub(super) fn store_imm32(&mut self, mem: Mem, value: u32) {
+        self.with_mem(false, &[0xc7], 0, mem);
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// `mov reg, value`, in the shortest form.
+    pub(super) fn constant(&mut self, reg: Reg, value: u64) {
+        if let Ok(value) = u32::try_from(value) {
+            self.rex(false, 0, 0, reg.0);
+            self.code.push(0xb8 | reg.0 & 7);
+            self.bytes(&value.to_le_bytes());
+        } else if let Ok(value) = i32::try_from(value as i64) {
+            self.with_reg(true, &[0xc7], 0, reg);
+            self.bytes(&value.to_le_bytes());
+        } else {
+            self.rex(true, 0, 0, reg.0);
+            self.code.push(0xb8 | reg.0 & 7);
+            self.bytes(&value.to_le_bytes());
+        }
+    }
+
+    /// `shr reg32, count`.
+    pub(super) fn shr32(&mut self, reg: Reg, count: u8) {
+        self.with_reg(false, &[0xc1], 5, reg);
+        self.code.push(count);
+    }
+
+    /// `shl reg32, count`.
+    pub(super) fn shl32(&mut self, reg: Reg, count: u8) {
+        self.with_reg(false, &[0xc1], 4, reg);
+        self.code.push(count);
+    }
+
+    /// `sar reg, count`, 32 or 64 bits wide.
+    pub(super) fn sar(&mut self, wide: bool, reg: Reg, count: u8) {
+        self.with_reg(wide, &[0xc1], 7, reg);
+        self.code.push(count);
+    }
+
+    /// `mov word ptr mem, ax`.
+    pub(super) fn store_ax(&mut self, mem: Mem) {
+        self.code.push(0x66);
+        self.with_mem(false, &[0x89], 0, mem);
+    }
+
+    /// `movzx eax, word ptr mem`.
+    pub(super) fn load_ax(&mut self, mem: Mem) {
+        self.with_mem(false, &[0x0f, 0xb7], 0, mem);
+    }
+
+    /// `jcc rel32`, to be filled in by [`Assembler::patch`]: where its displacement is.
+    pub(super) fn jcc(&mut self, condition: u8) -> usize {
+        self.bytes(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
+        self.here() - 4
+    }
+
+    /// `jmp rel32`, as [`Assembler::jcc`].
+    pub(super) fn jmp(&mut self) -> usize {
+        self.bytes(&[0xe9, 0, 0, 0, 0]);
+        self.here() - 4
+    }
+
+    /// `call rel32`, as [`Assembler::jcc`].
+    pub(super) fn call(&mut self) -> usize {
+        self.bytes(&[0xe8, 0, 0, 0, 0]);
+        self.here() - 4
+    }
+
+    /// `call qword ptr mem`.
+    pub(super) fn call_mem(&mut self, mem: Mem) {
+        self.with_mem(false, &[0xff], 2, mem);
+    }
+
+    /// `jmp qword ptr mem`.
+    pub(super) fn jmp_mem(&mut self, mem: Mem) {
+        self.with_mem(false, &[0xff], 4, mem);
+    }
+
+    /// Makes the branch whose displacement is at `site` go to `target`, which may lie outside the buffer.
+    pub(super) fn patch(&mut self, site: usize, target: i64) {
+        let distance = (target - (site as i64 + 4)) as i32;
+        self.code[site..site + 4].copy_from_slice(&distance.to_le_bytes());
+    }
+
+    /// Makes the branch at `site` come here.
+    pub(super) fn bind(&mut self, site: usize) {
+        self.patch(site, self.here() as i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
+
+    use super::*;
+
+    fn text(code: &[u8]) -> Vec<String> {
+        let mut formatter = GasFormatter::new();
+        Decoder::with_ip(64, code, 0, DecoderOptions::NONE)
+            .iter()
+            .map(|i| {
+                let mut s = String::new();
+                formatter.format(&i, &mut s);
+                s
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_addressing_form_decodes_to_what_was_asked() {
+        let mut a = Assembler::default();
+        for base in [Reg(0), RSP, Reg(5), Reg(12), Reg(13), Reg(15)] {
+            for disp in [0, 8, -129, 0x1000] {
+                a.rm(Two::Load, Reg(9), at(base, disp));
+            }
+        }
+        a.rm(Two::Lea, Reg(8), Mem { base: None, index: Some((Reg(12), 3)), disp: -4 });
+        a.rm32(Two::Lea, Reg(8), Mem { base: Some(Reg(13)), index: Some((Reg(5), 1)), disp: 0 });
+        a.rm(Two::Load, Reg(8), Mem { base: None, index: None, disp: 0x20 });
+        let text = text(&a.code);
+        assert_eq!(text.len(), 27);
+        assert_eq!(text[0], "mov (%rax),%r9");
+        assert_eq!(text[4], "mov (%rsp),%r9");
+        assert_eq!(text[8], "mov (%rbp),%r9");
+        assert_eq!(text[14], "mov -0x81(%r12),%r9");
+        assert_eq!(text[16], "mov (%r13),%r9");
+        assert_eq!(text[23], "mov 0x1000(%r15),%r9");
+        assert_eq!(text[24], "lea -4(,%r12,8),%r8");
+        assert_eq!(text[25], "lea (%r13,%rbp,2),%r8d");
+        assert_eq!(text[26], "mov 0x20,%r8");
+    }
+
+    #[test]
+    fn constants_take_the_form_that_holds_them() {
+        let mut a = Assembler::default();
+        for value in [0, 0xffff_ffff, u64::MAX, 0x1_2345_6789] {
+            a.constant(Reg(9), value);
+        }
+        let text = text(&a.code);
+        assert_eq!(
+            text,
+            ["mov $0,%r9d", "mov $0xFFFFFFFF,%r9d", "mov $0xFFFFFFFFFFFFFFFF,%r9", "movabs $0x123456789,%r9"]
+        );
+    }
+}

@@ -1,0 +1,98 @@
+//! Which arithmetic flags an instruction reads and writes, and which are still wanted behind it.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
+
+/// A set of the six arithmetic flags, in the decoder library's bits.
+pub(super) type Set = u32;
+
+/// All six.
+pub(super) const ALL: Set =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// What one instruction does to the flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct Effect {
+    /// Those it looks at.
+    pub(super) reads: Set,
+    /// Those it may change.
+    pub(super) changes: Set,
+    /// Those whose old values are gone behind it, whatever the operands are. A flag that the manual calls undefined
+    /// is not among them: the processor may well leave it alone.
+    pub(super) kills: Set,
+}
+
+/// What a natively translated instruction does.
+pub(super) fn effect(instruction: &Instruction) -> Effect {
+    use Mnemonic as M;
+    let reads = instruction.rflags_read() & ALL;
+    let changes = instruction.rflags_modified() & ALL;
+    let kills = match instruction.mnemonic() {
+        // Every processor clears AF here, and the interpreter relies on it as well.
+        M::And | M::Or | M::Xor | M::Test => ALL,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+            if may_shift_by_zero(instruction) =>
+        {
+            0
+        }
+        _ => {
+            (instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set())
+                & ALL
+                & !instruction.rflags_undefined()
+        }
+    };
+    Effect { reads, changes, kills }
+}
+
+/// A shift by zero changes no flag (SDM 2B, SAL/SAR/SHL/SHR), and a count in CL may be zero.
+fn may_shift_by_zero(instruction: &Instruction) -> bool {
+    let last = instruction.op_count() - 1;
+    let count = match instruction.op_kind(last) {
+        OpKind::Immediate8 => instruction.immediate8(),
+        _ => 0,
+    };
+    let mask =
+        if instruction.op0_register().size() == 8 || instruction.memory_size().size() == 8 { 63 } else { 31 };
+    count & mask == 0
+}
+
+impl Effect {
+    /// Those wanted before the instruction, given those wanted behind it.
+    pub(super) fn before(self, after: Set) -> Set {
+        after & !self.kills | self.reads
+    }
+
+    /// Whether the host's flags must hold the guest's when it executes.
+    pub(super) fn needs_flags(self, after: Set) -> bool {
+        self.reads != 0 || self.changes != 0 && after & !self.kills != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Code, Register};
+
+    use super::*;
+
+    fn shift(count: u32) -> Effect {
+        effect(&Instruction::with2(Code::Shl_rm32_imm8, Register::EAX, count).expect("an instruction"))
+    }
+
+    #[test]
+    fn shift_that_may_do_nothing_kills_no_flag() {
+        assert_eq!(shift(32).kills, 0);
+        assert_eq!(shift(3).kills, ALL & !RflagsBits::AF & !RflagsBits::OF);
+        let by_cl =
+            Instruction::with2(Code::Shl_rm32_CL, Register::EAX, Register::CL).expect("an instruction");
+        assert_eq!(effect(&by_cl).kills, 0);
+        assert!(effect(&by_cl).needs_flags(ALL));
+        assert!(!effect(&by_cl).needs_flags(0));
+    }
+
+    #[test]
+    fn increment_passes_carry_through() {
+        let inc = effect(&Instruction::with1(Code::Inc_rm64, Register::RAX).expect("an instruction"));
+        assert_eq!(inc.before(ALL), RflagsBits::CF);
+        assert!(inc.needs_flags(RflagsBits::CF));
+        assert!(!inc.needs_flags(RflagsBits::ZF));
+    }
+}

@@ -1,0 +1,253 @@
+//! The translator of 64-bit code: guest instructions become host instructions of the same set.
+//!
+//! A *region* is a run of instructions in one page ([`region`]). When one has been executed often enough by the
+//! interpreter it is translated ([`emit`], [`operand`], [`special`]) to code that keeps guest registers in host registers
+//! ([`registers`]) and guest flags in host flags ([`flags`]). Addresses go through the interpreter's own soft TLB by a
+//! check in line; what misses, and every instruction that is not in the table ([`native`]), runs by the interpreter's
+//! handler, called from translated code. So whatever the interpreter can do, translated code can.
+//!
+//! * Regions are found by physical address. Nothing in them depends on where the page is mapped or on privilege: the
+//!   linear address of the page is a field of the vCPU ([`state`]), the soft TLB's tables are selected by class.
+//! * A branch within the page is linked to its target's code once that exists. Any other branch looks its target up in a
+//!   table, in translated code; an entry holds for one TLB generation, privilege and mode ([`stubs`]).
+//! * Every region takes its length off a budget when it is entered and gives back what it did not execute. A run never
+//!   exceeds its budget, and the count of retired instructions is exact wherever Rust sees it.
+//! * When bytes are written that a region was made from, its links are undone and it is forgotten ([`cache`]).
+//!
+//! 16-bit and 32-bit code runs in the interpreter.
+
+mod asm;
+mod cache;
+mod emit;
+mod enter;
+mod flags;
+mod helper;
+mod native;
+mod operand;
+mod region;
+mod registers;
+mod special;
+mod state;
+mod stubs;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use ringfence_memory::GuestAddress;
+use ringfence_x86::Exception;
+
+use crate::code::{CodeMap, StaleCode};
+use crate::codemem::CodeMemoryError;
+use crate::interp::cpu::Cpu;
+use crate::interp::op::RIP;
+use crate::interp::run::Interpreter;
+use cache::{Cache, RegionId};
+use native::Host;
+use region::Source;
+pub use state::State;
+use stubs::reason;
+
+/// What the translator may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Most bytes of translated code.
+    pub code_size: usize,
+    /// Executions after which a block is translated, at most 200.
+    pub threshold: u8,
+    /// Most instructions in a region, from 1 to 1000.
+    pub region: usize,
+    /// Keep every arithmetic flag exact wherever the guest can be interrupted, even if the guest's code will overwrite it
+    /// unread. Slower; for comparisons with the interpreter.
+    pub exact_flags: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { code_size: 64 << 20, threshold: 8, region: 64, exact_flags: false }
+    }
+}
+
+/// Why the translator is not available.
+#[derive(Debug, thiserror::Error)]
+pub enum JitError {
+    /// The host gives no memory for code.
+    #[error(transparent)]
+    Memory(#[from] CodeMemoryError),
+    /// The host's processor lacks an instruction.
+    #[error(
+        "the host's processor has no LAHF in 64-bit mode, which the translator needs; use the interpreter"
+    )]
+    NoLahf,
+}
+
+/// Entries of the table that counts executions.
+const HEAT: usize = 1 << 14;
+/// A count that stays: the block cannot be translated.
+const NEVER: u8 = u8::MAX;
+
+/// Whether a direct branch from `linear` can reach an address that is not canonical. The branch itself must raise the
+/// exception then; translated code would only notice at the target.
+fn near_hole(linear: u64) -> bool {
+    const REACH: u64 = (1 << 31) + 0x2000;
+    const HOLE: std::ops::Range<u64> = (1 << 47) - REACH..(u64::MAX << 47) + REACH;
+    HOLE.contains(&linear)
+}
+
+/// The translator of one vCPU.
+#[derive(Debug)]
+pub struct Jit {
+    options: Options,
+    host: Host,
+    cache: Cache,
+    /// Stale code, as the code map tells.
+    stale: Arc<StaleCode>,
+    heat: Box<[u8]>,
+    exits: [u64; 6],
+}
+
+impl Jit {
+    /// A translator for a vCPU that hears of stale code from `code`. It has no code yet.
+    ///
+    /// # Errors
+    /// If the host offers no memory for code, or its processor is too old.
+    pub fn new(options: Options, code: &CodeMap) -> Result<Self, JitError> {
+        let host = Host::detect();
+        if !host.lahf {
+            return Err(JitError::NoLahf);
+        }
+        let cache = Cache::new(options.code_size)?;
+        let heat = vec![0; HEAT].into_boxed_slice();
+        Ok(Self { options, host, cache, stale: code.register(), heat, exits: [0; 6] })
+    }
+
+    /// Executes up to `limit` instructions at RIP. Returns early wherever [`Interpreter::run_block`] would, and after any
+    /// block that the interpreter executed.
+    ///
+    /// # Errors
+    /// The exception that an instruction raised, not delivered; RIP points at the instruction then.
+    pub fn run(&mut self, interpreter: &mut Interpreter, limit: u64) -> Result<(), Exception> {
+        let as_limit = |left: u64| usize::try_from(left).unwrap_or(usize::MAX);
+        if !interpreter.cpu.is_64bit() {
+            return interpreter.run_block(as_limit(limit));
+        }
+        let mut left = limit;
+        while left > 0 {
+            if self.stale.any() {
+                self.drop_stale();
+            }
+            let Some(id) = self.region_at_rip(interpreter)? else {
+                return interpreter.run_block(as_limit(left));
+            };
+            let cpu = &mut interpreter.cpu;
+            let reason = self.enter(cpu, id, &mut left);
+            self.exits[reason as usize % 6] += 1;
+            match reason {
+                reason::FAULT => return cpu.translated.exception.take().map_or(Ok(()), Err),
+                reason::BUDGET => {
+                    return if left == 0 { Ok(()) } else { interpreter.run_block(as_limit(left)) };
+                }
+                reason::LOOKUP => {}
+                reason::LINK => {
+                    let link = cpu.translated.link;
+                    if let Some(to) = self.cache.link_target(link).and_then(|target| self.cache.find(target))
+                    {
+                        self.cache.connect(link, to);
+                    }
+                }
+                _ => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn drop_stale(&mut self) {
+        for (page, mask) in self.stale.take() {
+            self.cache.invalidate(page, mask);
+        }
+    }
+
+    /// Runs translated code with a budget of `left` instructions, which becomes what is left of it.
+    fn enter(&mut self, cpu: &mut Cpu, id: RegionId, left: &mut u64) -> u64 {
+        let Some(region) = self.cache.get(id) else { return reason::LEAVE };
+        let budget = i64::try_from(*left).unwrap_or(i64::MAX);
+        cpu.leave_block = false;
+        cpu.select_tables();
+        let context = cpu.jump_context();
+        let state = &mut cpu.translated;
+        state.entry = self.cache.host(region.entry);
+        state.jumps = self.cache.jumps();
+        state.context = context;
+        state.interpret = helper::interpret as *const () as u64;
+        state.page = cpu.regs[RIP] & !0xfff;
+        state.budget = budget;
+        state.end = cpu.retired.wrapping_add(budget as u64);
+        let reason = enter::enter(cpu, &mut self.cache);
+        let rest = cpu.translated.budget;
+        cpu.retired = cpu.translated.end.wrapping_sub(rest as u64);
+        *left -= (budget - rest) as u64;
+        reason
+    }
+
+    /// The region at RIP, translated now if it is due; `None` if the interpreter is to run it.
+    fn region_at_rip(&mut self, interpreter: &mut Interpreter) -> Result<Option<RegionId>, Exception> {
+        let (linear, context) = (interpreter.cpu.regs[RIP], interpreter.cpu.jump_context());
+        if let Some(id) = self.cache.jump(linear, context) {
+            return Ok(Some(id));
+        }
+        let address = interpreter.block_address()?;
+        if near_hole(linear) {
+            return Ok(None);
+        }
+        let Some(id) = self.cache.find(address).or_else(|| self.warm(&mut interpreter.cpu, address)) else {
+            return Ok(None);
+        };
+        self.cache.remember(linear, context, id);
+        Ok(Some(id))
+    }
+
+    /// Counts an execution of the block at `address`, and translates it if it is due.
+    fn warm(&mut self, cpu: &mut Cpu, address: GuestAddress) -> Option<RegionId> {
+        let heat = &mut self.heat[(address.0 ^ address.0 >> 14) as usize % HEAT];
+        if *heat == NEVER {
+            return None;
+        }
+        *heat += 1;
+        if *heat < self.options.threshold {
+            return None;
+        }
+        let id = Source::decode(cpu, address, &self.host, &self.options)
+            .and_then(|source| self.cache.translate(source));
+        // An address that shares its count with one that cannot be translated only stays in the interpreter.
+        *heat = if id.is_some() { 0 } else { NEVER };
+        id
+    }
+
+    /// Forgets all translated code.
+    pub fn clear(&mut self) {
+        self.cache.flush();
+        self.heat.fill(0);
+    }
+
+    /// Named figures for `-v`.
+    pub fn counters(&self, cpu: &Cpu) -> Vec<(&'static str, u64)> {
+        let sizes = &self.cache.sizes;
+        vec![
+            ("regions translated", sizes.regions),
+            ("instructions translated", sizes.instructions),
+            ("of these by handlers", sizes.interpreted),
+            ("bytes of guest code translated", sizes.guest_bytes),
+            ("bytes of host code", sizes.host_bytes),
+            ("regions invalidated", sizes.invalidated),
+            ("links made", sizes.links),
+            ("code memory flushes", sizes.flushes),
+            ("handlers called from translated code", cpu.translated.interpreted),
+            ("exits: left by a handler", self.exits[reason::LEAVE as usize]),
+            ("exits: fault", self.exits[reason::FAULT as usize]),
+            ("exits: budget", self.exits[reason::BUDGET as usize]),
+            ("exits: target unknown", self.exits[reason::LOOKUP as usize]),
+            ("exits: link not made", self.exits[reason::LINK as usize]),
+        ]
+    }
+}

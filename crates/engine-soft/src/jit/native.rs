@@ -1,0 +1,229 @@
+//! Which instructions are translated, and how.
+
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The same instruction with operands put in place.
+    Same,
+    /// As [`Kind::Same`], after a look at whether DIV would fault.
+    Divide,
+    /// As [`Kind::Same`], after a look at whether IDIV would fault.
+    DivideSigned,
+    /// LEA.
+    Address,
+    /// PUSH of a register or constant.
+    Push,
+    /// POP of a register.
+    Pop,
+    /// LEAVE.
+    Leave,
+    /// Nothing to do.
+    Nothing,
+    /// Relative JMP.
+    Jump,
+    /// Jcc.
+    Branch,
+    /// Relative CALL.
+    Call,
+    /// JMP to an address from a register or memory.
+    JumpIndirect,
+    /// CALL of such.
+    CallIndirect,
+    /// RET.
+    Return,
+    /// By the interpreter's handler.
+    Interpreted,
+}
+
+/// What the host's processor can execute of what is not in every 64-bit processor.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Host {
+    bmi1: bool,
+    bmi2: bool,
+    adx: bool,
+    movbe: bool,
+    lzcnt: bool,
+    popcnt: bool,
+    crc32: bool,
+    /// LAHF and SAHF in 64-bit mode, without which flags could not be kept.
+    pub(super) lahf: bool,
+}
+
+impl Host {
+    /// Asks the processor.
+    pub(super) fn detect() -> Self {
+        Self {
+            bmi1: is_x86_feature_detected!("bmi1"),
+            bmi2: is_x86_feature_detected!("bmi2"),
+            adx: is_x86_feature_detected!("adx"),
+            movbe: is_x86_feature_detected!("movbe"),
+            lzcnt: is_x86_feature_detected!("lzcnt"),
+            popcnt: is_x86_feature_detected!("popcnt"),
+            crc32: is_x86_feature_detected!("sse4.2"),
+            // CPUID 8000_0001h:ECX bit 0 (APM 3 E.4.2).
+            lahf: std::arch::x86_64::__cpuid(0x8000_0001).ecx & 1 != 0,
+        }
+    }
+
+    fn can(&self, mnemonic: Mnemonic) -> bool {
+        use Mnemonic as M;
+        match mnemonic {
+            M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr | M::Tzcnt => self.bmi1,
+            M::Bzhi | M::Mulx | M::Pdep | M::Pext | M::Rorx | M::Sarx | M::Shlx | M::Shrx => self.bmi2,
+            M::Adcx | M::Adox => self.adx,
+            M::Movbe => self.movbe,
+            M::Lzcnt => self.lzcnt,
+            M::Popcnt => self.popcnt,
+            M::Crc32 => self.crc32,
+            _ => true,
+        }
+    }
+}
+
+/// How to translate an instruction of 64-bit code.
+pub(super) fn kind(instruction: &Instruction, host: &Host) -> Kind {
+    use Mnemonic as M;
+    if !matches!(instruction.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+        return Kind::Interpreted;
+    }
+    match instruction.mnemonic() {
+        M::Lea => Kind::Address,
+        M::Push => push(instruction),
+        M::Pop => match instruction.code() {
+            Code::Pop_r64 | Code::Pop_rm64
+                if instruction.op0_kind() == OpKind::Register
+                    && instruction.op0_register() != Register::RSP =>
+            {
+                Kind::Pop
+            }
+            _ => Kind::Interpreted,
+        },
+        M::Leave if instruction.code() == Code::Leaveq => Kind::Leave,
+        M::Nop
+        | M::Endbr64
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetchw => Kind::Nothing,
+        M::Call | M::Jmp => transfer(instruction),
+        M::Ret => match instruction.code() {
+            Code::Retnq | Code::Retnq_imm16 => Kind::Return,
+            _ => Kind::Interpreted,
+        },
+        M::Div if operands_fit(instruction) => Kind::Divide,
+        M::Idiv if operands_fit(instruction) => Kind::DivideSigned,
+        _ if instruction.is_jcc_short_or_near() => match instruction.op0_kind() {
+            OpKind::NearBranch64 => Kind::Branch,
+            _ => Kind::Interpreted,
+        },
+        mnemonic if same(instruction) && host.can(mnemonic) && operands_fit(instruction) => Kind::Same,
+        _ => Kind::Interpreted,
+    }
+}
+
+fn push(instruction: &Instruction) -> Kind {
+    match instruction.code() {
+        Code::Push_r64 | Code::Push_rm64 if instruction.op0_kind() == OpKind::Register => Kind::Push,
+        Code::Pushq_imm32 | Code::Pushq_imm8 => Kind::Push,
+        _ => Kind::Interpreted,
+    }
+}
+
+fn transfer(instruction: &Instruction) -> Kind {
+    match (instruction.code(), instruction.op0_kind()) {
+        (Code::Call_rm64, _) => Kind::CallIndirect,
+        (Code::Jmp_rm64, _) => Kind::JumpIndirect,
+        (Code::Call_rel32_64, _) => Kind::Call,
+        (Code::Jmp_rel32_64 | Code::Jmp_rel8_64, _) => Kind::Jump,
+        _ => Kind::Interpreted,
+    }
+}
+
+/// Whether it does the same wherever its operands are: it touches general-purpose registers, arithmetic flags and at most
+/// one operand in memory, and raises nothing but what the access raises.
+fn same(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let register_bits = |i| instruction.op_kind(i) == OpKind::Register;
+    match instruction.mnemonic() {
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Xchg | M::Movbe | M::Cmpxchg | M::Xadd => true,
+        M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => true,
+        M::Inc | M::Dec | M::Neg | M::Not | M::Imul | M::Mul => true,
+        // The interpreter rotates by CL always, which leaves another OF (undefined for counts but 1) than a constant.
+        M::Rcl | M::Rcr => instruction.op1_kind() == OpKind::Register || instruction.immediate8() == 1,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Shld | M::Shrd => true,
+        // A bit number in a register reaches beyond the operand in memory.
+        M::Bt | M::Bts | M::Btr | M::Btc => register_bits(0) || !register_bits(1),
+        M::Bsf | M::Bsr | M::Tzcnt | M::Lzcnt | M::Popcnt | M::Crc32 => true,
+        M::Bswap => instruction.op0_register().size() != 2,
+        M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => true,
+        M::Lahf | M::Sahf | M::Cmc | M::Clc | M::Stc => true,
+        M::Andn
+        | M::Bextr
+        | M::Blsi
+        | M::Blsmsk
+        | M::Blsr
+        | M::Bzhi
+        | M::Mulx
+        | M::Pdep
+        | M::Pext
+        | M::Rorx => true,
+        M::Sarx | M::Shlx | M::Shrx | M::Adcx | M::Adox => true,
+        _ => instruction.is_jcc_short_or_near() || is_conditional(instruction.mnemonic()),
+    }
+}
+
+/// SETcc and CMOVcc.
+fn is_conditional(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Seto
+            | M::Setno
+            | M::Setb
+            | M::Setae
+            | M::Sete
+            | M::Setne
+            | M::Setbe
+            | M::Seta
+            | M::Sets
+            | M::Setns
+            | M::Setp
+            | M::Setnp
+            | M::Setl
+            | M::Setge
+            | M::Setle
+            | M::Setg
+            | M::Cmovo
+            | M::Cmovno
+            | M::Cmovb
+            | M::Cmovae
+            | M::Cmove
+            | M::Cmovne
+            | M::Cmovbe
+            | M::Cmova
+            | M::Cmovs
+            | M::Cmovns
+            | M::Cmovp
+            | M::Cmovnp
+            | M::Cmovl
+            | M::Cmovge
+            | M::Cmovle
+            | M::Cmovg
+    )
+}
+
+/// General-purpose registers, constants, and memory of 1 to 8 bytes.
+fn operands_fit(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).all(|i| match instruction.op_kind(i) {
+        OpKind::Register => instruction.op_register(i).is_gpr(),
+        OpKind::Memory => {
+            matches!(instruction.memory_size().size(), 1 | 2 | 4 | 8)
+                && !instruction.memory_index().is_vector_register()
+        }
+        OpKind::FarBranch16 | OpKind::FarBranch32 => false,
+        _ => true,
+    })
+}

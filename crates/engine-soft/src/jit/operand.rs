@@ -1,0 +1,219 @@
+//! Operands: addresses, checks, and guest registers that live in memory.
+
+use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
+
+use super::asm::{Imm, Mem, Reg, Two, at, cc};
+use super::emit::{Cold, Emitter};
+use super::registers::{A, B, C, Home, home, sized};
+use super::state::field;
+use crate::interp::op::{Op, RIP, ZERO, register_number};
+use crate::mmu::tlb::ENTRIES;
+
+const FS: u8 = 4;
+const GS: u8 = 5;
+
+/// What of a guest register an operand of 1 to 8 bytes is.
+fn guest_register(register: Register) -> Option<u8> {
+    Some(register_number(register)).filter(|&n| n < 16)
+}
+
+fn writes(access: OpAccess) -> bool {
+    use OpAccess as O;
+    matches!(access, O::Write | O::CondWrite | O::ReadWrite | O::ReadCondWrite)
+}
+
+impl Emitter<'_> {
+    /// The memory operand's effective address (without its segment's base) to `to`, by LEA, 32 or 64 bits wide. Uses [`A`]
+    /// and [`B`]; changes no flag.
+    fn effective_address(&mut self, to: Reg, op: &Op, next: u32, cut: bool) -> Option<()> {
+        let wide = match op.address_mask {
+            u64::MAX => !cut,
+            0xffff_ffff => false,
+            _ => return None,
+        };
+        let mut disp = op.displacement;
+        let base = match usize::from(op.base) {
+            ZERO => None,
+            RIP => {
+                disp += i64::from(next);
+                self.a.rm(Two::Load, A, field::page());
+                Some(A)
+            }
+            _ => Some(self.fetch(op.base, A)),
+        };
+        let index = match usize::from(op.index) {
+            ZERO => None,
+            _ => Some((self.fetch(op.index, B), op.scale)),
+        };
+        if base.is_none() && index.is_none() {
+            self.a.constant(to, if wide { disp as u64 } else { disp as u32 as u64 });
+            return Some(());
+        }
+        let disp = if wide { i32::try_from(disp).ok()? } else { disp as i32 };
+        match (base, index, disp) {
+            (Some(base), None, 0) if wide => self.a.copy(to, base),
+            _ if wide => self.a.rm(Two::Lea, to, Mem { base, index, disp }),
+            _ => self.a.rm32(Two::Lea, to, Mem { base, index, disp }),
+        }
+        Some(())
+    }
+
+    /// The host register that holds guest register `number`: its own, or `scratch` loaded with it.
+    pub(super) fn fetch(&mut self, number: u8, scratch: Reg) -> Reg {
+        match home(number) {
+            Home::Host(reg) => reg,
+            Home::Slot => {
+                self.a.rm(Two::Load, scratch, field::register(number));
+                scratch
+            }
+        }
+    }
+
+    /// The memory operand's linear address to [`A`]. Uses [`B`]; changes flags.
+    pub(super) fn address(&mut self, i: usize) -> Option<()> {
+        let (step, op) = self.at(i);
+        let (next, op) = (step.next, *op);
+        self.effective_address(A, &op, next, false)?;
+        if matches!(op.segment, FS | GS) {
+            self.a.rm(Two::Add, A, field::segment_base(op.segment));
+        }
+        Some(())
+    }
+
+    /// Turns the linear address in [`A`] into the host's if the soft TLB permits an access of `size` bytes; otherwise the
+    /// branch returned is taken. Uses [`B`] and [`C`]; changes flags.
+    pub(super) fn check(&mut self, size: usize, write: bool) -> usize {
+        self.host_flags = false;
+        // The last byte's page must be the entry's.
+        match size {
+            1 => self.a.copy(C, A),
+            _ => self.a.rm(Two::Lea, C, at(A, size as i32 - 1)),
+        }
+        // Entries are 16 bytes, pages 4096: the shift leaves the index in place.
+        self.a.rr32(Two::Load, B, A);
+        self.a.shr32(B, 8);
+        self.a.imm(Imm::And, false, B, (ENTRIES as i32 - 1) << 4);
+        self.a.rm(Two::Add, B, if write { field::write_table() } else { field::read_table() });
+        self.a.imm(Imm::And, true, C, -0x1000);
+        self.a.rm(Two::Cmp, C, at(B, 0));
+        let miss = self.a.jcc(cc::NE);
+        self.a.rm(Two::Add, A, at(B, 8));
+        miss
+    }
+
+    /// Flags that are wanted before or behind step `i` are in the vCPU after this.
+    pub(super) fn keep_flags(&mut self, i: usize) {
+        let (step, _) = self.at(i);
+        if step.effect.before(step.wanted) != 0 {
+            self.save_flags();
+        }
+    }
+
+    /// The way out of line for step `i`, for branches in `sites`, coming back here.
+    pub(super) fn slow(&mut self, i: usize, sites: Vec<usize>) {
+        let restore = self.host_flags && self.at(i).0.wanted != 0;
+        let back = self.a.here();
+        self.cold.push(Cold::Slow { sites, step: i, back, restore });
+    }
+
+    /// The host's flags are what step `i` made of the guest's.
+    pub(super) fn flags_changed(&mut self, i: usize) {
+        if self.at(i).0.effect.changes != 0 {
+            self.host_flags = true;
+            self.stored_flags = false;
+        }
+    }
+
+    /// The same instruction, its operands put in place.
+    pub(super) fn same(&mut self, i: usize) -> Option<()> {
+        let (step, _) = self.at(i);
+        let (effect, wanted, mut instruction) = (step.effect, step.wanted, step.instruction);
+        let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
+        let info = self.info.info_options(&instruction, options);
+        let access: [OpAccess; 4] = std::array::from_fn(|n| info.op_access(n as u32));
+        let memory = (0..instruction.op_count())
+            .find(|&n| instruction.op_kind(n) == OpKind::Memory)
+            .map(|n| n as usize);
+        let mut sites = Vec::new();
+        if let Some(operand) = memory {
+            self.keep_flags(i);
+            self.address(i)?;
+            let write = writes(access[operand]) || instruction.mnemonic() == Mnemonic::Xchg;
+            sites.push(self.check(instruction.memory_size().size(), write));
+            place_memory(&mut instruction);
+        }
+        let mut free: &[Reg] = if memory.is_some() { &[B, C] } else { &[A, B, C] };
+        if effect.needs_flags(wanted) {
+            self.restore_flags(free[0]);
+        }
+        let mut placed: [(u8, Reg, bool); 3] = [(0, A, false); 3];
+        let mut count = 0;
+        for n in 0..instruction.op_count() {
+            if instruction.op_kind(n) != OpKind::Register {
+                continue;
+            }
+            let register = instruction.op_register(n);
+            let Some(number) = guest_register(register) else { continue };
+            let reg = match home(number) {
+                Home::Host(reg) => reg,
+                Home::Slot => {
+                    let write = writes(access[n as usize]);
+                    if let Some(known) = placed[..count].iter_mut().find(|p| p.0 == number) {
+                        known.2 |= write;
+                        known.1
+                    } else {
+                        let (&reg, rest) = free.split_first()?;
+                        free = rest;
+                        placed[count] = (number, reg, write);
+                        count += 1;
+                        reg
+                    }
+                }
+            };
+            instruction.set_op_register(n, sized(reg, register.size()));
+        }
+        for &(number, reg, _) in &placed[..count] {
+            self.a.rm(Two::Load, reg, field::register(number));
+        }
+        self.encode(&instruction)?;
+        for &(number, reg, write) in &placed[..count] {
+            if write {
+                self.a.rm(Two::Store, reg, field::register(number));
+            }
+        }
+        self.flags_changed(i);
+        if !sites.is_empty() {
+            self.slow(i, sites);
+        }
+        Some(())
+    }
+
+    /// LEA.
+    pub(super) fn load_address(&mut self, i: usize) -> Option<()> {
+        let (step, op) = self.at(i);
+        let (next, op, size) = (step.next, *op, step.instruction.op0_register().size());
+        if size < 4 {
+            return None;
+        }
+        let to = home(op.dst);
+        let reg = match to {
+            Home::Host(reg) => reg,
+            Home::Slot => A,
+        };
+        self.effective_address(reg, &op, next, size == 4)?;
+        if to == Home::Slot {
+            self.a.rm(Two::Store, reg, field::register(op.dst));
+        }
+        Some(())
+    }
+}
+
+/// Makes the memory operand the one that [`A`] points at.
+fn place_memory(instruction: &mut Instruction) {
+    instruction.set_memory_base(sized(A, 8));
+    instruction.set_memory_index(Register::None);
+    instruction.set_memory_index_scale(1);
+    instruction.set_memory_displacement64(0);
+    instruction.set_memory_displ_size(0);
+    instruction.set_segment_prefix(Register::None);
+}

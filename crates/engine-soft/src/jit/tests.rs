@@ -1,0 +1,271 @@
+//! Translated code against the interpreter: random programs on two machines, compared wherever the translator stops.
+
+mod generate;
+mod programs;
+
+use std::sync::Arc;
+
+use ringfence_engine::{Bus, ClockMode, VirtualClock};
+use ringfence_memory::{GuestAddress, GuestMemory};
+use ringfence_oracle::Random;
+use ringfence_x86::segment::attribute;
+use ringfence_x86::{Cr0, Cr4, Efer, Exception};
+
+use super::stubs::reason;
+use super::{Jit, Options};
+use crate::code::CodeMap;
+use crate::interp::cpu::{Connections, Cpu};
+use crate::interp::op::RIP;
+use crate::interp::run::Interpreter;
+
+/// Two pages of code.
+pub(super) const CODE: u64 = 0x3_0000;
+pub(super) const CODE_LEN: usize = 0x2000;
+/// Eight pages of data: the fifth is not present, the sixth read-only.
+pub(super) const DATA: u64 = 0x2_0000;
+const DATA_LEN: usize = 0x8000;
+/// The first 2 MiB appear here once more.
+const ALIAS: u64 = 0xffff_8800_0000_0000;
+
+struct NoDevices;
+
+impl Bus for NoDevices {
+    fn port_read(&self, _: u16, _: &mut [u8]) {}
+    fn port_write(&self, _: u16, _: &[u8]) {}
+    fn memory_read(&self, _: GuestAddress, _: &mut [u8]) {}
+    fn memory_write(&self, _: GuestAddress, _: &[u8]) {}
+}
+
+/// A vCPU in 64-bit mode at CPL 0, with paging, in memory of its own.
+pub(super) fn machine() -> Interpreter {
+    let memory = Arc::new(GuestMemory::flat(1 << 20).unwrap());
+    let write = |at: u64, value: u64| memory.write(GuestAddress(at), value).unwrap();
+    write(0x1000, 0x2003);
+    write(0x1000 + 8 * 272, 0x2003);
+    write(0x2000, 0x3003);
+    write(0x3000, 0x4003);
+    for page in 0..256 {
+        let bits = match page << 12 {
+            // The tables themselves are out of the programs' reach, or the two soft TLBs would age differently.
+            0x1000..0x5000 | 0x2_4000 => 0,
+            0x2_5000 => 1,
+            _ => 3,
+        };
+        write(0x4000 + 8 * page, page << 12 | bits);
+    }
+    let mut cpu = Cpu::new(Connections {
+        code: CodeMap::new(Arc::clone(&memory)),
+        memory,
+        bus: Arc::new(NoDevices),
+        clock: Arc::new(VirtualClock::new(ClockMode::Counted, 0)),
+    });
+    cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::WP | Cr0::NE;
+    cpu.cr4 = Cr4::PAE;
+    cpu.cr3 = 0x1000;
+    cpu.efer = Efer::LME | Efer::LMA | Efer::NXE;
+    cpu.segments[1].attributes |= attribute::LONG;
+    cpu.segments[1].base = 0;
+    cpu.segments[4].base = 0x100;
+    cpu.segments[5].base = 0x40;
+    cpu.update_mode();
+    Interpreter::new(cpu)
+}
+
+/// A vCPU and the translator under test.
+struct Pair {
+    reference: Interpreter,
+    subject: Interpreter,
+    jit: Jit,
+    exact: bool,
+    /// One instruction at a time.
+    single: bool,
+    /// The program under way, for messages.
+    code: Vec<u8>,
+    start: u64,
+    /// What makes this round, and the count of instructions before it.
+    seed: u64,
+    origin: u64,
+}
+
+fn bytes(machine: &Interpreter, at: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    machine.cpu.memory.read_bytes(GuestAddress(at), &mut bytes).unwrap();
+    bytes
+}
+
+impl Pair {
+    fn new(options: Options) -> Self {
+        let (subject, exact, single) = (machine(), options.exact_flags, options.region == 1);
+        let jit = Jit::new(options, &subject.cpu.code).unwrap();
+        Self {
+            reference: machine(),
+            subject,
+            jit,
+            exact,
+            single,
+            code: Vec::new(),
+            start: 0,
+            seed: 0,
+            origin: 0,
+        }
+    }
+
+    /// Loads a program and registers.
+    fn load(&mut self, random: &mut Random, program: &generate::Program) {
+        let data: Vec<u8> = (0..DATA_LEN / 8).flat_map(|_| random.bits().to_le_bytes()).collect();
+        let alias = if random.chance(30) { ALIAS } else { 0 };
+        let rip = CODE + program.start as u64 + alias;
+        let mut regs: [u64; 16] = std::array::from_fn(|_| generate::value(random));
+        for pointer in generate::POINTERS {
+            regs[usize::from(pointer)] = DATA + 0x800 + random.below(0x2800);
+        }
+        regs[4] &= !7;
+        let flags = random.bits();
+        for machine in [&mut self.reference, &mut self.subject] {
+            machine.cpu.memory.write_bytes(GuestAddress(CODE), &program.code).unwrap();
+            machine.cpu.memory.write_bytes(GuestAddress(DATA), &data).unwrap();
+            machine.cpu.regs[..16].copy_from_slice(&regs);
+            machine.cpu.regs[RIP] = rip;
+            machine.cpu.set_rflags(flags & 0x8d5);
+        }
+        (self.code, self.start) = (program.code.clone(), rip);
+    }
+
+    /// One run of the translator, and the interpreter up to the same count. The exception, if there was one.
+    fn advance(&mut self, limit: u64) -> Option<Exception> {
+        let before = self.subject.cpu.retired;
+        let left = self.jit.exits[reason::LEAVE as usize];
+        let outcome = self.jit.run(&mut self.subject, limit);
+        // Left in the middle of a region: flags that nothing in it would have looked at may differ.
+        let early = outcome.is_err() || left != self.jit.exits[reason::LEAVE as usize];
+        let count = self.subject.cpu.retired - before;
+        assert!(count <= limit, "{count} instructions where {limit} were allowed");
+        let (start, mut expected) = (self.reference.cpu.retired, Ok(()));
+        loop {
+            let done = self.reference.cpu.retired - start;
+            if done > count || expected.is_err() || done == count && outcome.is_ok() {
+                break;
+            }
+            let left = (count - done).max(u64::from(outcome.is_err()));
+            expected = self.reference.run_block(left as usize);
+        }
+        assert_eq!(outcome, expected, "{}", self.context());
+        if early && !self.exact {
+            self.reference.cpu.status = self.subject.cpu.status;
+        }
+        self.compare(outcome.is_err());
+        outcome.err()
+    }
+
+    fn compare(&self, faulted: bool) {
+        let (a, b) = (&self.reference.cpu, &self.subject.cpu);
+        assert_eq!(a.regs, b.regs, "registers: {}", self.context());
+        assert_eq!(a.retired, b.retired, "count: {}", self.context());
+        assert_eq!(a.flags, b.flags, "system flags: {}", self.context());
+        assert_eq!(a.status.canonical(), b.status.canonical(), "flags: {}", self.context());
+        if faulted {
+            assert_eq!(a.fault_address, b.fault_address, "fault address: {}", self.context());
+        }
+    }
+
+    fn compare_memory(&self) {
+        for (at, len) in [(DATA, DATA_LEN), (CODE, CODE_LEN)] {
+            let (a, b) = (bytes(&self.reference, at, len), bytes(&self.subject, at, len));
+            if let Some(i) = (0..len).find(|&i| a[i] != b[i]) {
+                panic!("memory at {:#x}: {:#x} became {:#x}: {}", at + i as u64, a[i], b[i], self.context());
+            }
+        }
+    }
+
+    /// The program and where it is.
+    fn context(&self) -> String {
+        use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
+        use std::fmt::Write;
+        let offset = (self.start & 0x1fff) as usize;
+        let mut formatter = GasFormatter::new();
+        let (a, b) = (&self.reference.cpu, &self.subject.cpu);
+        let mut text = format!("seed of round {:#x}\n", self.seed);
+        for (cpu, name) in [(a, "reference"), (b, "subject  ")] {
+            writeln!(
+                text,
+                "{name} {:x?} {:#x} retired {}",
+                cpu.regs,
+                cpu.rflags(),
+                cpu.retired - self.origin
+            )
+            .unwrap();
+        }
+        let code = &self.code[offset..];
+        for instruction in Decoder::with_ip(64, code, self.start, DecoderOptions::NONE).iter().take(60) {
+            write!(text, "{:x}: ", instruction.ip()).unwrap();
+            formatter.format(&instruction, &mut text);
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Runs random programs for `count` rounds.
+fn rounds(seed: u64, count: u64, options: Options) -> u64 {
+    let mut pair = Pair::new(options);
+    for round in 0..count {
+        let mut random = Random::new(seed << 32 | round);
+        let random = &mut random;
+        (pair.seed, pair.origin) = (seed << 32 | round, pair.subject.cpu.retired);
+        let program = generate::program(random);
+        pair.load(random, &program);
+        let end = pair.subject.cpu.retired + 400;
+        let mut faults = 0;
+        while pair.subject.cpu.retired < end && faults < 12 {
+            let most = if pair.single {
+                1
+            } else if random.chance(50) {
+                12
+            } else {
+                200
+            };
+            let limit = 1 + random.below(most);
+            if pair.advance(limit).is_some() {
+                faults += 1;
+                let next = pair.start & !0x1fff | random.pick(&program.starts) as u64;
+                for machine in [&mut pair.reference, &mut pair.subject] {
+                    machine.cpu.regs[RIP] = next;
+                    machine.cpu.regs[4] = DATA + 0x1800;
+                }
+            }
+        }
+        pair.compare_memory();
+    }
+    pair.jit.cache.sizes.regions
+}
+
+fn seed(default: u64) -> u64 {
+    std::env::var("RINGFENCE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(default)
+}
+
+fn count(default: u64) -> u64 {
+    std::env::var("RINGFENCE_CASES").ok().and_then(|s| s.parse().ok()).unwrap_or(default)
+}
+
+const OPTIONS: Options = Options { code_size: 4 << 20, threshold: 1, region: 64, exact_flags: false };
+
+#[test]
+fn random_instructions_one_at_a_time_run_as_in_the_interpreter() {
+    let options = Options { region: 1, exact_flags: true, ..OPTIONS };
+    assert!(rounds(seed(4), count(1000), options) > 1000);
+}
+
+#[test]
+fn random_programs_run_as_in_the_interpreter() {
+    assert!(rounds(seed(1), count(3000), OPTIONS) > 1000);
+}
+
+#[test]
+fn random_programs_with_exact_flags_run_as_in_the_interpreter() {
+    assert!(rounds(seed(2), count(3000), Options { exact_flags: true, ..OPTIONS }) > 1000);
+}
+
+#[test]
+fn random_programs_partly_interpreted_run_as_in_the_interpreter() {
+    assert!(rounds(seed(3), count(3000), Options { threshold: 3, ..OPTIONS }) > 300);
+}

@@ -1,0 +1,76 @@
+//! Programs with known results.
+
+use ringfence_memory::GuestAddress;
+
+use super::*;
+
+/// Runs code at [`CODE`] under the translator until it raises #UD.
+fn run(code: &[u8]) -> (Interpreter, Jit) {
+    let mut m = machine();
+    m.cpu.memory.write_bytes(GuestAddress(CODE), code).unwrap();
+    m.cpu.regs[RIP] = CODE;
+    m.cpu.regs[4] = DATA + 0x2000;
+    let options = Options { threshold: 2, code_size: 1 << 20, ..OPTIONS };
+    let mut jit = Jit::new(options, &m.cpu.code).unwrap();
+    for _ in 0..1_000_000 {
+        if let Err(exception) = jit.run(&mut m, 1000) {
+            assert_eq!(exception, Exception::UD, "at {:#x}", m.cpu.rip());
+            return (m, jit);
+        }
+    }
+    panic!("the program did not end");
+}
+
+#[test]
+fn recursive_fibonacci_is_right_and_counted() {
+    // mov edi,20; call fib; ud2; fib: cmp edi,2; jb base; push rdi; dec edi; call fib; pop rdi; push rax; sub edi,2;
+    // call fib; pop rcx; add rax,rcx; ret; base: mov eax,edi; ret
+    let code = [
+        0xbf, 20, 0, 0, 0, 0xe8, 2, 0, 0, 0, 0x0f, 0x0b, 0x83, 0xff, 0x02, 0x72, 0x18, 0x57, 0xff, 0xcf,
+        0xe8, 0xf3, 0xff, 0xff, 0xff, 0x5f, 0x50, 0x83, 0xef, 0x02, 0xe8, 0xe9, 0xff, 0xff, 0xff, 0x59, 0x48,
+        0x01, 0xc8, 0xc3, 0xc3, 0x89, 0xf8, 0xc3,
+    ];
+    let (m, jit) = run(&code);
+    assert_eq!(m.cpu.regs[0], 6765);
+    assert_eq!(m.cpu.regs[4], DATA + 0x2000);
+    // 10,946 leaves of 4 instructions, 10,945 inner calls of 12, and 2 around them.
+    assert_eq!(m.cpu.retired, 10_946 * 4 + 10_945 * 12 + 2);
+    assert!(jit.cache.sizes.regions >= 3);
+}
+
+#[test]
+fn loop_whose_body_is_rewritten_runs_the_new_one() {
+    // mov ecx,100; xor eax,eax; top: add eax,1 (its immediate is at CODE+9); mov byte [rip-8],2 if ecx==50; ...
+    let code = [
+        0xb9, 100, 0, 0, 0, 0x31, 0xc0, // mov ecx,100; xor eax,eax
+        0x83, 0xc0, 0x01, // add eax,1
+        0x83, 0xf9, 51, // cmp ecx,51
+        0x75, 0x07, // jne +7
+        0xc6, 0x05, 0xf3, 0xff, 0xff, 0xff, 2, // mov byte [rip-13],2: the immediate of the addition
+        0xff, 0xc9, // dec ecx
+        0x75, 0xed, // jnz top
+        0x0f, 0x0b,
+    ];
+    let (m, jit) = run(&code);
+    assert_eq!(m.cpu.regs[0], 50 + 100);
+    assert!(jit.cache.sizes.invalidated > 0);
+}
+
+#[test]
+fn full_code_memory_is_flushed_and_execution_goes_on() {
+    let mut m = machine();
+    let options = Options { threshold: 1, code_size: 1 << 20, ..OPTIONS };
+    let mut jit = Jit::new(options, &m.cpu.code).unwrap();
+    // A page of stores, rewritten over and over.
+    let mut code: Vec<u8> = [0x48, 0xff, 0x03].repeat(40);
+    code.extend_from_slice(&[0x0f, 0x0b]);
+    m.cpu.regs[3] = DATA;
+    for round in 0..400 {
+        code[2] = 0x03;
+        m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
+        m.cpu.regs[RIP] = CODE;
+        while jit.run(&mut m, 1000).is_ok() {}
+        assert_eq!(m.cpu.memory.read::<u64>(GuestAddress(DATA)).unwrap(), 40 * (round + 1));
+    }
+    assert!(jit.cache.sizes.flushes > 0, "{:?}", jit.cache.sizes);
+}
