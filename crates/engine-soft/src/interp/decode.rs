@@ -114,9 +114,11 @@ pub fn decode_run(
     let mut offset = 0;
     while run.len() < most {
         window.want(cpu, offset + MAX_LENGTH);
-        match decode_one(&window.bytes[offset..], CodeSize::Bits64) {
-            Decoded::Instruction(instruction) => {
-                run.push((Some(instruction), lower(cpu, &instruction)));
+        match decode_one(cpu, &window.bytes[offset..], CodeSize::Bits64) {
+            Decoded::Instruction(mut instruction) => {
+                let bytes = &window.bytes[offset..];
+                cpu.features.disguise(&mut instruction, bytes);
+                run.push((Some(instruction), lower(cpu, &instruction, bytes)));
                 offset += instruction.len();
                 let ends = ends_block(&instruction, CodeSize::Bits64) && !instruction.is_jcc_short_or_near();
                 if ends || address.page_offset() + offset as u64 >= 0x1000 {

@@ -58,7 +58,9 @@ pub(super) fn machine() -> Interpreter {
         memory,
         bus: Arc::new(NoDevices),
         clock: Arc::new(VirtualClock::new(ClockMode::Counted, 0)),
-    });
+        cpuid: Arc::default(),
+    })
+    .unwrap();
     cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::WP | Cr0::NE;
     cpu.cr4 = Cr4::PAE;
     cpu.cr3 = 0x1000;
