@@ -15,6 +15,7 @@ use super::stubs::reason;
 use super::{Jit, Options};
 use crate::code::CodeMap;
 use crate::interp::cpu::{Connections, Cpu};
+use crate::interp::features::host_cpuid;
 use crate::interp::op::RIP;
 use crate::interp::run::Interpreter;
 
@@ -58,10 +59,11 @@ pub(super) fn machine() -> Interpreter {
         memory,
         bus: Arc::new(NoDevices),
         clock: Arc::new(VirtualClock::new(ClockMode::Counted, 0)),
-        cpuid: Arc::default(),
+        cpuid: Arc::new(host_cpuid().clone()),
     })
     .unwrap();
-    cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::WP | Cr0::NE;
+    // No x87: its state is the thread's, and two machines share this one.
+    cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::WP | Cr0::NE | Cr0::EM;
     cpu.cr4 = Cr4::PAE;
     cpu.cr3 = 0x1000;
     cpu.efer = Efer::LME | Efer::LMA | Efer::NXE;

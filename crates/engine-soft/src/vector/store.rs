@@ -71,6 +71,7 @@ pub struct Vector {
     preparer: Preparer,
     forms: Vec<Form>,
     index: HashMap<Key, u32>,
+    cleared: u64,
     enabled: Enabled,
     control: (Cr0, Cr4, bool),
     xcr0: u64,
@@ -94,6 +95,7 @@ impl Vector {
             preparer: Preparer::new(Arena::new(CODE_MEMORY)?, features),
             forms: Vec::new(),
             index: HashMap::new(),
+            cleared: 0,
             enabled: Enabled::new(Cr0::empty().bits(), 0, 1, false),
             control: (Cr0::empty(), Cr4::empty(), false),
             xcr0: Xcr0::X87.bits(),
@@ -191,6 +193,12 @@ impl Vector {
     pub fn clear(&mut self) {
         self.forms.clear();
         self.index.clear();
+        self.cleared += 1;
+    }
+
+    /// How often [`Vector::clear`] was called: whoever keeps operations elsewhere than in blocks compares it.
+    pub(crate) fn cleared(&self) -> u64 {
+        self.cleared
     }
 
     /// Prepares an instruction: its form, kept here if it is to be looked up when it runs, and its index then.
