@@ -11,9 +11,12 @@
 
 pub mod code;
 mod codemem;
+pub mod engine;
 pub mod hostop;
 pub mod interp;
 pub mod jit;
 pub mod mmu;
 pub mod status;
 pub mod vector;
+
+pub use interp::features::host_cpuid;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use ringfence_engine::{Engine, EngineError};
+use ringfence_engine_soft::engine::InterpreterEngine;
 
 /// An engine as named on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -88,9 +89,10 @@ pub(crate) fn select(choice: EngineChoice) -> Result<Selection, NotOffered> {
 /// # Errors
 /// [`EngineError::Unsupported`] if this version does not have it; [`select`] would not have chosen it.
 pub(crate) fn make(selection: Selection) -> Result<Box<dyn Engine>, EngineError> {
-    let unsupported =
-        || EngineError::Unsupported { engine: selection.engine.name(), what: "anything yet".to_owned() };
-    Err(unsupported())
+    match selection.engine {
+        EngineChoice::Interp => Ok(Box::new(InterpreterEngine)),
+        other => Err(EngineError::Unsupported { engine: other.name(), what: "anything yet".to_owned() }),
+    }
 }
 
 /// An engine that this version does not have.

@@ -3,6 +3,7 @@
 //! Each access first asks the soft TLB; whatever it does not hold takes the slow path here, which walks the
 //! page tables, raises exceptions, splits accesses at page boundaries and calls devices.
 
+use ringfence_irqchip::LocalApic;
 use ringfence_memory::{GuestAddress, Scalar, host};
 use ringfence_x86::paging::is_canonical;
 use ringfence_x86::{Exception, SegmentRegister, Vector};
@@ -442,16 +443,33 @@ impl Cpu {
         }
     }
 
-    /// Whether a physical address lies in this vCPU's local APIC page.
-    fn is_apic_page(&self, _address: GuestAddress) -> bool {
-        false
+    /// Whether a physical address lies in this vCPU's local APIC page (SDM 3A 10.4.1).
+    fn is_apic_page(&self, address: GuestAddress) -> bool {
+        let base = self.apic.as_ref().and_then(LocalApic::mmio_base);
+        base.is_some_and(|base| address.page().0 == base)
     }
 
     fn device_read(&mut self, address: GuestAddress, into: &mut [u8]) {
-        self.bus.memory_read(address, into);
+        self.sync_clock();
+        if self.is_apic_page(address)
+            && let Some(apic) = &mut self.apic
+        {
+            apic.mmio_read(address.page_offset(), into);
+        } else {
+            self.bus.memory_read(address, into);
+        }
     }
 
     fn device_write(&mut self, address: GuestAddress, from: &[u8]) {
-        self.bus.memory_write(address, from);
+        self.sync_clock();
+        if self.is_apic_page(address)
+            && let Some(apic) = &mut self.apic
+        {
+            apic.mmio_write(address.page_offset(), from);
+        } else {
+            self.bus.memory_write(address, from);
+        }
+        // The device may have changed what is mapped, requested an interrupt, or ended the run.
+        self.leave_block = true;
     }
 }

@@ -113,6 +113,8 @@ pub struct Cpu {
     pub activity: Activity,
     /// Instructions retired.
     pub retired: u64,
+    /// Nanoseconds of counted time that passed without instructions: halted periods.
+    pub(super) idle: u64,
     /// Bits in a physical address.
     pub physical_bits: u32,
     /// Vector and x87 registers, and XCR0.
@@ -122,7 +124,7 @@ pub struct Cpu {
     /// What the CPU model offers.
     pub features: Arc<Features>,
     /// The local APIC.
-    pub(super) apic: Option<LocalApic>,
+    pub apic: Option<LocalApic>,
     /// What system instructions keep.
     pub(super) system: System,
     /// Data breakpoints that the instruction under way has hit, as DR6 bits 0 to 3.
@@ -213,6 +215,7 @@ impl Cpu {
             nmi_masked: false,
             activity: Activity::Active,
             retired: 0,
+            idle: 0,
             physical_bits: features.physical_bits(),
             vector: Box::new(vector),
             cpuid,

@@ -17,6 +17,7 @@
 
 pub mod access;
 pub mod block;
+mod counted;
 pub mod cpu;
 pub mod decode;
 pub mod event;

@@ -48,7 +48,6 @@ impl Interpreter {
         let limit =
             if cpu.is_64bit() { limit } else { cpu.limit_in_segment(block.length, &block.ops[0], limit)? };
         cpu.leave_block = false;
-        let mut retired = 0;
         let mut outcome = Ok(());
         for op in block.ops.iter().take(limit) {
             let start = cpu.regs[RIP];
@@ -58,12 +57,12 @@ impl Interpreter {
                 outcome = Err(exception);
                 break;
             }
-            retired += 1;
+            // At each instruction, since some of them look at counted time.
+            cpu.retired += 1;
             if cpu.leave_block {
                 break;
             }
         }
-        cpu.retired += retired;
         outcome
     }
 

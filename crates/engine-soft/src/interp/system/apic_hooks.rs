@@ -44,6 +44,7 @@ impl Cpu {
     /// # Errors
     /// #GP(0).
     pub(super) fn apic_msr_read(&mut self, number: u32) -> Result<u64, Exception> {
+        self.sync_clock();
         let apic = self.apic.as_mut().ok_or(Exception::GP0)?;
         apic.msr_read(number).map_err(|_| Exception::GP0)
     }
@@ -53,6 +54,7 @@ impl Cpu {
     /// # Errors
     /// #GP(0).
     pub(super) fn apic_msr_write(&mut self, number: u32, value: u64) -> Result<(), Exception> {
+        self.sync_clock();
         let apic = self.apic.as_mut().ok_or(Exception::GP0)?;
         apic.msr_write(number, value).map_err(|_| Exception::GP0)?;
         if number == msr::APIC_BASE {

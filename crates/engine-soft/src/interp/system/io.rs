@@ -45,6 +45,7 @@ impl Cpu {
 
     fn port_in<T: Scalar>(&mut self, port: u16) -> T {
         let mut data = [0xff; 8];
+        self.sync_clock();
         self.bus.port_read(port, &mut data[..T::SIZE]);
         self.note_io_breakpoints(port, T::SIZE as u64);
         self.leave_block = true;
@@ -53,6 +54,7 @@ impl Cpu {
 
     fn port_out<T: Scalar>(&mut self, port: u16, value: T) {
         let data = value.widen().to_le_bytes();
+        self.sync_clock();
         self.bus.port_write(port, &data[..T::SIZE]);
         self.note_io_breakpoints(port, T::SIZE as u64);
         self.leave_block = true;

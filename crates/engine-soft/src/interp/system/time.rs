@@ -16,6 +16,7 @@ impl Cpu {
 
     /// The guest's time-stamp counter.
     pub fn guest_tsc(&self) -> u64 {
+        self.sync_clock();
         self.clock.tsc().wrapping_add(self.tsc_offset())
     }
 }

@@ -1,0 +1,244 @@
+//! A vCPU of the software engine: blocks, and between them interrupts, timers and what other threads want.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_engine::{
+    Activity, ClockMode, CpuState, EngineError, Kick, TimerQueue, Vcpu, VirtualTime, VmExit,
+};
+use ringfence_irqchip::{LapicInbox, LocalApic, pending};
+use ringfence_x86::Rflags;
+
+use super::signal::Signal;
+use crate::interp::cpu::{Connections, Cpu};
+use crate::interp::event::{Source, TripleFault};
+use crate::interp::run::Interpreter;
+
+/// Instructions between two looks at the clock: some 20 µs.
+const BATCH: u64 = 4096;
+
+/// One vCPU.
+#[derive(Debug)]
+pub(super) struct SoftVcpu {
+    interpreter: Interpreter,
+    inbox: Arc<LapicInbox>,
+    timers: Arc<TimerQueue>,
+    signal: Arc<Signal>,
+    counters: Counters,
+}
+
+/// What the vCPU has seen, for `-v`.
+#[derive(Debug, Default)]
+struct Counters {
+    interrupts: u64,
+    exceptions: u64,
+    halts: u64,
+}
+
+impl SoftVcpu {
+    pub(super) fn new(
+        connections: Connections,
+        apic: LocalApic,
+        timers: Arc<TimerQueue>,
+    ) -> Result<Self, EngineError> {
+        let signal = Arc::new(Signal::default());
+        let inbox = Arc::clone(apic.inbox());
+        let bell = Arc::clone(&signal);
+        inbox.set_waker(move || bell.ring());
+        let bell = Arc::clone(&signal);
+        timers.set_waker(move || bell.ring());
+        let mut cpu = Cpu::new(connections)?;
+        cpu.connect_apic(apic);
+        let interpreter = Interpreter::new(cpu);
+        Ok(Self { interpreter, inbox, timers, signal, counters: Counters::default() })
+    }
+
+    fn cpu(&mut self) -> &mut Cpu {
+        &mut self.interpreter.cpu
+    }
+
+    /// Asks the local APIC, which every vCPU of a machine has.
+    fn apic<T: Default>(&mut self, ask: impl FnOnce(&mut LocalApic) -> T) -> T {
+        self.interpreter.cpu.apic.as_mut().map(ask).unwrap_or_default()
+    }
+
+    /// Runs timers that are due: the devices' and the local APIC's.
+    fn run_timers(&mut self) {
+        self.cpu().sync_clock();
+        let now = self.cpu().clock.now();
+        if self.timers.next_deadline() <= now {
+            self.timers.run_due(now);
+        }
+        self.apic(|apic| {
+            if apic.next_deadline() <= now {
+                apic.run_timer(now);
+            }
+        });
+    }
+
+    /// When a timer is due next.
+    fn next_deadline(&mut self) -> VirtualTime {
+        let apic = self.interpreter.cpu.apic.as_ref().map_or(VirtualTime::NEVER, LocalApic::next_deadline);
+        self.timers.next_deadline().min(apic)
+    }
+
+    /// Takes what waits for the CPU, in the order of SDM 3A table 6-2.
+    fn take_events(&mut self) -> Result<(), TripleFault> {
+        if self.inbox.pending() == 0 {
+            return Ok(());
+        }
+        if self.apic(LocalApic::take_init) {
+            self.cpu().init();
+        }
+        let start_up = self.apic(LocalApic::take_sipi);
+        if self.cpu().activity == Activity::WaitForSipi {
+            if let Some(page) = start_up {
+                self.cpu().start_up(page);
+            }
+            return Ok(());
+        }
+        if self.cpu().interrupt_shadow {
+            return Ok(());
+        }
+        if !self.cpu().nmi_masked && self.apic(LocalApic::take_nmi) {
+            self.counters.interrupts += 1;
+            return self.cpu().interrupt(2, Source::Nmi);
+        }
+        if !self.cpu().flags.contains(Rflags::IF) {
+            return Ok(());
+        }
+        self.cpu().pv_eoi_end();
+        let waiting = |apic: &mut LocalApic| apic.pending_interrupt().map(|_| apic.acknowledge());
+        let Some(vector) = self.apic(waiting) else { return Ok(()) };
+        let cpu = &mut self.interpreter.cpu;
+        self.counters.interrupts += 1;
+        cpu.interrupt(vector, Source::External)?;
+        cpu.pv_eoi_begin();
+        Ok(())
+    }
+
+    /// Executes until somebody rings, a timer may be due, or an interrupt can be taken.
+    fn execute(&mut self) -> Result<(), TripleFault> {
+        let batch = self.batch();
+        let end = self.cpu().retired + batch;
+        while !self.signal.rung() {
+            let cpu = &mut self.interpreter.cpu;
+            let left = end.saturating_sub(cpu.retired);
+            if left == 0 {
+                break;
+            }
+            let result = if cpu.steps_singly() {
+                self.interpreter.single_step()
+            } else {
+                self.interpreter.run_block(usize::try_from(left).unwrap_or(usize::MAX))
+            };
+            let cpu = &mut self.interpreter.cpu;
+            if let Err(exception) = result {
+                self.counters.exceptions += 1;
+                cpu.raise(exception)?;
+            }
+            if cpu.leave_block && (cpu.activity != Activity::Active || self.inbox.pending() != 0) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many instructions may run before timers must be looked at: in counted mode exactly up to the next deadline.
+    fn batch(&mut self) -> u64 {
+        if self.cpu().clock.mode() == ClockMode::Host {
+            return BATCH;
+        }
+        let deadline = self.next_deadline();
+        deadline.since(self.interpreter.cpu.clock.now()).clamp(1, BATCH)
+    }
+
+    /// Sleeps in HLT, or waiting for a start-up IPI, until something may have happened. In counted mode the idle time
+    /// is skipped instead.
+    fn idle(&mut self) {
+        self.counters.halts += 1;
+        let deadline = self.next_deadline();
+        let now = self.cpu().clock.now();
+        if deadline == VirtualTime::NEVER {
+            self.signal.sleep(None);
+        } else if self.cpu().clock.mode() == ClockMode::Counted {
+            self.cpu().skip_to(deadline);
+        } else if deadline > now {
+            self.signal.sleep(Some(Duration::from_nanos(deadline.since(now))));
+        }
+    }
+
+    /// Nothing waits that RFLAGS.IF does not hold off.
+    fn nothing_unmaskable(&self) -> bool {
+        self.inbox.pending() & !pending::INTERRUPT == 0
+    }
+
+    /// The loop behind [`Vcpu::run`].
+    fn run_until_exit(&mut self) -> Result<VmExit, TripleFault> {
+        loop {
+            self.signal.answer();
+            if self.signal.take_kick() {
+                return Ok(VmExit::Kicked);
+            }
+            self.run_timers();
+            self.take_events()?;
+            let activity = self.interpreter.cpu.activity;
+            match activity {
+                Activity::Active => self.execute()?,
+                Activity::Halted
+                    if !self.interpreter.cpu.flags.contains(Rflags::IF) && self.nothing_unmaskable() =>
+                {
+                    return Ok(VmExit::HaltedForGood);
+                }
+                Activity::Halted | Activity::WaitForSipi => self.idle(),
+                Activity::Shutdown => return Ok(VmExit::Shutdown("the CPU had shut down before".to_owned())),
+            }
+        }
+    }
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self) -> VmExit {
+        self.apic(LocalApic::unpark);
+        let exit = self.run_until_exit().unwrap_or_else(|fault| {
+            self.cpu().activity = Activity::Shutdown;
+            VmExit::Shutdown(fault.to_string())
+        });
+        self.apic(|apic| apic.park());
+        exit
+    }
+
+    fn kick(&self) -> Arc<dyn Kick> {
+        Arc::clone(&self.signal) as _
+    }
+
+    fn state(&self) -> CpuState {
+        self.interpreter.cpu.save_state()
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.cpu().load_state(state)
+    }
+
+    fn reset(&mut self) {
+        self.cpu().reset();
+        self.interpreter.blocks.clear();
+    }
+
+    fn instructions(&self) -> u64 {
+        self.interpreter.cpu.retired
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let Interpreter { cpu, blocks } = &self.interpreter;
+        vec![
+            ("instructions", cpu.retired),
+            ("blocks decoded", blocks.decoded),
+            ("blocks invalidated", blocks.invalidated),
+            ("interrupts", self.counters.interrupts),
+            ("exceptions", self.counters.exceptions),
+            ("halts", self.counters.halts),
+            ("soft TLB flushes", u64::from(cpu.tlb.generation)),
+        ]
+    }
+}
