@@ -127,7 +127,8 @@ impl SoftVcpu {
             if left == 0 {
                 break;
             }
-            let result = if cpu.steps_singly() {
+            let single = cpu.steps_singly();
+            let result = if single {
                 self.interpreter.single_step()
             } else {
                 self.interpreter.run_block(usize::try_from(left).unwrap_or(usize::MAX))
@@ -137,7 +138,9 @@ impl SoftVcpu {
                 self.counters.exceptions += 1;
                 cpu.raise(exception)?;
             }
-            if cpu.leave_block && (cpu.activity != Activity::Active || self.inbox.pending() != 0) {
+            // An interrupt shadow ends after a single step, whatever the instruction was.
+            let look = cpu.leave_block || single;
+            if look && (cpu.activity != Activity::Active || self.inbox.pending() != 0) {
                 break;
             }
         }
@@ -205,6 +208,8 @@ impl Vcpu for SoftVcpu {
             VmExit::Shutdown(fault.to_string())
         });
         self.apic(|apic| apic.park());
+        // The x87 state may be in this thread's registers; the next run may be on another thread.
+        self.cpu().vector.unit.park();
         exit
     }
 

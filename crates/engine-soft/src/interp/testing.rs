@@ -314,7 +314,7 @@ impl Lab {
     /// The first two megabytes mapped one to one, for everybody but for [`at::ABSENT`] and [`at::KERNEL_ONLY`].
     fn page_tables(&mut self) {
         for level in 0..3 {
-            self.put(at::TABLES + 0x1000 * level, at::TABLES + 0x1000 * (level + 1) | 7);
+            self.put(at::TABLES + 0x1000 * level, (at::TABLES + 0x1000 * (level + 1)) | 7);
         }
         for page in 0..512 {
             let flags = match page << 12 {
