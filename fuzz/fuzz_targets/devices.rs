@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use ringfence_devices::rtc::{Rtc, RtcConfig};
 use ringfence_devices::serial::{Serial, SerialOutput};
 use ringfence_devices::{Device, PowerControl, PowerEvent, SystemBus, bus, platform};
-use ringfence_engine::{Bus, ClockMode, IrqLine, InterruptSink, TimerQueue, VirtualClock, VirtualTime};
+use ringfence_engine::{Bus, ClockMode, InterruptSink, IrqLine, TimerQueue, VirtualClock, VirtualTime};
 use ringfence_irqchip::{IrqChip, IrqChipConfig, LocalApic};
 use ringfence_memory::{GuestAddress, GuestMemory};
 

@@ -17,7 +17,8 @@ fuzz_target!(|data: &[u8]| {
     // The first byte chooses the options, the rest is the kernel.
     let Some((&options, kernel)) = data.split_first() else { return };
     let spec = BootSpec {
-        protocol: [Protocol::Auto, Protocol::Linux64, Protocol::Pvh, Protocol::Multiboot][usize::from(options & 3)],
+        protocol: [Protocol::Auto, Protocol::Linux64, Protocol::Pvh, Protocol::Multiboot]
+            [usize::from(options & 3)],
         kaslr: if options & 4 != 0 { Kaslr::Seeded(1) } else { Kaslr::Off },
         decompress_in_guest: options & 8 != 0,
         initrds: &[Initrd { data: b"initrd", name: "fuzz" }],

@@ -71,10 +71,11 @@ const ROWS: &[Row] = &[
     row(msr::AMD_HWCR, On::Amd, HWCR_RESET, 0x7fff_ffff),
     // Performance counters of the K7 (event selectors, counters).
     rows(0xc001_0000, 0xc001_0007, On::Amd),
-    // TOP_MEM, TOP_MEM2, NB_CFG.
+    // TOP_MEM, TOP_MEM2.
     row(0xc001_001a, On::Amd, 0, 0),
     row(0xc001_001d, On::Amd, 0, 0),
-    row(0xc001_001f, On::Amd, 0, 0),
+    // NB_CFG: kernels turn on extended configuration cycles by port (bit 46).
+    row(0xc001_001f, On::Amd, 0, 1 << 46),
     // Interrupt pending message, MMIO configuration base.
     row(0xc001_0055, On::Amd, 0, 0),
     row(0xc001_0058, On::Amd, 0, 0),
