@@ -266,12 +266,27 @@ impl Cpu {
         })
     }
 
-    /// Copies up to 4096 bytes from a linear address.
+    /// As [`Cpu::probe`], for an operand with alignment rules of its own.
     ///
     /// # Errors
-    /// What the processor raises for the access; `into` is untouched then.
+    /// What the processor raises for the access, but for #AC.
+    pub fn probe_bytes(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        size: usize,
+        write: bool,
+    ) -> Result<(), Exception> {
+        let access = if write { Access::Write } else { Access::Read };
+        self.pieces_anywhere(segment, linear, size, access).map(drop)
+    }
+
+    /// Copies up to 4096 bytes from a linear address. Alignment is the caller's business.
+    ///
+    /// # Errors
+    /// What the processor raises for the access, but for #AC; `into` is untouched then.
     pub fn load_bytes(&mut self, segment: u8, linear: u64, into: &mut [u8]) -> Result<(), Exception> {
-        let pieces = self.pieces(segment, linear, into.len(), Access::Read, self.explicit_rights())?;
+        let pieces = self.pieces_anywhere(segment, linear, into.len(), Access::Read)?;
         let mut done = 0;
         for piece in pieces.into_iter().flatten() {
             self.load_piece(piece, &mut into[done..done + piece.len]);
@@ -280,12 +295,12 @@ impl Cpu {
         Ok(())
     }
 
-    /// Copies up to 4096 bytes to a linear address.
+    /// Copies up to 4096 bytes to a linear address. Alignment is the caller's business.
     ///
     /// # Errors
-    /// What the processor raises for the access; nothing is written then.
+    /// What the processor raises for the access, but for #AC; nothing is written then.
     pub fn store_bytes(&mut self, segment: u8, linear: u64, from: &[u8]) -> Result<(), Exception> {
-        let pieces = self.pieces(segment, linear, from.len(), Access::Write, self.explicit_rights())?;
+        let pieces = self.pieces_anywhere(segment, linear, from.len(), Access::Write)?;
         let mut done = 0;
         for piece in pieces.into_iter().flatten() {
             self.store_piece(piece, &from[done..done + piece.len]);
@@ -313,8 +328,42 @@ impl Cpu {
             return Err(self.not_canonical(segment));
         }
         if self.class == Class::Slow && rights == self.explicit_rights() {
-            self.check_slow(linear, size as u64, access)?;
+            self.check_alignment(linear, size as u64)?;
+            self.check_breakpoints(linear, size as u64, access);
         }
+        self.translated(segment, linear, size, access, rights)
+    }
+
+    /// As [`Cpu::pieces`] for an explicit access, without the alignment check.
+    #[cold]
+    fn pieces_anywhere(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        size: usize,
+        access: Access,
+    ) -> Result<[Option<Piece>; 2], Exception> {
+        if size == 0 {
+            return Ok([None; 2]);
+        }
+        let last = linear.wrapping_add(size as u64 - 1);
+        if self.long_mode() && !(is_canonical(linear) && is_canonical(last)) {
+            return Err(self.not_canonical(segment));
+        }
+        if self.class == Class::Slow {
+            self.check_breakpoints(linear, size as u64, access);
+        }
+        self.translated(segment, linear, size, access, self.explicit_rights())
+    }
+
+    fn translated(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        size: usize,
+        access: Access,
+        rights: Rights,
+    ) -> Result<[Option<Piece>; 2], Exception> {
         let mask = if self.long_mode() { u64::MAX } else { 0xffff_ffff };
         let first = size.min(0x1000 - (linear & 0xfff) as usize);
         let low = self.piece(segment, linear & mask, first, access, rights)?;
@@ -327,11 +376,13 @@ impl Cpu {
         Ok([Some(low), high])
     }
 
-    /// Alignment checks and data breakpoints.
-    fn check_slow(&mut self, linear: u64, size: u64, access: Access) -> Result<(), Exception> {
-        if self.alignment_checked() && size.is_power_of_two() && size <= 8 && linear & (size - 1) != 0 {
-            return Err(Exception::AC0);
-        }
+    fn check_alignment(&self, linear: u64, size: u64) -> Result<(), Exception> {
+        let aligned = !size.is_power_of_two() || size > 8 || linear & (size - 1) == 0;
+        if aligned || !self.alignment_checked() { Ok(()) } else { Err(Exception::AC0) }
+    }
+
+    /// Notes the data breakpoints that an access hits.
+    fn check_breakpoints(&mut self, linear: u64, size: u64, access: Access) {
         for i in 0..4 {
             let enabled = self.dr7 >> (2 * i) & 3 != 0;
             let condition = self.dr7 >> (16 + 4 * i) & 3;
@@ -342,7 +393,6 @@ impl Cpu {
                 self.breakpoints_hit |= 1 << i;
             }
         }
-        Ok(())
     }
 
     fn piece(
@@ -380,7 +430,7 @@ impl Cpu {
     }
 
     /// What an address that is not canonical raises (SDM 1 3.3.7.1).
-    fn not_canonical(&self, segment: u8) -> Exception {
+    pub(crate) fn not_canonical(&self, segment: u8) -> Exception {
         if segment == SegmentRegister::Ss as u8 { Exception::SS0 } else { Exception::GP0 }
     }
 

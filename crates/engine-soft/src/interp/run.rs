@@ -115,10 +115,6 @@ impl Interpreter {
                     // The same first page with another second one: the old block cannot stay under its key.
                     self.blocks.invalidate(address.page(), u64::MAX);
                 }
-                if self.cpu.vector.is_full() {
-                    self.blocks.clear();
-                    self.cpu.vector.clear();
-                }
                 let block = decode_block(&mut self.cpu, linear, address)?;
                 self.blocks.insert(block)
             }

@@ -102,8 +102,6 @@ pub struct Jit {
     cache: Cache,
     /// Stale code, as the code map tells.
     stale: Arc<StaleCode>,
-    /// How often prepared vector instructions had been dropped when the operations here were made.
-    vector_forms: u64,
     heat: Box<[u8]>,
     exits: [u64; 6],
 }
@@ -120,7 +118,7 @@ impl Jit {
         }
         let cache = Cache::new(options.code_size)?;
         let heat = vec![0; HEAT].into_boxed_slice();
-        Ok(Self { options, host, cache, stale: code.register(), vector_forms: 0, heat, exits: [0; 6] })
+        Ok(Self { options, host, cache, stale: code.register(), heat, exits: [0; 6] })
     }
 
     /// Executes up to `limit` instructions at RIP. Returns early wherever [`Interpreter::run_block`] would, and after any
@@ -160,17 +158,13 @@ impl Jit {
         Ok(())
     }
 
-    /// Drops regions whose bytes have changed, or whose operations refer to prepared vector instructions that are gone.
+    /// Drops regions whose bytes have changed.
     #[inline(always)]
-    fn drop_stale(&mut self, cpu: &Cpu) {
+    fn drop_stale(&mut self) {
         if self.stale.any() {
             for (page, mask) in self.stale.take() {
                 self.cache.invalidate(page, mask);
             }
-        }
-        if self.vector_forms != cpu.vector.cleared() {
-            self.vector_forms = cpu.vector.cleared();
-            self.cache.flush();
         }
     }
 
@@ -198,14 +192,14 @@ impl Jit {
 
     /// The region at RIP, translated now if it is due; `None` if the interpreter is to run it.
     fn region_at_rip(&mut self, interpreter: &mut Interpreter) -> Result<Option<RegionId>, Exception> {
-        self.drop_stale(&interpreter.cpu);
+        self.drop_stale();
         let (linear, context) = (interpreter.cpu.regs[RIP], interpreter.cpu.jump_context());
         if let Some(id) = self.cache.jump(linear, context) {
             return Ok(Some(id));
         }
         let address = interpreter.block_address()?;
-        self.drop_stale(&interpreter.cpu);
-        if near_hole(linear) || interpreter.cpu.vector.is_full() {
+        self.drop_stale();
+        if near_hole(linear) {
             return Ok(None);
         }
         let Some(id) = self.cache.find(address).or_else(|| self.warm(&mut interpreter.cpu, address)) else {

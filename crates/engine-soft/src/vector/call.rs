@@ -5,18 +5,17 @@ use std::arch::asm;
 use ringfence_x86::cpuid::CpuidResult;
 
 use super::arena::Thunk;
-use super::state::{Offsets, Registers};
+use super::state::{Registers, Slots};
 
 /// Runs a thunk on a register file and returns what it leaves in EAX (see [`super::encode`]).
-pub(super) fn call(thunk: &Thunk, registers: &mut Registers, offsets: &Offsets) -> u32 {
+pub(super) fn call(thunk: &Thunk, registers: &mut Registers, slots: &Slots) -> u32 {
     thunk.with_address(|address| {
         // SAFETY: only `encode` makes thunks. They follow the System V convention, write nothing but the
-        // register file (at fixed offsets, and at those in `offsets`, which can only be made in range), and
-        // leave MXCSR and the direction flag as Rust wants them. The x87 unit is not used by Rust code.
+        // register file (at fixed offsets, and by register numbers in `slots`, which they mask), and leave MXCSR and the direction flag as Rust wants them. The x87 unit is not used by Rust code.
         unsafe {
-            let function: extern "sysv64" fn(*mut Registers, *const Offsets) -> u32 =
+            let function: extern "sysv64" fn(*mut Registers, *const Slots) -> u32 =
                 std::mem::transmute(address.as_ptr());
-            function(registers, offsets)
+            function(registers, slots)
         }
     })
 }

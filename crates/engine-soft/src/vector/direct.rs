@@ -1,15 +1,12 @@
-//! The commonest moves and bitwise operations, done on the register file without a thunk.
+//! Which instructions are moves and bitwise operations simple enough to need no thunk. They are the commonest.
 
-use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
-
-use super::encode::Gpr;
-use super::state::Registers;
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 /// Where an operand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// A vector register.
-    Vector(u8),
+    Vector,
     /// The memory operand's stand-in.
     Bounce,
     /// The one general-purpose operand.
@@ -39,28 +36,25 @@ pub(super) enum Upper {
 pub struct Direct {
     operation: Operation,
     destination: Place,
-    sources: [Place; 2],
+    source: Place,
     /// Bytes: 4, 8, 16, 32 or 64.
     size: u8,
     upper: Upper,
 }
 
-/// The instruction as a direct operation, if it is one, and its general-purpose operand.
-pub(super) fn direct(instruction: &Instruction) -> Option<(Direct, Option<Gpr>)> {
+/// The instruction as a direct operation, if it is one.
+pub(super) fn direct(instruction: &Instruction) -> Option<Direct> {
     if instruction.op_mask() != Register::None || instruction.is_broadcast() {
         return None;
     }
-    let legacy = instruction.code().encoding() == EncodingKind::Legacy;
     let last = instruction.op_count().checked_sub(1)?;
-    let mut gpr = None;
-    let mut place = |operand: u32| match instruction.op_kind(operand) {
+    let place = |operand: u32| match instruction.op_kind(operand) {
         OpKind::Memory => Some(Place::Bounce),
         OpKind::Register => {
             let register = instruction.op_register(operand);
             if register.is_vector_register() {
-                Some(Place::Vector(register.number() as u8))
-            } else if register.is_gpr() && gpr.is_none() {
-                gpr = Some(Gpr { number: register.number() as u8, written: operand == 0 });
+                Some(Place::Vector)
+            } else if register.is_gpr() {
                 Some(Place::General)
             } else {
                 None
@@ -135,15 +129,8 @@ pub(super) fn direct(instruction: &Instruction) -> Option<(Direct, Option<Gpr>)>
     };
     let destination = place(0)?;
     let second = place(last)?;
-    let first = if operation == Operation::Move {
-        second
-    } else if legacy {
-        destination
-    } else {
-        place(1)?
-    };
     let size = u8::try_from(size).ok().filter(|size| matches!(size, 4 | 8 | 16 | 32 | 64))?;
-    Some((Direct { operation, destination, sources: [first, second], size, upper }, gpr))
+    Some(Direct { operation, destination, source: second, size, upper })
 }
 
 impl Direct {
@@ -159,7 +146,7 @@ impl Direct {
 
     /// Where the last operand comes from.
     pub(super) fn source(self) -> Place {
-        self.sources[1]
+        self.source
     }
 
     /// Bytes: 4, 8, 16, 32 or 64.
@@ -170,65 +157,5 @@ impl Direct {
     /// What becomes of the bits above.
     pub(super) fn upper(self) -> Upper {
         self.upper
-    }
-
-    /// Runs it.
-    #[inline]
-    pub(super) fn run(self, registers: &mut Registers) {
-        match self.size {
-            4 => self.short(registers, 0xffff_ffff),
-            8 => self.short(registers, u64::MAX),
-            16 => self.wide::<2>(registers),
-            32 => self.wide::<4>(registers),
-            _ => self.wide::<8>(registers),
-        }
-    }
-
-    #[inline]
-    fn short(self, registers: &mut Registers, mask: u64) {
-        let value = mask
-            & match self.sources[1] {
-                Place::Vector(n) => registers.zmm[usize::from(n) & 31][0],
-                Place::Bounce => registers.bounce[0],
-                Place::General => registers.gpr[0],
-            };
-        match self.destination {
-            Place::Vector(n) => {
-                let register = &mut registers.zmm[usize::from(n) & 31];
-                match self.upper {
-                    Upper::Keep => register[0] = register[0] & !mask | value,
-                    Upper::ClearTo128 => [register[0], register[1]] = [value, 0],
-                    Upper::Clear => *register = [value, 0, 0, 0, 0, 0, 0, 0],
-                }
-            }
-            Place::Bounce => registers.bounce[0] = value,
-            Place::General => registers.gpr[0] = value,
-        }
-    }
-
-    #[inline]
-    fn wide<const WORDS: usize>(self, registers: &mut Registers) {
-        let [a, b] = self.sources.map(|place| {
-            let from = match place {
-                Place::Vector(n) => &registers.zmm[usize::from(n) & 31],
-                _ => &registers.bounce,
-            };
-            std::array::from_fn::<u64, WORDS, _>(|i| from[i])
-        });
-        let result: [u64; WORDS] = match self.operation {
-            Operation::Move => b,
-            Operation::And => std::array::from_fn(|i| a[i] & b[i]),
-            Operation::AndNot => std::array::from_fn(|i| !a[i] & b[i]),
-            Operation::Or => std::array::from_fn(|i| a[i] | b[i]),
-            Operation::Xor => std::array::from_fn(|i| a[i] ^ b[i]),
-        };
-        let to = match self.destination {
-            Place::Vector(n) => &mut registers.zmm[usize::from(n) & 31],
-            _ => &mut registers.bounce,
-        };
-        to[..WORDS].copy_from_slice(&result);
-        if self.upper == Upper::Clear {
-            to[WORDS..].fill(0);
-        }
     }
 }

@@ -2,14 +2,16 @@
 
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
-use super::state::Registers;
+use super::state::{Registers, Slots};
 
 /// Where the bits that select elements come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mask {
-    /// An opmask register.
+    /// Every element is selected.
+    All,
+    /// The opmask register in a slot.
     Opmask(u8),
-    /// The sign bits of a vector register's elements (VMASKMOV, VPMASKMOV).
+    /// The sign bits of the elements of the vector register in a slot (VMASKMOV, VPMASKMOV).
     Signs(u8),
 }
 
@@ -27,12 +29,17 @@ pub enum Elements {
         /// Number of elements.
         count: u8,
     },
-    /// All of it if any of the low `count` bits of the mask is set, else nothing.
-    Any {
+    /// As `Masked`, where the operand is repeated to fill the register (broadcasts): element `i` is accessed if one of
+    /// the bits `i`, `i + count`, … below `bits` is set.
+    Repeated {
         /// The selecting bits.
         mask: Mask,
-        /// Number of mask bits.
+        /// Bytes of an element.
+        size: u8,
+        /// Number of elements in memory.
         count: u8,
+        /// Number of mask bits.
+        bits: u8,
     },
     /// As many adjacent elements as bits are set in the mask (compress and expand).
     Packed {
@@ -47,12 +54,13 @@ pub enum Elements {
 
 impl Mask {
     /// The low `count` mask bits, `size` being the bytes of an element.
-    fn bits(self, registers: &Registers, size: u8, count: u8) -> u64 {
+    fn bits(self, registers: &Registers, slots: Slots, size: u8, count: u8) -> u64 {
         let all = low_bits(count);
         match self {
-            Mask::Opmask(number) => registers.k[usize::from(number) & 7] & all,
-            Mask::Signs(number) => {
-                let register = &registers.zmm[usize::from(number) & 31];
+            Mask::All => all,
+            Mask::Opmask(slot) => registers.k[slots.register(slot) & 7] & all,
+            Mask::Signs(slot) => {
+                let register = &registers.zmm[slots.register(slot) & 31];
                 (0..u32::from(count)).fold(0, |bits, i| {
                     let sign = (i + 1) * 8 * u32::from(size) - 1;
                     bits | (register[(sign / 64) as usize & 7] >> (sign % 64) & 1) << i
@@ -63,21 +71,35 @@ impl Mask {
 }
 
 impl Elements {
-    /// Which bytes of a memory operand of `size` bytes are accessed: bit `i` for byte `i`.
-    pub(super) fn bytes(self, registers: &Registers, size: u16) -> u64 {
-        let whole = low_bits(size.min(64) as u8);
+    /// Bytes of an element that is accessed or left alone by itself; `size` if all of the operand is accessed.
+    pub(super) fn granule(self, whole: u16) -> usize {
         match self {
-            Elements::Whole => whole,
-            Elements::Any { mask, count } if mask.bits(registers, 1, count) == 0 => 0,
-            Elements::Any { .. } => whole,
+            Elements::Whole => whole.into(),
+            Elements::Masked { size, .. }
+            | Elements::Repeated { size, .. }
+            | Elements::Packed { size, .. } => size.into(),
+        }
+    }
+
+    /// Which bytes of a memory operand of `size` bytes are accessed: bit `i` for byte `i`.
+    pub(super) fn bytes(self, registers: &Registers, slots: Slots, size: u16) -> u64 {
+        let spread = |bits: u64, size: u8, count: u8| {
+            let element = low_bits(size);
+            (0..count).filter(|i| bits >> i & 1 != 0).fold(0, |bytes, i| bytes | element << (i * size))
+        };
+        match self {
+            Elements::Whole => low_bits(size.min(64) as u8),
             Elements::Packed { mask, size, count } => {
-                let active = mask.bits(registers, size, count).count_ones();
+                let active = mask.bits(registers, slots, size, count).count_ones();
                 low_bits((active * u32::from(size)).min(64) as u8)
             }
             Elements::Masked { mask, size, count } => {
-                let bits = mask.bits(registers, size, count);
-                let element = low_bits(size);
-                (0..count).filter(|i| bits >> i & 1 != 0).fold(0, |bytes, i| bytes | element << (i * size))
+                spread(mask.bits(registers, slots, size, count), size, count)
+            }
+            Elements::Repeated { mask, size, count, bits } => {
+                let given = mask.bits(registers, slots, size, bits);
+                let folded = (0..bits).step_by(count.max(1).into()).fold(0, |all, i| all | given >> i);
+                spread(folded, size, count)
             }
         }
     }
@@ -97,53 +119,65 @@ pub(super) fn elements(instruction: &Instruction, size: usize) -> Elements {
     ) {
         let element = if matches!(mnemonic, Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd) { 4 } else { 8 };
         return Elements::Masked {
-            mask: Mask::Signs(instruction.op1_register().number() as u8),
+            // The destination's slot comes first where it is a register.
+            mask: Mask::Signs(u8::from(instruction.op0_kind() == OpKind::Register)),
             size: element,
             count: (size / usize::from(element)) as u8,
         };
     }
     if instruction.code().encoding() != EncodingKind::EVEX
-        || instruction.op_mask() == Register::None
-        || reads_regardless(mnemonic)
+        || instruction.op_mask() == Register::None && !compresses(instruction)
+        || reads_regardless(mnemonic) && !shifts_by_immediate(instruction)
     {
         return Elements::Whole;
     }
-    let mask = Mask::Opmask(instruction.op_mask().number() as u8);
-    let memory = instruction.code().op_code().memory_size();
-    let (element, memory_count) = (memory.element_size().max(1), memory.element_count().max(1));
-    // Elements that the mask governs: those of the register operand, where it is a vector.
-    let vector = (0..instruction.op_count())
+    let operands = (0..instruction.op_count())
         .filter(|&o| instruction.op_kind(o) == OpKind::Register)
-        .map(|o| instruction.op_register(o))
-        .find(|register| register.is_vector_register())
-        .map_or(16, |register| register.size());
-    let broadcasts = instruction.is_broadcast() || is_broadcast(mnemonic);
-    if broadcasts {
-        let count = if instruction.is_broadcast() {
-            table_count(instruction, memory_count)
-        } else {
-            vector / element
-        };
-        return Elements::Any { mask, count: count as u8 };
-    }
-    if dword_masked(mnemonic) {
-        return Elements::Masked { mask, size: 4, count: (size / 4) as u8 };
-    }
-    if matches!(mnemonic, Mnemonic::Vpmuldq | Mnemonic::Vpmuludq) {
+        .map(|o| instruction.op_register(o));
+    // The write mask's slot is behind those of the operands.
+    let slot = operands.filter(|register| register.is_vector_register() || register.is_k()).count() as u8;
+    let mask = if instruction.op_mask() == Register::None { Mask::All } else { Mask::Opmask(slot) };
+    let table = instruction.code().op_code();
+    let element = match mnemonic {
+        _ if dword_masked(mnemonic) => 4,
         // Doublewords of which every other one counts.
-        return Elements::Masked { mask, size: 8, count: (size / 8) as u8 };
+        Mnemonic::Vpmuldq | Mnemonic::Vpmuludq => 8,
+        _ => table.memory_size().element_size().max(1),
+    };
+    let count = (size / element).max(1) as u8;
+    if instruction.is_broadcast() {
+        let bits = table.memory_size().size() / size.max(1);
+        return Elements::Repeated { mask, size: size as u8, count: 1, bits: bits as u8 };
     }
-    let (element, count) = (element as u8, memory_count as u8);
+    let element = element as u8;
+    if is_broadcast(mnemonic) {
+        let bits = (instruction.op0_register().size() / usize::from(element)) as u8;
+        return Elements::Repeated { mask, size: element, count, bits };
+    }
     if packs(mnemonic) {
         return Elements::Packed { mask, size: element, count };
     }
     Elements::Masked { mask, size: element, count }
 }
 
-/// Mask bits of an instruction whose memory operand, of `count` elements, is broadcast.
-fn table_count(instruction: &Instruction, count: usize) -> usize {
-    let code = instruction.code().op_code();
-    count * code.memory_size().element_size() / code.broadcast_memory_size().element_size().max(1)
+/// A compressing store, which goes element by element without a mask, too.
+fn compresses(instruction: &Instruction) -> bool {
+    instruction.op0_kind() == OpKind::Memory && packs(instruction.mnemonic())
+}
+
+/// Whether a store with a mask wants all of its operand writable, though it writes selected elements only.
+pub(super) fn probes_whole(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Vextractf32x4
+            | Mnemonic::Vextractf32x8
+            | Mnemonic::Vextractf64x2
+            | Mnemonic::Vextractf64x4
+            | Mnemonic::Vextracti32x4
+            | Mnemonic::Vextracti32x8
+            | Mnemonic::Vextracti64x2
+            | Mnemonic::Vextracti64x4
+    )
 }
 
 /// Loads that repeat a smaller memory operand.
@@ -252,7 +286,6 @@ fn reads_regardless(mnemonic: Mnemonic) -> bool {
             | Mnemonic::Vpmaddwd
             | Mnemonic::Vpmultishiftqb
             | Mnemonic::Vpshufb
-            | Mnemonic::Vpshufbitqmb
             | Mnemonic::Vpshufd
             | Mnemonic::Vpshufhw
             | Mnemonic::Vpshuflw
@@ -284,6 +317,21 @@ fn reads_regardless(mnemonic: Mnemonic) -> bool {
             | Mnemonic::Vunpcklpd
             | Mnemonic::Vunpcklps
             | Mnemonic::Vcvtne2ps2bf16
-            | Mnemonic::Vcvtneps2bf16
     )
+}
+
+/// A shift whose memory operand is the vector to be shifted, not the count.
+fn shifts_by_immediate(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Vpslld
+            | Mnemonic::Vpsllq
+            | Mnemonic::Vpsllw
+            | Mnemonic::Vpsrad
+            | Mnemonic::Vpsraq
+            | Mnemonic::Vpsraw
+            | Mnemonic::Vpsrld
+            | Mnemonic::Vpsrlq
+            | Mnemonic::Vpsrlw
+    ) && instruction.op2_kind() == OpKind::Immediate8
 }

@@ -1,11 +1,11 @@
 //! Makes thunks: a guest instruction with its operands moved to fixed host registers.
 //!
-//! A thunk is `extern "sysv64" fn(*mut Registers, *const Offsets) -> u32`. It loads the registers that the
-//! instruction names from the register file, at the offsets it is given, so one thunk serves every choice of
+//! A thunk is `extern "sysv64" fn(*mut Registers, *const Slots) -> u32`. It loads the registers that the
+//! instruction names from the register file, by the numbers it is given, so one thunk serves every choice of
 //! registers; runs the instruction, whose memory operand has become the register file's bounce buffer; and
 //! stores the results. It returns zero, or one of the bits in [`result`].
 //!
-//! Registers: RDI is the register file, RSI the offsets, R11 scratch. Vector operands are XMM1 to XMM5 (XMM0 if
+//! Registers: RDI is the register file, RSI the numbers, R11 scratch. Vector operands are XMM1 to XMM5 (XMM0 if
 //! implicit), the write mask K1, other masks K2 to K5, general operands R8 to R10 or, if implicit, themselves.
 
 use std::mem::offset_of;
@@ -15,7 +15,7 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register, RoundingControl,
 };
 
-use super::state::{Offsets, Registers};
+use super::state::{Registers, Slots};
 use super::table;
 
 /// What a thunk returns: zero if all went well, else these bits.
@@ -48,24 +48,13 @@ pub(super) struct Host {
     pub wide_masks: bool,
 }
 
-/// A general-purpose operand of an instruction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Gpr {
-    /// Guest register, 0 to 15.
-    pub number: u8,
-    /// To be stored back (all 64 bits).
-    pub written: bool,
-}
-
 /// A thunk's code and how to call it.
 #[derive(Debug)]
 pub(super) struct Encoded {
     /// Machine code.
     pub code: Vec<u8>,
-    /// Where the vector and mask operands are.
-    pub offsets: Offsets,
-    /// General operands, in the order of `Registers::gpr`.
-    pub gprs: Vec<Gpr>,
+    /// General operands: how many, and which of them (bit by bit) are to be stored back.
+    pub general: (u8, u8),
     /// Status flags go in and out.
     pub status: bool,
 }
@@ -96,6 +85,40 @@ pub(super) enum EncodeError {
     /// The encoder refuses it.
     #[error("the normalised instruction cannot be encoded")]
     Encoder(#[from] IcedError),
+}
+
+/// The register numbers of an instruction, in the order in which its thunk takes them: operands, the write mask,
+/// implicit operands.
+///
+/// # Errors
+/// When there are too many.
+pub(super) fn slots(instruction: &Instruction) -> Result<Slots, EncodeError> {
+    let mut slots = Slots::default();
+    let (mut registers, mut general) = (0, 0);
+    let mut take = |register: Register| {
+        if register.is_vector_register() || register.is_k() {
+            slots.set_register(registers, register.number());
+            registers += 1;
+        } else if register.is_gpr() {
+            slots.set_general(general, register.number());
+            general += 1;
+        }
+        if registers > Slots::REGISTERS || general > Slots::GENERAL {
+            Err(EncodeError::TooMany)
+        } else {
+            Ok(())
+        }
+    };
+    for operand in 0..instruction.op_count() {
+        if instruction.op_kind(operand) == OpKind::Register {
+            take(instruction.op_register(operand))?;
+        }
+    }
+    take(instruction.op_mask())?;
+    for &(register, ..) in table::implicit(instruction.mnemonic()) {
+        take(register)?;
+    }
+    Ok(slots)
 }
 
 /// A register of the host that stands for an operand.
@@ -143,9 +166,16 @@ fn field(offset: usize) -> MemoryOperand {
     MemoryOperand::with_base_displ(Register::RDI, offset as i64)
 }
 
-/// The register-file entry whose offset is in R11.
-fn selected() -> MemoryOperand {
+/// The vector register whose offset is in R11.
+fn selected_vector() -> MemoryOperand {
+    const { assert!(offset_of!(Registers, zmm) == 0) };
     MemoryOperand::with_base_index(Register::RDI, Register::R11)
+}
+
+/// The opmask register whose number is in R11.
+fn selected_mask() -> MemoryOperand {
+    let offset = offset_of!(Registers, k) as i64;
+    MemoryOperand::with_base_index_scale_displ_size(Register::RDI, Register::R11, 8, offset, 8)
 }
 
 fn nth(first: Register, n: usize) -> Register {
@@ -191,9 +221,9 @@ pub(super) fn thunk(
     let mut info_factory = InstructionInfoFactory::new();
     let info = info_factory.info(instruction);
     let legacy = instruction.code().encoding() == EncodingKind::Legacy;
-    let mut offsets = Offsets::default();
     let mut bindings = Vec::with_capacity(6);
-    let mut gprs = Vec::new();
+    let mut general = 0;
+    let mut stored = 0;
     let (mut slot, mut vectors, mut masks) = (0, 1, 2);
 
     normalised.set_code_size(CodeSize::Code64);
@@ -204,7 +234,7 @@ pub(super) fn thunk(
     let mut take_slot = || {
         let taken = slot;
         slot += 1;
-        if taken < Offsets::SLOTS { Ok(taken) } else { Err(EncodeError::TooMany) }
+        if taken < Slots::REGISTERS { Ok(taken) } else { Err(EncodeError::TooMany) }
     };
     for operand in 0..instruction.op_count() {
         let kind = instruction.op_kind(operand);
@@ -225,7 +255,6 @@ pub(super) fn thunk(
                 let register = instruction.op_register(operand);
                 if register.is_vector_register() {
                     let slot = take_slot()?;
-                    offsets.set_zmm(slot, register.number());
                     let first = match () {
                         () if register.is_zmm() => Register::ZMM0,
                         () if register.is_ymm() => Register::YMM0,
@@ -237,13 +266,12 @@ pub(super) fn thunk(
                     bindings.push(Binding::Vector { slot, host, written });
                 } else if register.is_k() {
                     let slot = take_slot()?;
-                    offsets.set_k(slot, register.number());
                     let host = nth(Register::K0, masks);
                     masks += 1;
                     normalised.set_op_register(operand, host);
                     bindings.push(Binding::Mask { slot, host, written });
-                } else if register.is_gpr() && gprs.len() < 3 {
-                    let index = gprs.len();
+                } else if register.is_gpr() && general < Slots::GENERAL {
+                    let index = general;
                     let first = match register.size() {
                         8 => Register::R8,
                         4 => Register::R8D,
@@ -251,7 +279,8 @@ pub(super) fn thunk(
                         _ => return Err(EncodeError::Operand { operand, kind }),
                     };
                     normalised.set_op_register(operand, nth(first, index));
-                    gprs.push(Gpr { number: register.number() as u8, written });
+                    general += 1;
+                    stored |= u8::from(written) << index;
                     bindings.push(Binding::General { index, host: nth(Register::R8, index), written });
                 } else if register.is_mm() {
                     // MMX registers are live in the host's, so the instruction names the guest's own.
@@ -264,18 +293,17 @@ pub(super) fn thunk(
     }
     if instruction.op_mask() != Register::None {
         let slot = take_slot()?;
-        offsets.set_k(slot, instruction.op_mask().number());
         normalised.set_op_mask(Register::K1);
         bindings.push(Binding::Mask { slot, host: Register::K1, written: false });
     }
     for &(register, _, written) in table::implicit(instruction.mnemonic()) {
         if register.is_vector_register() {
             let slot = take_slot()?;
-            offsets.set_zmm(slot, register.number());
             bindings.push(Binding::Vector { slot, host: register, written });
         } else {
-            let index = gprs.len();
-            gprs.push(Gpr { number: register.number() as u8, written });
+            let index = general;
+            general += 1;
+            stored |= u8::from(written) << index;
             bindings.push(Binding::General { index, host: register, written });
         }
     }
@@ -338,7 +366,7 @@ pub(super) fn thunk(
         code.emit(&Instruction::with(Code::VEX_Vzeroupper))?;
     }
     code.bytes(&[0xc3]);
-    Ok(Encoded { code: code.take(), offsets, gprs, status })
+    Ok(Encoded { code: code.take(), general: (general as u8, stored), status })
 }
 
 /// Loads operands, flags and MXCSR (from the field at `controls`).
@@ -354,13 +382,13 @@ fn prologue(
         match *binding {
             Binding::Vector { slot, host: register, .. } => {
                 let ((load, register), _) = moves(register, legacy, host);
-                select(&mut code, slot)?;
-                code.load(load, register, selected())?;
+                select_vector(&mut code, slot)?;
+                code.load(load, register, selected_vector())?;
             }
             Binding::Mask { slot, host: register, .. } => {
-                select(&mut code, slot)?;
+                select(&mut code, slot, 7)?;
                 let load = if host.wide_masks { Code::VEX_Kmovq_kr_km64 } else { Code::VEX_Kmovw_kr_km16 };
-                code.load(load, register, selected())?;
+                code.load(load, register, selected_mask())?;
             }
             Binding::General { .. } => {}
         }
@@ -388,13 +416,13 @@ fn epilogue(bindings: &[Binding], legacy: bool, host: Host) -> Result<Vec<u8>, I
         match *binding {
             Binding::Vector { slot, host: register, written: true } => {
                 let (_, (store, register)) = moves(register, legacy, host);
-                select(&mut code, slot)?;
-                code.store(store, selected(), register)?;
+                select_vector(&mut code, slot)?;
+                code.store(store, selected_vector(), register)?;
             }
             Binding::Mask { slot, host: register, written: true } => {
-                select(&mut code, slot)?;
+                select(&mut code, slot, 7)?;
                 let store = if host.wide_masks { Code::VEX_Kmovq_m64_kr } else { Code::VEX_Kmovw_m16_kr };
-                code.store(store, selected(), register)?;
+                code.store(store, selected_mask(), register)?;
             }
             Binding::General { index, host: register, written: true } => {
                 code.store(Code::Mov_rm64_r64, field(offset_of!(Registers, gpr) + 8 * index), register)?;
@@ -405,8 +433,15 @@ fn epilogue(bindings: &[Binding], legacy: bool, host: Host) -> Result<Vec<u8>, I
     Ok(code.take())
 }
 
-/// Loads R11 with the offset in a slot.
-fn select(code: &mut Emitter, slot: usize) -> Result<(), IcedError> {
-    let memory = MemoryOperand::with_base_displ(Register::RSI, 4 * slot as i64);
-    code.load(Code::Mov_r32_rm32, Register::R11D, memory)
+/// Loads R11 with the number in a slot, made to be in range.
+fn select(code: &mut Emitter, slot: usize, mask: i32) -> Result<(), IcedError> {
+    let memory = MemoryOperand::with_base_displ(Register::RSI, slot as i64);
+    code.load(Code::Movzx_r32_rm8, Register::R11D, memory)?;
+    code.emit(&Instruction::with2(Code::And_rm32_imm8, Register::R11D, mask)?)
+}
+
+/// Loads R11 with the offset of the vector register in a slot.
+fn select_vector(code: &mut Emitter, slot: usize) -> Result<(), IcedError> {
+    select(code, slot, 31)?;
+    code.emit(&Instruction::with2(Code::Shl_rm32_imm8, Register::R11D, 6)?)
 }

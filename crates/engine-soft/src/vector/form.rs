@@ -8,10 +8,10 @@ use super::arena::{Arena, Thunk};
 use super::call;
 use super::direct::{self, Direct};
 use super::elements::{self, Elements};
-use super::encode::{self, Gpr, Host, Width, X87Use, result};
+use super::encode::{self, Host, Width, X87Use, result};
 use super::features::FeatureSet;
 use super::floating::uses_mxcsr;
-use super::state::{Offsets, VectorUnit, mxcsr};
+use super::state::{Slots, VectorUnit, mxcsr};
 use super::table::{self, Special, X87Kind};
 
 /// What must be enabled for an instruction (SDM 2A 2.4 to 2.8: the #UD and #NM rows of the exception classes).
@@ -101,6 +101,12 @@ pub struct Memory {
     pub alignment: u8,
     /// The alignment rule is waived by MXCSR.MM.
     pub waivable: bool,
+    /// With alignment checking on, the address must be a multiple of this, else #AC.
+    pub checked_alignment: u8,
+    /// So many bytes are looked at before the rest; 0: all at once.
+    pub first_part: u8,
+    /// A masked store that wants all of the operand writable.
+    pub probes_whole: bool,
     /// Which parts are accessed.
     pub elements: Elements,
 }
@@ -126,7 +132,7 @@ pub enum Execution {
     Special(Special),
 }
 
-/// A prepared instruction.
+/// A prepared instruction, whatever its vector, opmask and general registers and wherever its memory operand are.
 #[derive(Clone, Debug)]
 pub struct Form {
     /// How it runs.
@@ -135,10 +141,10 @@ pub struct Form {
     pub requirement: Requirement,
     /// The memory operand that is read before and written after, if there is one.
     pub memory: Option<Memory>,
-    /// General-purpose operands: to be copied to and from the unit around execution.
-    pub gprs: [Gpr; 3],
-    /// How many.
-    pub gpr_count: u8,
+    /// General-purpose operands: to be copied to the unit before execution.
+    pub general: u8,
+    /// Which of them, bit by bit, to be copied back.
+    pub general_stored: u8,
     /// Status flags go in and come out.
     pub status: bool,
     /// Obeys MXCSR.
@@ -147,9 +153,6 @@ pub struct Form {
     x87: Option<X87Kind>,
     /// Writes an MMX register from floating-point operands: to be undone on #XM.
     undo_x87: bool,
-    /// The opcode that an x87 operation records.
-    opcode: u16,
-    offsets: Offsets,
 }
 
 impl Form {
@@ -215,7 +218,7 @@ impl Preparer {
         self.arena.usage()
     }
 
-    /// Prepares an instruction; `bytes` are those it was decoded from.
+    /// Prepares an instruction that was decoded from `bytes`.
     ///
     /// # Errors
     /// [`Refusal::Foreign`] for an instruction that is none of this module's business, [`Refusal::Undefined`]
@@ -227,6 +230,7 @@ impl Preparer {
         let mnemonic = instruction.mnemonic();
         let wait = mnemonic == Mnemonic::Wait;
         if instruction.has_lock_prefix()
+            || wants_64bit_mode(instruction, bytes)
             || !(wait || self.features.contains_all(instruction.code().cpuid_features()))
         {
             return Err(Refusal::Undefined);
@@ -238,8 +242,8 @@ impl Preparer {
             execution: Execution::Special(special.unwrap_or(Special::Wait)),
             requirement: requirement(instruction, special, x87, mmx),
             memory: memory(instruction, special),
-            gprs: [Gpr::default(); 3],
-            gpr_count: 0,
+            general: 0,
+            general_stored: 0,
             status: false,
             mxcsr: uses_mxcsr(mnemonic),
             x87: match (x87, mmx) {
@@ -248,21 +252,15 @@ impl Preparer {
                 _ => None,
             },
             undo_x87: false,
-            opcode: x87_opcode_of(instruction, bytes),
-            offsets: Offsets::default(),
         };
         if special.is_some() {
             return Ok(form);
         }
         if !x87
             && !mmx
-            && let Some((direct, gpr)) = direct::direct(instruction)
+            && let Some(direct) = direct::direct(instruction)
         {
             form.execution = Execution::Direct(direct);
-            if let Some(gpr) = gpr {
-                form.gprs[0] = gpr;
-                form.gpr_count = 1;
-            }
             return Ok(form);
         }
         let stores = form.memory.is_some_and(|memory| memory.write);
@@ -275,13 +273,9 @@ impl Preparer {
         let encoded =
             encode::thunk(instruction, self.host, form.mxcsr, uses).map_err(|_| Refusal::Undefined)?;
         form.execution = Execution::Thunk(self.arena.thunk(&encoded.code));
-        form.offsets = encoded.offsets;
         form.status = encoded.status;
         form.undo_x87 = form.mxcsr && instruction.op0_register().is_mm();
-        form.gpr_count = encoded.gprs.len() as u8;
-        for (to, from) in form.gprs.iter_mut().zip(encoded.gprs) {
-            *to = from;
-        }
+        (form.general, form.general_stored) = encoded.general;
         Ok(form)
     }
 }
@@ -293,6 +287,8 @@ pub struct Location {
     pub cs: u16,
     /// Instruction pointer.
     pub ip: u64,
+    /// Opcode, as FOP has it.
+    pub opcode: u16,
     /// Selector and offset of the memory operand.
     pub data: Option<(u16, u64)>,
 }
@@ -305,42 +301,37 @@ impl VectorUnit {
 
     /// Which bytes of a memory operand an instruction is about to access: bit `i` for byte `i`.
     #[inline]
-    pub fn touched(&self, memory: &Memory) -> u64 {
-        memory.elements.bytes(&self.registers, memory.size)
+    pub fn touched(&self, memory: &Memory, slots: Slots) -> u64 {
+        memory.elements.bytes(&self.registers, slots, memory.size)
     }
 
-    /// Runs a form on the unit. The memory operand, if read, is in [`VectorUnit::bounce_mut`]; general operands and
-    /// status flags have been copied in. `location` is asked for only by x87 operations.
-    ///
-    /// A [`Execution::Special`] form other than WAIT does nothing here.
+    /// Runs a form that has a thunk on the unit, with the registers in `slots`. The memory operand, if read, is in
+    /// [`VectorUnit::bounce_mut`]; general operands and status flags have been copied in. `location` is of interest to
+    /// x87 operations only. Any other form does nothing here.
     #[inline]
-    pub fn run(&mut self, form: &Form, location: impl FnOnce() -> Location) -> Outcome {
+    pub fn run(&mut self, form: &Form, slots: Slots, location: Location) -> Outcome {
         match &form.execution {
-            Execution::Direct(direct) => {
-                direct.run(&mut self.registers);
-                Outcome::Done
-            }
             Execution::Thunk(thunk) if !form.mxcsr && form.x87.is_none() => {
-                call::call(thunk, &mut self.registers, &form.offsets);
+                call::call(thunk, &mut self.registers, &slots);
                 Outcome::Done
             }
-            Execution::Thunk(thunk) => self.run_checked(form, thunk, location),
-            Execution::Special(_) => Outcome::Done,
+            Execution::Thunk(thunk) => self.run_checked(form, thunk, slots, location),
+            Execution::Direct(_) | Execution::Special(_) => Outcome::Done,
         }
     }
 
-    fn run_checked(&mut self, form: &Form, thunk: &Thunk, location: impl FnOnce() -> Location) -> Outcome {
+    fn run_checked(&mut self, form: &Form, thunk: &Thunk, slots: Slots, location: Location) -> Outcome {
         if form.x87.is_some() {
             self.ensure_live();
         }
         let undo = (form.undo_x87 && self.registers.mxcsr_unmasked != 0).then(|| self.image().clone());
-        let status = call::call(thunk, &mut self.registers, &form.offsets);
+        let status = call::call(thunk, &mut self.registers, &slots);
         if status & result::X87_PENDING != 0 {
             return Outcome::X87Pending;
         }
         if form.mxcsr {
             if status & result::SIMD != 0 {
-                self.simd_exception(form, thunk);
+                self.simd_exception(thunk, slots);
                 if let Some(image) = undo {
                     self.undo_mmx(&image);
                 }
@@ -350,7 +341,7 @@ impl VectorUnit {
         }
         if form.x87 == Some(X87Kind::Operation) {
             let raised = status & result::X87_ERROR != 0;
-            self.record(form.opcode, raised, location());
+            self.record(raised, location);
             if raised && form.memory.is_some_and(|memory| memory.write) && !self.stores_despite_exception() {
                 return Outcome::DoneWithoutStore;
             }
@@ -361,7 +352,7 @@ impl VectorUnit {
     /// Sets the flags that the host would leave on an unmasked exception (SDM 1 11.5.2 and 11.5.3): conditions found
     /// before computing hide those found after it.
     #[cold]
-    fn simd_exception(&mut self, form: &Form, thunk: &Thunk) {
+    fn simd_exception(&mut self, thunk: &Thunk, slots: Slots) {
         let registers = &mut self.registers;
         let unmasked = registers.mxcsr_unmasked;
         let mut raised = registers.mxcsr_out & mxcsr::FLAGS;
@@ -371,7 +362,7 @@ impl VectorUnit {
             registers.mxcsr_run &= !mxcsr::FTZ;
             // Bit 7 of the result is set, an exception mask: nothing is stored.
             registers.mxcsr_unmasked |= 0x80;
-            call::call(thunk, registers, &form.offsets);
+            call::call(thunk, registers, &slots);
             registers.mxcsr_run = saved;
             registers.mxcsr_unmasked = unmasked;
             raised = registers.mxcsr_out & mxcsr::FLAGS | mxcsr::UE;
@@ -403,13 +394,13 @@ impl VectorUnit {
 
     /// Records an x87 operation's pointers as the host does.
     #[inline]
-    fn record(&mut self, opcode: u16, raised: bool, at: Location) {
+    fn record(&mut self, raised: bool, at: Location) {
         let quirks = self.quirks;
         let selector = |selector: u16| if quirks.tracks_selectors { selector } else { 0 };
         self.pointers.fip = at.ip;
         self.pointers.fcs = selector(at.cs);
         if quirks.tracks_opcode || raised {
-            self.pointers.fop = opcode;
+            self.pointers.fop = at.opcode;
         }
         if let Some((segment, offset)) = at.data
             && (quirks.tracks_data || raised)
@@ -418,6 +409,16 @@ impl VectorUnit {
             self.pointers.fdp = offset;
         }
     }
+}
+
+/// VPINSRQ and VPEXTRQ, which the decoder takes for the doubleword form outside 64-bit mode: the host does not.
+pub(super) fn wants_64bit_mode(instruction: &Instruction, bytes: &[u8]) -> bool {
+    use iced_x86::Code::{VEX_Vpextrd_rm32_xmm_imm8, VEX_Vpinsrd_xmm_xmm_rm32_imm8};
+    let at = bytes.iter().position(|&byte| byte == 0xc4);
+    let wide = at.and_then(|at| bytes.get(at + 2)).is_some_and(|byte| byte & 0x80 != 0);
+    let code = instruction.code();
+    wide && instruction.code_size() != CodeSize::Code64
+        && matches!(code, VEX_Vpextrd_rm32_xmm_imm8 | VEX_Vpinsrd_xmm_xmm_rm32_imm8)
 }
 
 /// Whether the instruction is of the x87 unit proper (FXSAVE and MMX are not).
@@ -488,6 +489,8 @@ fn memory(instruction: &Instruction, special: Option<Special>) -> Option<Memory>
     let legacy = instruction.code().encoding() == EncodingKind::Legacy;
     let demands = table::demands_alignment(mnemonic) && size >= 16;
     let aligned = demands || legacy && size == 16 && !table::tolerates_misalignment(mnemonic);
+    let elements = elements::elements(instruction, size);
+    let probes_whole = elements != Elements::Whole && elements::probes_whole(mnemonic);
     Some(Memory {
         operand: operand as u8,
         size: size as u16,
@@ -501,20 +504,35 @@ fn memory(instruction: &Instruction, special: Option<Special>) -> Option<Memory>
         ),
         alignment: if aligned { size as u8 } else { 1 },
         waivable: !demands,
-        elements: elements::elements(instruction, size),
+        checked_alignment: if probes_whole { size.min(16) as u8 } else { checked_alignment(size, elements) },
+        first_part: if size == 10 { 8 } else { 0 },
+        probes_whole,
+        elements,
     })
 }
 
-/// The opcode that an instruction records in FOP, zero if it is not of the x87 unit.
-pub(super) fn x87_opcode_of(instruction: &Instruction, bytes: &[u8]) -> u16 {
-    if is_x87(instruction) { x87_opcode(bytes, instruction.code_size()) } else { 0 }
+/// The alignment that alignment checking wants, on AMD's processors: the operand's size up to 16 bytes, or that of an
+/// element where each is accessed by itself. VMASKMOV is not checked.
+fn checked_alignment(size: usize, elements: Elements) -> u8 {
+    match elements {
+        Elements::Masked { mask: elements::Mask::Signs(_), .. } => 1,
+        Elements::Masked { size, .. } | Elements::Packed { size, .. } | Elements::Repeated { size, .. } => {
+            size
+        }
+        Elements::Whole if size == 10 => 8,
+        Elements::Whole => size.min(16) as u8,
+    }
 }
 
-/// The eleven bits that an x87 instruction leaves in FOP: the low bits of its first byte, then the second.
-fn x87_opcode(bytes: &[u8], code_size: CodeSize) -> u16 {
+/// The eleven bits that an x87 instruction leaves in FOP: the low bits of its first byte, then the second. Zero if it is
+/// of another unit.
+pub(super) fn x87_opcode(instruction: &Instruction, bytes: &[u8]) -> u16 {
+    if !is_x87(instruction) {
+        return 0;
+    }
     let prefix = |byte: &u8| {
         matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
-            || code_size == CodeSize::Code64 && matches!(byte, 0x40..=0x4f)
+            || instruction.code_size() == CodeSize::Code64 && matches!(byte, 0x40..=0x4f)
     };
     let mut rest = bytes.iter().skip_while(|byte| prefix(byte));
     match (rest.next(), rest.next()) {

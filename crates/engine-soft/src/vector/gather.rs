@@ -7,6 +7,7 @@ use super::form::{Form, Requirement};
 use super::ops::{check_pending, runs};
 use crate::interp::cpu::Cpu;
 use crate::interp::op::Op;
+use crate::mmu::tlb::Class;
 
 /// What [`Op::aux`] holds of a gather or scatter: the index register and the opmask, and what follows.
 mod aux {
@@ -14,6 +15,7 @@ mod aux {
     pub(super) const WIDE_INDEX: u32 = 1 << 12;
     pub(super) const WIDE_ELEMENT: u32 = 1 << 13;
     pub(super) const COUNT: u32 = 16;
+    pub(super) const LENGTH: u32 = 24;
 }
 
 /// The operation for a gather or scatter.
@@ -40,7 +42,8 @@ pub(super) fn lower(instruction: &Instruction, form: &Form, scatter: bool) -> Op
         | (instruction.op_mask().number() as u32 & 7) << aux::OPMASK
         | if index_size == 8 { aux::WIDE_INDEX } else { 0 }
         | if element == 8 { aux::WIDE_ELEMENT } else { 0 }
-        | (count as u32) << aux::COUNT;
+        | (count as u32) << aux::COUNT
+        | (index.size().max(register.size()) as u32 / 8) << aux::LENGTH;
     if scatter {
         op.src = register.number() as u8;
     }
@@ -84,6 +87,8 @@ struct Shape {
     wide_index: bool,
     wide_element: bool,
     count: usize,
+    /// The vector length in quadwords.
+    length: usize,
 }
 
 impl Shape {
@@ -93,7 +98,8 @@ impl Shape {
             opmask: (op.aux >> aux::OPMASK & 7) as usize,
             wide_index: op.aux & aux::WIDE_INDEX != 0,
             wide_element: op.aux & aux::WIDE_ELEMENT != 0,
-            count: (op.aux >> aux::COUNT) as usize,
+            count: (op.aux >> aux::COUNT & 0xff) as usize,
+            length: (op.aux >> aux::LENGTH) as usize,
         }
     }
 
@@ -108,9 +114,14 @@ impl Shape {
         cpu.linear(op.segment, offset, if self.wide_element { 8 } else { 4 }, write)
     }
 
+    /// Loads an element. Alignment is not checked.
     fn load(self, cpu: &mut Cpu, op: &Op, i: usize) -> Result<u64, Exception> {
         let linear = self.address(cpu, op, i, false)?;
-        if self.wide_element {
+        if cpu.class == Class::Slow {
+            let mut bytes = [0; 8];
+            cpu.load_bytes(op.segment, linear, &mut bytes[..if self.wide_element { 8 } else { 4 }])?;
+            Ok(u64::from_le_bytes(bytes))
+        } else if self.wide_element {
             cpu.load::<u64>(op.segment, linear)
         } else {
             cpu.load::<u32>(op.segment, linear).map(u64::from)
@@ -146,8 +157,8 @@ fn gather_by_signs(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     for i in 0..shape.count {
         if element(&cpu.vector.unit.registers.zmm[mask], i, shape.wide_element) & sign != 0 {
             shape.gather(cpu, op, i)?;
-            set_element(&mut cpu.vector.unit.registers.zmm[mask], i, shape.wide_element, 0);
         }
+        set_element(&mut cpu.vector.unit.registers.zmm[mask], i, shape.wide_element, 0);
     }
     cpu.vector.unit.registers.zmm[mask] = [0; 8];
     shape.finish(cpu, op);
@@ -161,6 +172,8 @@ fn gather_by_opmask(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     for i in 0..shape.count {
         if cpu.vector.unit.registers.k[shape.opmask] >> i & 1 != 0 {
             shape.gather(cpu, op, i)?;
+            // Should a later element fault, the part above the vector length is clear already.
+            cpu.vector.unit.registers.zmm[usize::from(op.dst) & 31][shape.length.min(8)..].fill(0);
             cpu.vector.unit.registers.k[shape.opmask] &= !(1 << i);
         }
     }
@@ -177,7 +190,10 @@ fn scatter_elements(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
             let linear = shape.address(cpu, op, i, true)?;
             let value =
                 element(&cpu.vector.unit.registers.zmm[usize::from(op.src) & 31], i, shape.wide_element);
-            if shape.wide_element {
+            if cpu.class == Class::Slow {
+                let size = if shape.wide_element { 8 } else { 4 };
+                cpu.store_bytes(op.segment, linear, &value.to_le_bytes()[..size])?;
+            } else if shape.wide_element {
                 cpu.store(op.segment, linear, value)?;
             } else {
                 cpu.store(op.segment, linear, value as u32)?;
@@ -222,18 +238,17 @@ fn store_vector_bytes(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
 }
 
 fn store_selected(cpu: &mut Cpu, op: &Op, mask: u64, data: &[u8]) -> Result<(), Exception> {
-    let offset = cpu.regs[Gpr::Rdi as usize];
-    let place = |cpu: &Cpu, start: usize, len: usize| {
-        let address = offset.wrapping_add(start as u64) & op.address_mask;
-        cpu.linear(op.segment, address, len as u64, true)
-    };
-    for run in runs(mask) {
-        let linear = place(cpu, run.start, run.len())?;
-        cpu.probe(op.segment, linear, run.len(), true)?;
+    // All of the operand must be writable, whatever the mask selects (the manuals leave that open); the host looks at
+    // it by quadwords.
+    let offset = cpu.regs[Gpr::Rdi as usize] & op.address_mask;
+    for start in (0..data.len() as u64).step_by(8) {
+        let place = cpu.whole_address(op, offset.wrapping_add(start), 8, true)?;
+        cpu.check_operand_alignment(place, 8)?;
+        cpu.probe_bytes(op.segment, place, 8, true)?;
     }
+    let linear = cpu.linear(op.segment, offset, data.len() as u64, true)?;
     for run in runs(mask) {
-        let linear = place(cpu, run.start, run.len())?;
-        cpu.store_bytes(op.segment, linear, &data[run])?;
+        cpu.store_bytes(op.segment, linear.wrapping_add(run.start as u64), &data[run])?;
     }
     Ok(())
 }

@@ -31,11 +31,10 @@ mod xsave;
 
 pub use arena::{Arena, ArenaError};
 pub use elements::{Elements, Mask};
-pub use encode::Gpr;
 pub use environment::Layout;
 pub use features::FeatureSet;
 pub use form::{Denial, Enabled, Execution, Form, Location, Memory, Outcome, Preparer, Refusal, Requirement};
-pub use state::{MXCSR_DEFAULT, Pointers, Quirks, VectorUnit};
+pub use state::{MXCSR_DEFAULT, Pointers, Quirks, Slots, VectorUnit};
 pub use store::Vector;
 pub use table::Special;
 pub use xsave::{InvalidImage, Save, Saved, View, XsaveLayout};

@@ -2,12 +2,14 @@
 
 use iced_x86::Instruction;
 use ringfence_x86::Exception;
+use ringfence_x86::paging::is_canonical;
 
 use super::direct::{Direct, Operation, Place, Upper};
 use super::form::{Form, Requirement};
 use super::ops::has_memory;
 use crate::interp::cpu::Cpu;
 use crate::interp::op::{Handler, Op};
+use crate::mmu::tlb::Class;
 
 /// What becomes of the bits above the result, as a constant parameter: see [`Upper`].
 const KEEP: u8 = 0;
@@ -70,7 +72,7 @@ fn handler(direct: Direct) -> Handler {
     let memory = direct.source() == Place::Bounce;
     match direct.operation() {
         Operation::Move => match (direct.destination(), direct.source()) {
-            (Place::Vector(_), Place::Bounce) => match (size, clear) {
+            (Place::Vector, Place::Bounce) => match (size, clear) {
                 (4, _) => by_upper!(upper, load_short, true),
                 (8, _) => by_upper!(upper, load_short, false),
                 (_, false) => by_width!(size, load, false),
@@ -125,13 +127,19 @@ impl Cpu {
 
     #[inline(always)]
     fn direct_address(&self, op: &Op, size: u64, write: bool) -> Result<u64, Exception> {
-        let linear = self.linear(op.segment, self.effective_address(op), size, write)?;
+        let offset = self.effective_address(op);
         let alignment = u64::from((op.aux >> ALIGNMENT) as u8);
-        if linear & alignment.wrapping_sub(1) != 0
-            && !(op.aux >> WAIVABLE & 1 != 0 && self.vector.unit.misalignment_allowed())
-        {
+        let misaligned =
+            self.bases[usize::from(op.segment)].wrapping_add(offset) & alignment.wrapping_sub(1) != 0;
+        if misaligned && !(op.aux >> WAIVABLE & 1 != 0 && self.vector.unit.misalignment_allowed()) {
             return Err(Exception::GP0);
         }
+        let linear = self.linear(op.segment, offset, size, write)?;
+        let last = linear.wrapping_add(size - 1);
+        if self.long_mode() && !(is_canonical(linear) && is_canonical(last)) {
+            return Err(self.not_canonical(op.segment));
+        }
+        self.check_operand_alignment(linear, size.min(16) as u8)?;
         Ok(linear)
     }
 
@@ -139,6 +147,14 @@ impl Cpu {
     fn load_words<const WORDS: usize>(&mut self, op: &Op) -> Result<[u64; WORDS], Exception> {
         let linear = self.direct_address(op, 8 * WORDS as u64, false)?;
         let mut words = [0; WORDS];
+        if self.class == Class::Slow || linear & 0xfff > 0x1000 - 8 * WORDS as u64 {
+            let mut bytes = [0; 64];
+            self.load_bytes(op.segment, linear, &mut bytes[..8 * WORDS])?;
+            for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+                *word = u64::from_le_bytes(*bytes);
+            }
+            return Ok(words);
+        }
         for (i, word) in words.iter_mut().enumerate() {
             *word = self.load(op.segment, linear.wrapping_add(8 * i as u64))?;
         }

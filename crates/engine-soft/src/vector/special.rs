@@ -1,6 +1,7 @@
 //! Handlers of the instructions that save, load and reset vector and x87 state.
 
 use iced_x86::{CpuidFeature, Instruction, MemorySize};
+use ringfence_x86::paging::is_canonical;
 use ringfence_x86::{Efer, Exception, Gpr};
 
 use super::environment::Layout;
@@ -73,16 +74,48 @@ impl Cpu {
         View { wide: is_wide(op.code), long: self.is_64bit() }
     }
 
-    /// The linear address of a state image.
-    fn image_address(&self, op: &Op, size: usize, alignment: u64, write: bool) -> Result<u64, Exception> {
-        let linear = self.linear(op.segment, self.effective_address(op), size as u64, write)?;
-        if linear & (alignment - 1) != 0 { Err(Exception::GP0) } else { Ok(linear) }
+    /// The linear address of an XSAVE image.
+    fn image_address(&self, op: &Op, write: bool) -> Result<u64, Exception> {
+        let offset = self.effective_address(op);
+        let linear = self.whole_address(op, offset, HEADER_END as u16, write)?;
+        self.check_operand_alignment(linear, 4)?;
+        if linear & 63 != 0 { Err(Exception::GP0) } else { Ok(linear) }
+    }
+
+    /// The linear address of an FXSAVE image. The host looks at its last byte first. With alignment checking on, an
+    /// image that is misaligned for a doubleword is #AC rather than #GP.
+    fn fxsave_address(&mut self, op: &Op, write: bool) -> Result<u64, Exception> {
+        let offset = self.effective_address(op);
+        let last = self.whole_address(op, offset.wrapping_add(511) & op.address_mask, 1, write)?;
+        let first = self.bases[usize::from(op.segment)].wrapping_add(offset);
+        self.check_operand_alignment(first, 4)?;
+        if first & 15 != 0 {
+            return Err(Exception::GP0);
+        }
+        self.probe_bytes(op.segment, last, 1, write)?;
+        self.whole_address(op, offset, 512, write)
+    }
+
+    /// The linear address of an x87 environment or state of `size` bytes. The host looks at its first word, then at
+    /// its last byte, then at the rest.
+    fn x87_image_address(&mut self, op: &Op, size: usize, write: bool) -> Result<u64, Exception> {
+        let word = if op.aux != 0 { 4 } else { 2 };
+        let offset = self.effective_address(op);
+        let first = self.linear(op.segment, offset, word.into(), write)?;
+        if self.long_mode() && !is_canonical(first) {
+            return Err(self.not_canonical(op.segment));
+        }
+        self.check_operand_alignment(first, word)?;
+        self.probe_bytes(op.segment, first, word.into(), write)?;
+        let linear = self.linear(op.segment, offset, size as u64, write)?;
+        self.probe_bytes(op.segment, linear.wrapping_add(size as u64 - 1), 1, write)?;
+        Ok(linear)
     }
 
     /// Writes what an instruction saves; nothing, if any of it faults.
     fn put_image(&mut self, op: &Op, linear: u64, saved: &Saved) -> Result<(), Exception> {
         let extent = saved.extent();
-        self.probe(op.segment, linear.wrapping_add(extent.start as u64), extent.len(), true)?;
+        self.probe_bytes(op.segment, linear.wrapping_add(extent.start as u64), extent.len(), true)?;
         for part in &saved.parts {
             let start = linear.wrapping_add(part.start as u64);
             self.store_bytes(op.segment, start, &saved.bytes[part.clone()])?;
@@ -112,7 +145,7 @@ fn store_status_ax(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
 fn store_environment(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     cpu.require(Requirement::X87)?;
     let layout = cpu.layout(op);
-    let linear = cpu.image_address(op, layout.size(), 1, true)?;
+    let linear = cpu.x87_image_address(op, layout.size(), true)?;
     let bytes = cpu.vector.unit.environment(layout);
     cpu.store_bytes(op.segment, linear, &bytes[..layout.size()])?;
     cpu.vector.unit.mask_x87();
@@ -123,7 +156,7 @@ fn load_environment(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     cpu.require(Requirement::X87)?;
     check_pending(cpu)?;
     let layout = cpu.layout(op);
-    let linear = cpu.image_address(op, layout.size(), 1, false)?;
+    let linear = cpu.x87_image_address(op, layout.size(), false)?;
     let mut bytes = [0; 28];
     cpu.load_bytes(op.segment, linear, &mut bytes[..layout.size()])?;
     cpu.vector.unit.load_environment(&bytes, layout);
@@ -133,7 +166,7 @@ fn load_environment(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
 fn save_x87(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     cpu.require(Requirement::X87)?;
     let layout = cpu.layout(op);
-    let linear = cpu.image_address(op, layout.save_size(), 1, true)?;
+    let linear = cpu.x87_image_address(op, layout.save_size(), true)?;
     let bytes = cpu.vector.unit.save_x87(layout);
     cpu.store_bytes(op.segment, linear, &bytes[..layout.save_size()])?;
     cpu.vector.unit.init_x87();
@@ -144,7 +177,7 @@ fn restore_x87(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     cpu.require(Requirement::X87)?;
     check_pending(cpu)?;
     let layout = cpu.layout(op);
-    let linear = cpu.image_address(op, layout.save_size(), 1, false)?;
+    let linear = cpu.x87_image_address(op, layout.save_size(), false)?;
     let mut bytes = [0; 108];
     cpu.load_bytes(op.segment, linear, &mut bytes[..layout.save_size()])?;
     cpu.vector.unit.restore_x87(&bytes, layout);
@@ -158,7 +191,7 @@ fn fxsave_has_vectors(cpu: &Cpu) -> bool {
 
 fn fxsave(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     cpu.require(Requirement::X87)?;
-    let linear = cpu.image_address(op, 512, 16, true)?;
+    let linear = cpu.fxsave_address(op, true)?;
     let (view, vectors) = (cpu.view(op), fxsave_has_vectors(cpu));
     let saved = cpu.vector.unit.fxsave(view, vectors);
     cpu.put_image(op, linear, &saved)
@@ -166,7 +199,7 @@ fn fxsave(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
 
 fn fxrstor(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     cpu.require(Requirement::X87)?;
-    let linear = cpu.image_address(op, 512, 16, false)?;
+    let linear = cpu.fxsave_address(op, false)?;
     let mut bytes = [0; 512];
     cpu.load_bytes(op.segment, linear, &mut bytes)?;
     let (view, vectors) = (cpu.view(op), fxsave_has_vectors(cpu));
@@ -182,10 +215,10 @@ fn requested(cpu: &Cpu) -> u64 {
 
 fn xsave(cpu: &mut Cpu, op: &Op, save: Save) -> Result<(), Exception> {
     cpu.require(Requirement::Xsave)?;
-    let linear = cpu.image_address(op, HEADER_END, 64, true)?;
+    let linear = cpu.image_address(op, true)?;
     let header = linear.wrapping_add(512);
     // The header is read and written, so a page that cannot be written is found here.
-    cpu.probe(op.segment, header, 8, true)?;
+    cpu.probe_bytes(op.segment, header, 8, true)?;
     let old = cpu.load::<u64>(op.segment, header)?;
     let (mask, view) = (requested(cpu), cpu.view(op));
     let vector = &mut cpu.vector;
@@ -207,7 +240,7 @@ fn xrstors(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
 }
 
 fn restore(cpu: &mut Cpu, op: &Op, compacted: Option<bool>) -> Result<(), Exception> {
-    let linear = cpu.image_address(op, HEADER_END, 64, false)?;
+    let linear = cpu.image_address(op, false)?;
     let mut bytes = Box::new([0; AREA]);
     cpu.load_bytes(op.segment, linear, &mut bytes[..HEADER_END])?;
     let (mask, view, xcr0) = (requested(cpu), cpu.view(op), cpu.vector.xcr0());

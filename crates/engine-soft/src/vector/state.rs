@@ -99,23 +99,47 @@ impl Registers {
     }
 }
 
-/// Where the register operands of one instruction lie, relative to [`Registers`]. In range by construction.
-#[derive(Clone, Copy, Debug, Default)]
+/// The register numbers of one instruction: five vector or opmask registers, then three general registers. Thunks are
+/// given it, so that one serves every choice of registers; they mask what they take from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
-pub(super) struct Offsets([u32; 8]);
+pub struct Slots([u8; 8]);
 
-impl Offsets {
-    /// Operand slots.
-    pub(super) const SLOTS: usize = 8;
+impl Slots {
+    /// Slots of vector and opmask registers.
+    pub(super) const REGISTERS: usize = 5;
+    /// Slots of general registers.
+    pub(super) const GENERAL: usize = 3;
 
-    /// Binds a slot to a vector register.
-    pub(super) fn set_zmm(&mut self, slot: usize, number: usize) {
-        self.0[slot] = (std::mem::offset_of!(Registers, zmm) + (number & 31) * 64) as u32;
+    /// From the form in which an operation carries them.
+    #[inline(always)]
+    pub fn unpack(packed: u64) -> Self {
+        Self(packed.to_le_bytes())
     }
 
-    /// Binds a slot to an opmask register.
-    pub(super) fn set_k(&mut self, slot: usize, number: usize) {
-        self.0[slot] = (std::mem::offset_of!(Registers, k) + (number & 7) * 8) as u32;
+    /// As eight bytes, for an operation to carry.
+    pub fn pack(self) -> u64 {
+        u64::from_le_bytes(self.0)
+    }
+
+    /// The vector or opmask register in a slot.
+    #[inline(always)]
+    pub(super) fn register(self, slot: u8) -> usize {
+        usize::from(self.0[usize::from(slot) % Self::REGISTERS])
+    }
+
+    /// The general register in a slot.
+    #[inline(always)]
+    pub(super) fn general(self, slot: usize) -> usize {
+        usize::from(self.0[Self::REGISTERS + slot % Self::GENERAL] & 15)
+    }
+
+    pub(super) fn set_register(&mut self, slot: usize, number: usize) {
+        self.0[slot % Self::REGISTERS] = number as u8;
+    }
+
+    pub(super) fn set_general(&mut self, slot: usize, number: usize) {
+        self.0[Self::REGISTERS + slot % Self::GENERAL] = number as u8;
     }
 }
 

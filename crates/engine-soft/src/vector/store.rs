@@ -10,55 +10,63 @@ use ringfence_x86::{Cr0, Cr4, Xcr0};
 use super::arena::{Arena, ArenaError};
 use super::call;
 use super::features::FeatureSet;
-use super::form::{Enabled, Execution, Form, Location, Outcome, Preparer, Refusal};
-use super::state::VectorUnit;
+use super::form::{Enabled, Form, Location, Outcome, Preparer, Refusal};
+use super::state::{Slots, VectorUnit};
 use super::xsave::XsaveLayout;
 
 /// Bytes of code memory of a vCPU: room for every form with common immediates. Only what is used is committed.
 const CODE_MEMORY: usize = 4 << 20;
 
-/// Most prepared instructions. When they are reached, the decoded blocks are dropped along with them.
-const MAX_FORMS: usize = 16 * 1024;
+/// Most prepared instructions kept. Ordinary software needs a few thousand; what comes after is prepared anew each time
+/// it runs, so that a guest that runs through all immediate operands uses up time and not memory.
+const MAX_FORMS: usize = 32 * 1024;
 
-/// Most prepared instructions that decoding one block adds.
-const RESERVE: usize = 64;
-
-/// What tells prepared instructions apart: everything but where their memory operand is.
+/// What tells prepared instructions apart: everything but which registers they name and where their memory operand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     code: u16,
-    registers: [Register; 5],
+    /// Of each operand: nothing, a kind of register, or the very register for those of x87 and MMX.
+    operands: [Register; 4],
     marks: u8,
     rounding: RoundingControl,
     immediates: [u8; 2],
-    opcode: u16,
 }
 
 impl Key {
-    fn new(instruction: &Instruction, opcode: u16) -> Self {
-        let register = |operand| {
-            if operand < instruction.op_count() && instruction.op_kind(operand) == OpKind::Register {
-                instruction.op_register(operand)
-            } else {
-                Register::None
+    fn new(instruction: &Instruction, bytes: &[u8]) -> Self {
+        let operand = |operand| {
+            if operand >= instruction.op_count() || instruction.op_kind(operand) != OpKind::Register {
+                return Register::None;
+            }
+            let register = instruction.op_register(operand);
+            match register {
+                r if r.is_xmm() => Register::XMM0,
+                r if r.is_ymm() => Register::YMM0,
+                r if r.is_zmm() => Register::ZMM0,
+                r if r.is_k() => Register::K0,
+                r if r.is_gpr64() => Register::RAX,
+                r if r.is_gpr() => Register::EAX,
+                other => other,
             }
         };
-        let immediates = |kind, value| {
+        let immediate = |kind, value| {
             if (0..instruction.op_count()).any(|o| instruction.op_kind(o) == kind) { value } else { 0 }
         };
         let marks = u8::from(instruction.zeroing_masking())
             | u8::from(instruction.is_broadcast()) << 1
-            | u8::from(instruction.suppress_all_exceptions()) << 2;
+            | u8::from(instruction.suppress_all_exceptions()) << 2
+            | u8::from(instruction.op_mask() != Register::None) << 3
+            | u8::from(instruction.has_lock_prefix()) << 4
+            | u8::from(super::form::wants_64bit_mode(instruction, bytes)) << 5;
         Self {
             code: instruction.code() as u16,
-            registers: [register(0), register(1), register(2), register(3), instruction.op_mask()],
+            operands: std::array::from_fn(|i| operand(i as u32)),
             marks,
             rounding: instruction.rounding_control(),
             immediates: [
-                immediates(OpKind::Immediate8, instruction.immediate8()),
-                immediates(OpKind::Immediate8_2nd, instruction.immediate8_2nd()),
+                immediate(OpKind::Immediate8, instruction.immediate8()),
+                immediate(OpKind::Immediate8_2nd, instruction.immediate8_2nd()),
             ],
-            opcode,
         }
     }
 }
@@ -71,7 +79,6 @@ pub struct Vector {
     preparer: Preparer,
     forms: Vec<Form>,
     index: HashMap<Key, u32>,
-    cleared: u64,
     enabled: Enabled,
     control: (Cr0, Cr4, bool),
     xcr0: u64,
@@ -95,7 +102,6 @@ impl Vector {
             preparer: Preparer::new(Arena::new(CODE_MEMORY)?, features),
             forms: Vec::new(),
             index: HashMap::new(),
-            cleared: 0,
             enabled: Enabled::new(Cr0::empty().bits(), 0, 1, false),
             control: (Cr0::empty(), Cr4::empty(), false),
             xcr0: Xcr0::X87.bits(),
@@ -183,58 +189,45 @@ impl Vector {
         self.update();
     }
 
-    /// Whether the prepared instructions, and with them all decoded blocks, must be dropped before the next block is
-    /// decoded.
-    pub fn is_full(&self) -> bool {
-        self.forms.len() + RESERVE > MAX_FORMS
+    /// Prepares an instruction, or finds it prepared: its index among the forms.
+    pub(super) fn prepare(&mut self, instruction: &Instruction, bytes: &[u8]) -> Result<Found, Refusal> {
+        let key = Key::new(instruction, bytes);
+        if let Some(&index) = self.index.get(&key) {
+            return Ok(Found::Kept(index));
+        }
+        let form = self.preparer.prepare(instruction, bytes)?;
+        if self.forms.len() >= MAX_FORMS {
+            return Ok(Found::NoRoom(Box::new(form)));
+        }
+        let index = self.forms.len() as u32;
+        self.forms.push(form);
+        self.index.insert(key, index);
+        Ok(Found::Kept(index))
     }
 
-    /// Drops the prepared instructions. No decoded block may be left.
-    pub fn clear(&mut self) {
-        self.forms.clear();
-        self.index.clear();
-        self.cleared += 1;
+    /// No further form is kept.
+    #[cfg(test)]
+    pub(super) fn is_full(&self) -> bool {
+        self.forms.len() >= MAX_FORMS
     }
 
-    /// How often [`Vector::clear`] was called: whoever keeps operations elsewhere than in blocks compares it.
-    pub(crate) fn cleared(&self) -> u64 {
-        self.cleared
-    }
-
-    /// Prepares an instruction: its form, kept here if it is to be looked up when it runs, and its index then.
-    pub(super) fn prepare(
-        &mut self,
-        instruction: &Instruction,
-        bytes: &[u8],
-    ) -> Result<(u32, &Form), Refusal> {
-        let key = Key::new(instruction, super::form::x87_opcode_of(instruction, bytes));
-        let index = match self.index.get(&key) {
-            Some(&index) => index,
-            None => {
-                let form = self.preparer.prepare(instruction, bytes)?;
-                let index = self.forms.len() as u32;
-                self.forms.push(form);
-                self.index.insert(key, index);
-                index
-            }
-        };
-        self.forms.get(index as usize).map(|form| (index, form)).ok_or(Refusal::Undefined)
-    }
-
-    /// A prepared instruction.
-    #[inline]
+    /// A prepared instruction. Its index stays valid for ever.
+    #[inline(always)]
     pub(super) fn form(&self, index: u32) -> &Form {
         &self.forms[index as usize]
     }
 
     /// Runs a prepared instruction on the unit.
-    #[inline]
-    pub(super) fn run(&mut self, index: u32, location: Location) -> Outcome {
-        self.unit.run(&self.forms[index as usize], || location)
+    #[inline(always)]
+    pub(super) fn run(&mut self, index: u32, slots: Slots, location: Location) -> Outcome {
+        self.unit.run(&self.forms[index as usize], slots, location)
     }
+}
 
-    /// Whether a form has a thunk: what is not direct and not special.
-    pub(super) fn has_thunk(form: &Form) -> bool {
-        matches!(form.execution, Execution::Thunk(_))
-    }
+/// A prepared instruction.
+pub(super) enum Found {
+    /// One that is kept, by index.
+    Kept(u32),
+    /// One for which there is no room.
+    NoRoom(Box<Form>),
 }

@@ -261,6 +261,23 @@ pub(super) fn tolerates_misalignment(mnemonic: Mnemonic) -> bool {
             | Mnemonic::Pcmpestrm64
             | Mnemonic::Pcmpistri
             | Mnemonic::Pcmpistrm
+    ) || *SHA_ANYWHERE && mnemonic_is_sha(mnemonic)
+}
+
+/// AMD's processors let the SHA instructions have their operand anywhere, Intel's do not.
+static SHA_ANYWHERE: std::sync::LazyLock<bool> =
+    std::sync::LazyLock::new(|| super::call::host_cpuid(0, 0).ecx == u32::from_le_bytes(*b"cAMD"));
+
+fn mnemonic_is_sha(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Sha1msg1
+            | Mnemonic::Sha1msg2
+            | Mnemonic::Sha1nexte
+            | Mnemonic::Sha1rnds4
+            | Mnemonic::Sha256msg1
+            | Mnemonic::Sha256msg2
+            | Mnemonic::Sha256rnds2
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringfence_engine::{Bus, ClockMode, VirtualClock};
+use ringfence_engine::{Bus, ClockMode, VectorState, VirtualClock, X87State};
 use ringfence_engine_soft::code::CodeMap;
 use ringfence_engine_soft::interp::cpu::{Connections, Cpu};
 use ringfence_engine_soft::interp::features::host_cpuid;
@@ -10,8 +10,7 @@ use ringfence_engine_soft::interp::op::RIP;
 use ringfence_engine_soft::interp::run::Interpreter;
 use ringfence_memory::{GuestAddress, GuestMemory};
 use ringfence_oracle::layout::{self, CODE, CODE_LEN, DATA, DATA_LEN, GDT_USER, LDT, PAGE};
-use ringfence_oracle::{CODE_MAX, Case, End, Mode};
-use ringfence_x86::cpuid::{CpuidResult, CpuidTable};
+use ringfence_oracle::{CODE_MAX, Case, End, Mode, Vectors};
 use ringfence_x86::segment::{DescriptorTable, attribute, system_type};
 use ringfence_x86::{Cr0, Cr4, Efer, Segment, Selector, Vector};
 
@@ -51,23 +50,13 @@ pub(crate) struct Observed {
     pub(crate) segments: [u16; 6],
     pub(crate) fs_base: u64,
     pub(crate) gs_base: u64,
+    pub(crate) vectors: Vectors,
 }
 
-/// The host's CPUID without x87, MMX and vector extensions: cases do not load their registers.
-fn integer_cpuid() -> CpuidTable {
-    let mut table = host_cpuid().clone();
-    let mut hide = |leaf, ebx: u32, ecx: u32, edx: u32| {
-        let mut result = table.get(leaf, 0);
-        result.ebx &= !ebx;
-        result.ecx &= !ecx;
-        result.edx &= !edx;
-        table.set(leaf, 0, result);
-    };
-    hide(1, 0, 0x3618_1203, 0x0780_0001);
-    hide(7, !0x008c_078b, !(1 << 22), !0);
-    hide(0x8000_0001, 0, 1 << 6, 0);
-    table.set(7, 1, CpuidResult::default());
-    table
+fn vectors(cpu: &Cpu) -> Vectors {
+    let VectorState { zmm, k, mxcsr } = cpu.vector.unit.vector_state();
+    let X87State { fcw, fsw, ftw, st, .. } = cpu.vector.unit.x87();
+    Vectors { zmm, k, mxcsr, fcw, fsw, ftw, st, ..Vectors::default() }
 }
 
 struct NoDevices;
@@ -104,8 +93,10 @@ impl Machine {
         let code = CodeMap::new(Arc::clone(&memory));
         let clock = Arc::new(VirtualClock::new(ClockMode::Counted, 0));
         let bus = Arc::new(NoDevices);
-        let cpuid = Arc::new(integer_cpuid());
+        let cpuid = Arc::new(host_cpuid().clone());
         let mut cpu = Cpu::new(Connections { memory: Arc::clone(&memory), bus, clock, code, cpuid }).unwrap();
+        let components = cpu.vector.xsave_layout().supported();
+        assert!(cpu.vector.set_xcr0(components));
         page_tables(&memory);
         system_tables(&memory);
         cpu.cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG;
@@ -147,7 +138,8 @@ impl Machine {
             let range = page * PAGE as usize..(page + 1) * PAGE as usize;
             self.memory.read_bytes(data_at(page), &mut self.after[range]).unwrap();
         }
-        let cpu = &self.interpreter.cpu;
+        let cpu = &mut self.interpreter.cpu;
+        cpu.vector.unit.park();
         let mut gpr = [0; 16];
         gpr.copy_from_slice(&cpu.regs[..16]);
         Observed {
@@ -158,6 +150,7 @@ impl Machine {
             segments: cpu.segments.map(|segment| segment.selector.0),
             fs_base: cpu.segments[4].base,
             gs_base: cpu.segments[5].base,
+            vectors: vectors(cpu),
         }
     }
 
@@ -192,6 +185,15 @@ impl Machine {
             cpu.segments[4].base = case.fs_base;
             cpu.segments[5].base = case.gs_base;
         }
+        let given = &case.vectors;
+        cpu.vector.unit.set_vector_state(&VectorState { zmm: given.zmm, k: given.k, mxcsr: given.mxcsr });
+        cpu.vector.unit.set_x87(&X87State {
+            fcw: given.fcw,
+            fsw: given.fsw,
+            ftw: given.ftw,
+            st: given.st,
+            ..X87State::default()
+        });
         cpu.set_cpl(3);
         cpu.set_rflags(case.rflags & 0x4_0dd5 | 0x202);
         cpu.cr2 = 0;

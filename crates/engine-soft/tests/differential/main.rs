@@ -26,7 +26,7 @@ const SHOWN: usize = 25;
 /// Forms listed under each heading.
 const LISTED: usize = 60;
 /// Percentage of the forms that the host can execute which the interpreter executes, too.
-const COVERED_PERCENT: usize = 16;
+const COVERED_PERCENT: usize = 99;
 
 /// What became of a form's cases.
 #[derive(Default)]

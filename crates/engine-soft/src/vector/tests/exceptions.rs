@@ -5,6 +5,7 @@ use iced_x86::{Code, Instruction, Mnemonic};
 use super::forms::{Buffer, difference, load, place, preparer, random_state, run};
 use super::generate::{Random, instance, text};
 use super::native::Native;
+use crate::vector::encode::slots;
 use crate::vector::features::FeatureSet;
 use crate::vector::floating::uses_mxcsr;
 use crate::vector::form::Outcome;
@@ -51,7 +52,8 @@ fn unmasked_simd_exception_leaves_flags_and_registers_as_the_host_does() {
             let trapped = native.run_trapping(&bytes, &mut expected);
             let mut memory: Vec<u8> = before.0.iter().flat_map(|word| word.to_le_bytes()).collect();
             load(&mut unit, &state);
-            let outcome = run(&mut unit, &form, &mut state, &mut memory[offset.unwrap_or(64)..]);
+            let slots = slots(&instruction).expect("few registers");
+            let outcome = run(&mut unit, &form, slots, &mut state, &mut memory[offset.unwrap_or(64)..]);
             cases += 1;
             raised += u32::from(trapped);
             let written: Vec<u8> = buffer.0.iter().flat_map(|word| word.to_le_bytes()).collect();

@@ -8,9 +8,10 @@ use super::generate::{Random, instance};
 use super::native::{Native, NativeState};
 use crate::vector::arena::Arena;
 use crate::vector::call::Image;
+use crate::vector::encode::slots;
 use crate::vector::features::FeatureSet;
 use crate::vector::form::{Execution, Form, Location, Outcome, Preparer};
-use crate::vector::state::VectorUnit;
+use crate::vector::state::{Slots, VectorUnit};
 use crate::vector::table;
 
 /// Instances of each form.
@@ -82,13 +83,19 @@ pub(super) fn load(unit: &mut VectorUnit, state: &NativeState) {
 }
 
 /// Runs a form on the unit as the interpreter does, memory and general registers included.
-pub(super) fn run(unit: &mut VectorUnit, form: &Form, state: &mut NativeState, memory: &mut [u8]) -> Outcome {
-    for (slot, gpr) in form.gprs[..usize::from(form.gpr_count)].iter().enumerate() {
-        unit.registers.gpr[slot] = state.gpr[usize::from(gpr.number)];
+pub(super) fn run(
+    unit: &mut VectorUnit,
+    form: &Form,
+    slots: Slots,
+    state: &mut NativeState,
+    memory: &mut [u8],
+) -> Outcome {
+    for slot in 0..usize::from(form.general) {
+        unit.registers.gpr[slot] = state.gpr[slots.general(slot)];
     }
     unit.registers.status = state.status;
     let mut bounce = [0u8; 64];
-    let touched = form.memory.map_or(0, |m| unit.touched(&m));
+    let touched = form.memory.map_or(0, |m| unit.touched(&m, slots));
     let touched = |i: &usize| touched >> i & 1 != 0;
     if let Some(m) = form.memory
         && m.read
@@ -98,7 +105,7 @@ pub(super) fn run(unit: &mut VectorUnit, form: &Form, state: &mut NativeState, m
     for (word, bytes) in unit.registers.bounce.iter_mut().zip(bounce.chunks_exact(8)) {
         *word = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
     }
-    let outcome = unit.run(form, Location::default);
+    let outcome = unit.run(form, slots, Location::default());
     if outcome != Outcome::Done {
         return outcome;
     }
@@ -108,10 +115,8 @@ pub(super) fn run(unit: &mut VectorUnit, form: &Form, state: &mut NativeState, m
         }
         (0..64).filter(touched).for_each(|i| memory[i] = bounce[i]);
     }
-    for (slot, gpr) in form.gprs[..usize::from(form.gpr_count)].iter().enumerate() {
-        if gpr.written {
-            state.gpr[usize::from(gpr.number)] = unit.registers.gpr[slot];
-        }
+    for slot in (0..3).filter(|slot| form.general_stored >> slot & 1 != 0) {
+        state.gpr[slots.general(slot)] = unit.registers.gpr[slot];
     }
     if form.status {
         state.status = unit.registers.status_out;
@@ -209,7 +214,13 @@ fn every_form_does_what_the_host_does() {
             };
             let has_memory = (0..instruction.op_count()).any(|o| instruction.op_kind(o) == OpKind::Memory);
             assert_eq!(has_memory, form.memory.is_some(), "{code:?}");
-            direct += u32::from(matches!(form.execution, Execution::Direct(_)));
+            if matches!(form.execution, Execution::Direct(_)) {
+                // Without a thunk: that is the interpreter's test.
+                direct += 1;
+                done = true;
+                continue;
+            }
+            let slots = slots(&instruction).expect("few registers");
             let mut state = random_state(&mut random);
             let mut buffer = Buffer([0; 24]);
             buffer.0.fill_with(|| random.operand());
@@ -219,7 +230,7 @@ fn every_form_does_what_the_host_does() {
             native.run(&bytes, &mut expected);
             let mut memory: Vec<u8> = before.0.iter().flat_map(|word| word.to_le_bytes()).collect();
             load(&mut unit, &state);
-            let outcome = run(&mut unit, &form, &mut state, &mut memory[offset.unwrap_or(64)..]);
+            let outcome = run(&mut unit, &form, slots, &mut state, &mut memory[offset.unwrap_or(64)..]);
             cases += 1;
             done = true;
             let written: Vec<u8> = buffer.0.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -246,7 +257,7 @@ fn every_form_does_what_the_host_does() {
     }
     unit.park();
     println!(
-        "vector forms covered: {covered} of {all}; {cases} cases, {direct} of them without a thunk; seed {seed:#x}"
+        "vector forms covered: {covered} of {all}; {cases} cases and {direct} without a thunk; seed {seed:#x}"
     );
     println!("thunk memory used: {} bytes", preparer.arena_usage().0);
     for (code, reason) in &missed {
