@@ -59,6 +59,10 @@ pub(crate) mod sel {
     pub(crate) const DATA16: u16 = 0x50;
     pub(crate) const LDT: u16 = 0x58;
     pub(crate) const TSS2: u16 = 0x68;
+    /// Free for a test: 16 bytes each.
+    pub(crate) const FREE: u16 = 0x78;
+    pub(crate) const FREE2: u16 = 0x88;
+    pub(crate) const FREE3: u16 = 0x98;
 }
 
 /// Ports: the last value written to each is read back; and what was written, in order.
@@ -87,6 +91,7 @@ impl Bus for Ports {
 pub(crate) struct Lab {
     pub(crate) m: Interpreter,
     pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) ports: Arc<Ports>,
 }
 
 /// The CPUID of the host model, as if the host were of another make if need be.
@@ -112,12 +117,12 @@ impl Lab {
         let cpu = Cpu::new(Connections {
             code: CodeMap::new(Arc::clone(&memory)),
             memory: Arc::clone(&memory),
-            bus: ports,
+            bus: Arc::clone(&ports) as _,
             clock: Arc::new(VirtualClock::new(ClockMode::Counted, 0)),
             cpuid: Arc::new(cpuid(vendor)),
         })
         .unwrap();
-        Self { m: Interpreter::new(cpu), memory }
+        Self { m: Interpreter::new(cpu), memory, ports }
     }
 
     /// Real mode: CS, DS, ES and SS zero, the vector table at zero with handlers at [`at::HANDLERS`].

@@ -1,3 +1,15 @@
 //! Tests by raw machine code.
 
+mod control;
+mod debugging;
 mod events;
+mod far;
+mod flags;
+mod io;
+mod iret;
+mod kvm;
+mod msrs;
+mod segments;
+mod state;
+mod syscalls;
+mod tasks;
