@@ -49,6 +49,9 @@ impl VirtualClock {
     /// The TSC frequency in counted mode: one tick an instruction.
     pub const COUNTED_TSC_KHZ: u32 = 1_000_000;
 
+    /// The time of day, since the start of 1970 (UTC), at which every counted run starts: 2026-01-01.
+    pub const COUNTED_EPOCH: Duration = Duration::from_secs(1_767_225_600);
+
     /// A clock that starts at zero. `tsc_khz` is the TSC's frequency (in counted mode always
     /// [`VirtualClock::COUNTED_TSC_KHZ`]).
     pub fn new(mode: ClockMode, tsc_khz: u32) -> Self {

@@ -1,7 +1,6 @@
 //! The machine's devices: one table of constructors, and what is done to all of them alike.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ringfence_devices::acpi_pm::AcpiPm;
 use ringfence_devices::debug_exit::DebugExit;
@@ -101,15 +100,12 @@ impl Devices {
     }
 }
 
-/// The time of day at which every counted run starts: 2026-01-01, 00:00 UTC.
-const COUNTED_WALL_CLOCK: Duration = Duration::from_secs(1_767_225_600);
-
 fn rtc_config(memory: &GuestMemory, mode: ClockMode) -> RtcConfig {
     let (low, high): (Vec<_>, Vec<_>) = memory.ram().partition(|range| range.start.0 < ABOVE_4G);
     RtcConfig {
         wall_clock: match mode {
             ClockMode::Host => host_wall_clock(),
-            ClockMode::Counted => COUNTED_WALL_CLOCK,
+            ClockMode::Counted => VirtualClock::COUNTED_EPOCH,
         },
         memory_below_4g: low.last().map_or(0, |range| range.end()),
         memory_above_4g: high.iter().map(|range| range.len).sum(),

@@ -194,7 +194,10 @@ impl SoftVcpu {
                     return Ok(VmExit::HaltedForGood);
                 }
                 Activity::Halted | Activity::WaitForSipi => self.idle(),
-                Activity::Shutdown => return Ok(VmExit::Shutdown("the CPU had shut down before".to_owned())),
+                Activity::Shutdown => {
+                    let before = || VmExit::Shutdown("the CPU had shut down before".to_owned());
+                    return self.cpu().take_shutdown().map_or_else(|| Ok(before()), Err);
+                }
             }
         }
     }

@@ -7,6 +7,8 @@ use ringfence_x86::cpuid::Output::{self, Eax, Ebx, Ecx, Edx};
 use ringfence_x86::cpuid::{CpuidResult, CpuidTable, Vendor};
 use ringfence_x86::{Cr4, Efer};
 
+use crate::vector::FeatureSet;
+
 /// What the host's CPUID says, leaf by leaf. Read once: inside a virtual machine each leaf takes microseconds.
 pub fn host_cpuid() -> &'static CpuidTable {
     static HOST: OnceLock<CpuidTable> = OnceLock::new();
@@ -34,76 +36,6 @@ fn host_leaf(leaf: u32, subleaf: u32) -> CpuidResult {
     let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
     CpuidResult::new(r.eax, r.ebx, r.ecx, r.edx)
 }
-
-/// Where CPUID announces what the decoder calls a feature.
-type Row = (CpuidFeature, u32, u32, Output, u8);
-
-#[rustfmt::skip]
-const ROWS: &[Row] = &[
-    (CpuidFeature::FPU, 1, 0, Edx, 0),
-    (CpuidFeature::FPU287, 1, 0, Edx, 0),
-    (CpuidFeature::FPU387, 1, 0, Edx, 0),
-    (CpuidFeature::SEP, 1, 0, Edx, 11),
-    (CpuidFeature::MMX, 1, 0, Edx, 23),
-    (CpuidFeature::FXSR, 1, 0, Edx, 24),
-    (CpuidFeature::SSE, 1, 0, Edx, 25),
-    (CpuidFeature::SSE2, 1, 0, Edx, 26),
-    (CpuidFeature::SSE3, 1, 0, Ecx, 0),
-    (CpuidFeature::PCLMULQDQ, 1, 0, Ecx, 1),
-    (CpuidFeature::MONITOR, 1, 0, Ecx, 3),
-    (CpuidFeature::SSSE3, 1, 0, Ecx, 9),
-    (CpuidFeature::FMA, 1, 0, Ecx, 12),
-    (CpuidFeature::CMPXCHG16B, 1, 0, Ecx, 13),
-    (CpuidFeature::SSE4_1, 1, 0, Ecx, 19),
-    (CpuidFeature::SSE4_2, 1, 0, Ecx, 20),
-    (CpuidFeature::MOVBE, 1, 0, Ecx, 22),
-    (CpuidFeature::POPCNT, 1, 0, Ecx, 23),
-    (CpuidFeature::AES, 1, 0, Ecx, 25),
-    (CpuidFeature::XSAVE, 1, 0, Ecx, 26),
-    (CpuidFeature::AVX, 1, 0, Ecx, 28),
-    (CpuidFeature::F16C, 1, 0, Ecx, 29),
-    (CpuidFeature::RDRAND, 1, 0, Ecx, 30),
-    (CpuidFeature::FSGSBASE, 7, 0, Ebx, 0),
-    (CpuidFeature::BMI1, 7, 0, Ebx, 3),
-    (CpuidFeature::AVX2, 7, 0, Ebx, 5),
-    (CpuidFeature::BMI2, 7, 0, Ebx, 8),
-    (CpuidFeature::INVPCID, 7, 0, Ebx, 10),
-    (CpuidFeature::AVX512F, 7, 0, Ebx, 16),
-    (CpuidFeature::AVX512DQ, 7, 0, Ebx, 17),
-    (CpuidFeature::RDSEED, 7, 0, Ebx, 18),
-    (CpuidFeature::ADX, 7, 0, Ebx, 19),
-    (CpuidFeature::SMAP, 7, 0, Ebx, 20),
-    (CpuidFeature::AVX512_IFMA, 7, 0, Ebx, 21),
-    (CpuidFeature::CLFLUSHOPT, 7, 0, Ebx, 23),
-    (CpuidFeature::CLWB, 7, 0, Ebx, 24),
-    (CpuidFeature::AVX512CD, 7, 0, Ebx, 28),
-    (CpuidFeature::SHA, 7, 0, Ebx, 29),
-    (CpuidFeature::AVX512BW, 7, 0, Ebx, 30),
-    (CpuidFeature::AVX512VL, 7, 0, Ebx, 31),
-    (CpuidFeature::AVX512_VBMI, 7, 0, Ecx, 1),
-    (CpuidFeature::AVX512_VBMI2, 7, 0, Ecx, 6),
-    (CpuidFeature::GFNI, 7, 0, Ecx, 8),
-    (CpuidFeature::VAES, 7, 0, Ecx, 9),
-    (CpuidFeature::VPCLMULQDQ, 7, 0, Ecx, 10),
-    (CpuidFeature::AVX512_VNNI, 7, 0, Ecx, 11),
-    (CpuidFeature::AVX512_BITALG, 7, 0, Ecx, 12),
-    (CpuidFeature::AVX512_VPOPCNTDQ, 7, 0, Ecx, 14),
-    (CpuidFeature::RDPID, 7, 0, Ecx, 22),
-    (CpuidFeature::SERIALIZE, 7, 0, Edx, 14),
-    (CpuidFeature::AVX512_FP16, 7, 0, Edx, 23),
-    (CpuidFeature::AVX_VNNI, 7, 1, Eax, 4),
-    (CpuidFeature::AVX512_BF16, 7, 1, Eax, 5),
-    (CpuidFeature::AVX_IFMA, 7, 1, Eax, 23),
-    (CpuidFeature::AVX_VNNI_INT8, 7, 1, Edx, 4),
-    (CpuidFeature::AVX_NE_CONVERT, 7, 1, Edx, 5),
-    (CpuidFeature::XSAVEOPT, 0xd, 1, Eax, 0),
-    (CpuidFeature::XSAVEC, 0xd, 1, Eax, 1),
-    (CpuidFeature::XSAVES, 0xd, 1, Eax, 3),
-    (CpuidFeature::LZCNT, 0x8000_0001, 0, Ecx, 5),
-    (CpuidFeature::SSE4A, 0x8000_0001, 0, Ecx, 6),
-    (CpuidFeature::SYSCALL, 0x8000_0001, 0, Edx, 11),
-    (CpuidFeature::RDTSCP, 0x8000_0001, 0, Edx, 27),
-];
 
 /// What every 64-bit processor has, whether CPUID tells or not.
 const ALWAYS: &[CpuidFeature] = &[
@@ -154,7 +86,7 @@ const EFER_ROWS: &[(Efer, u32, u32, Output, u8)] = &[
 /// The features of a CPU model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features {
-    instructions: [u64; 4],
+    instructions: FeatureSet,
     vendor: Vendor,
     cr4: Cr4,
     efer: Efer,
@@ -164,19 +96,8 @@ pub struct Features {
 impl Features {
     /// The features that a table announces. An address size that is not given is 40 bits.
     pub fn new(cpuid: &CpuidTable) -> Self {
-        let mut instructions = [0; 4];
-        let mut insert = |feature: CpuidFeature| {
-            let bit = feature as usize;
-            if let Some(word) = instructions.get_mut(bit / 64) {
-                *word |= 1_u64 << (bit % 64);
-            }
-        };
-        ALWAYS.iter().copied().for_each(&mut insert);
-        for &(feature, leaf, subleaf, output, bit) in ROWS {
-            if cpuid.bit(leaf, subleaf, output, bit) {
-                insert(feature);
-            }
-        }
+        let mut instructions = FeatureSet::from_cpuid(|leaf, subleaf| cpuid.get(leaf, subleaf));
+        ALWAYS.iter().for_each(|&feature| instructions.insert(feature));
         let mut cr4 = Cr4::TSD | Cr4::PCE;
         for &(flag, leaf, subleaf, output, bit) in CR4_ROWS {
             cr4.set(flag, cpuid.bit(leaf, subleaf, output, bit));
@@ -194,8 +115,7 @@ impl Features {
 
     /// Whether instructions of one of the decoder's features exist.
     pub fn contains(&self, feature: CpuidFeature) -> bool {
-        let bit = feature as usize;
-        self.instructions.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 != 0)
+        self.instructions.contains(feature)
     }
 
     /// Whether the model has an instruction. Encodings that are no-operations where their feature is absent always
@@ -229,7 +149,7 @@ impl Features {
         if undefined {
             return false;
         }
-        harmless || instruction.cpuid_features().iter().all(|&feature| self.contains(feature))
+        harmless || self.instructions.contains_all(instruction.cpuid_features())
     }
 
     /// What an instruction, decoded from `bytes`, really is on this processor: LZCNT is BSR and TZCNT is BSF where they

@@ -59,10 +59,8 @@ pub(crate) mod sel {
     pub(crate) const DATA16: u16 = 0x50;
     pub(crate) const LDT: u16 = 0x58;
     pub(crate) const TSS2: u16 = 0x68;
-    /// Free for a test: 16 bytes each.
+    /// Free for a test: 16 bytes.
     pub(crate) const FREE: u16 = 0x78;
-    pub(crate) const FREE2: u16 = 0x88;
-    pub(crate) const FREE3: u16 = 0x98;
 }
 
 /// Ports: the last value written to each is read back; and what was written, in order.

@@ -1,25 +1,16 @@
 //! Which instruction-set extensions a CPU offers, in the decoder's own terms.
 
 use iced_x86::CpuidFeature;
-use ringfence_x86::cpuid::CpuidResult;
+use ringfence_x86::cpuid::{CpuidResult, Output};
 
 /// A set of the decoder's CPUID features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FeatureSet([u64; 4]);
 
-/// A CPUID result register.
-#[derive(Clone, Copy)]
-enum Output {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
-
 /// Feature, leaf, subleaf, register, bit (SDM 2A CPUID; APM 3 appendix D).
-type Row = (CpuidFeature, u32, u32, Output, u32);
+type Row = (CpuidFeature, u32, u32, Output, u8);
 
-/// Where CPUID announces each feature that this module executes, and a few that the interpreter asks for.
+/// Where CPUID announces each feature of instructions.
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
     (CpuidFeature::FPU, 1, 0, Output::Edx, 0),
@@ -66,6 +57,26 @@ const ROWS: &[Row] = &[
     (CpuidFeature::XSAVEC, 0xd, 1, Output::Eax, 1),
     (CpuidFeature::XSAVES, 0xd, 1, Output::Eax, 3),
     (CpuidFeature::SSE4A, 0x8000_0001, 0, Output::Ecx, 6),
+    // Of the integer side.
+    (CpuidFeature::SEP, 1, 0, Output::Edx, 11),
+    (CpuidFeature::CMPXCHG16B, 1, 0, Output::Ecx, 13),
+    (CpuidFeature::MOVBE, 1, 0, Output::Ecx, 22),
+    (CpuidFeature::POPCNT, 1, 0, Output::Ecx, 23),
+    (CpuidFeature::RDRAND, 1, 0, Output::Ecx, 30),
+    (CpuidFeature::FSGSBASE, 7, 0, Output::Ebx, 0),
+    (CpuidFeature::BMI1, 7, 0, Output::Ebx, 3),
+    (CpuidFeature::BMI2, 7, 0, Output::Ebx, 8),
+    (CpuidFeature::INVPCID, 7, 0, Output::Ebx, 10),
+    (CpuidFeature::RDSEED, 7, 0, Output::Ebx, 18),
+    (CpuidFeature::ADX, 7, 0, Output::Ebx, 19),
+    (CpuidFeature::SMAP, 7, 0, Output::Ebx, 20),
+    (CpuidFeature::CLFLUSHOPT, 7, 0, Output::Ebx, 23),
+    (CpuidFeature::CLWB, 7, 0, Output::Ebx, 24),
+    (CpuidFeature::RDPID, 7, 0, Output::Ecx, 22),
+    (CpuidFeature::SERIALIZE, 7, 0, Output::Edx, 14),
+    (CpuidFeature::LZCNT, 0x8000_0001, 0, Output::Ecx, 5),
+    (CpuidFeature::SYSCALL, 0x8000_0001, 0, Output::Edx, 11),
+    (CpuidFeature::RDTSCP, 0x8000_0001, 0, Output::Edx, 27),
 ];
 
 impl FeatureSet {
@@ -122,13 +133,7 @@ impl FeatureSet {
             if leaf > top {
                 continue;
             }
-            let result = cpuid(leaf, subleaf);
-            let value = match output {
-                Output::Eax => result.eax,
-                Output::Ebx => result.ebx,
-                Output::Ecx => result.ecx,
-                Output::Edx => result.edx,
-            };
+            let value = cpuid(leaf, subleaf).get(output);
             if value >> bit & 1 != 0 {
                 set.insert(feature);
             }

@@ -4,7 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use iced_x86::{Instruction, Mnemonic};
-use ringfence_engine::ClockMode;
+use ringfence_engine::{ClockMode, VirtualClock};
 use ringfence_memory::GuestAddress;
 use ringfence_x86::{Exception, msr};
 
@@ -20,9 +20,6 @@ const EPERM: i64 = 1;
 const ENABLED: u64 = 1;
 /// The clock's flag: no vCPU ever sees time go back.
 const TSC_STABLE: u8 = 1;
-
-/// Wall-clock seconds at power-on in counted mode: 2024-01-01, so that runs repeat.
-const COUNTED_EPOCH: u64 = 1_704_067_200;
 
 /// Whether an MSR is one of KVM's that exist.
 pub(super) fn is_kvm_msr(number: u32) -> bool {
@@ -81,7 +78,7 @@ impl Cpu {
     fn write_wall_clock(&self, address: u64) {
         let now = self.clock.now().0;
         let nanoseconds = match self.clock.mode() {
-            ClockMode::Counted => u128::from(COUNTED_EPOCH) * 1_000_000_000,
+            ClockMode::Counted => VirtualClock::COUNTED_EPOCH.as_nanos(),
             ClockMode::Host => {
                 let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 wall.as_nanos().saturating_sub(u128::from(now))

@@ -11,7 +11,7 @@ fn guest_time(lab: &Lab, page: u64, tsc: u64) -> u64 {
     let delta = tsc.wrapping_sub(lab.get::<u64>(page + 8));
     let shift = lab.get::<u8>(page + 28) as i8;
     let shifted = if shift < 0 { delta >> -shift } else { delta << shift };
-    let scaled = u128::from(shifted) * u128::from(lab.get::<u32>(page + 24)) >> 32;
+    let scaled = (u128::from(shifted) * u128::from(lab.get::<u32>(page + 24))) >> 32;
     lab.get::<u64>(page + 16) + scaled as u64
 }
 
@@ -22,7 +22,7 @@ fn scale_has_31_bits_and_more() {
         assert!(multiplier >= 1 << 31, "{khz}");
         let day = 86_400_000 * u128::from(khz);
         let shifted = if shift < 0 { day >> -shift } else { day << shift };
-        let ns = shifted * u128::from(multiplier) >> 32;
+        let ns = (shifted * u128::from(multiplier)) >> 32;
         let error = 86_400_000_000_000_u128.abs_diff(ns);
         assert!(error < 86_400_000_000_000 >> 30, "{khz} kHz: {error} ns a day");
     }
@@ -63,7 +63,7 @@ fn wall_clock_is_a_constant_in_counted_mode() {
     lab.m.cpu.clock.advance_to(VirtualTime(5_000_000_000));
     lab.m.cpu.write_msr(msr::KVM_WALL_CLOCK, at::DATA).unwrap();
     assert_eq!(lab.get::<u32>(at::DATA) % 2, 0);
-    assert_eq!((lab.get::<u32>(at::DATA + 4), lab.get::<u32>(at::DATA + 8)), (1_704_067_200, 0));
+    assert_eq!((lab.get::<u32>(at::DATA + 4), lab.get::<u32>(at::DATA + 8)), (1_767_225_600, 0));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod debugging;
 mod events;
 mod far;
 mod flags;
+mod fuzz;
 mod io;
 mod iret;
 mod kvm;

@@ -44,7 +44,7 @@ fn impossible_state_is_refused_and_changes_nothing() {
         ("RIP", |s| s.rip = 1 << 47),
         ("base", |s| s.segments[4].base = 1 << 47),
         ("DR6", |s| s.dr6 = 1 << 32),
-        ("MSR", |s| drop(s.msrs.insert(msr::LSTAR, 1 << 47))),
+        ("MSR", |s| *s.msrs.entry(msr::LSTAR).or_default() = 1 << 47),
         ("XCR0", |s| s.xcr0 = 0),
     ];
     let mut lab = Lab::long();

@@ -120,11 +120,11 @@ fn sysexit_returns_to_the_selectors_behind_sysenters() {
     (lab.m.cpu.regs[1], lab.m.cpu.regs[2]) = (0x1234, at::USER_CODE);
     lab.step(SYSEXITQ).unwrap();
     assert_eq!((lab.m.cpu.cpl, lab.m.cpu.rip(), lab.m.cpu.regs[4]), (3, at::USER_CODE, 0x1234));
-    assert_eq!(selectors(&lab), (sel::CODE + 32 | 3, sel::CODE + 40 | 3));
+    assert_eq!(selectors(&lab), ((sel::CODE + 32) | 3, (sel::CODE + 40) | 3));
     let mut lab = self::lab(Vendor::Intel);
     (lab.m.cpu.regs[1], lab.m.cpu.regs[2]) = (0x1234, at::USER_CODE);
     lab.step(SYSEXITD).unwrap();
-    assert_eq!(selectors(&lab), (sel::CODE + 16 | 3, sel::CODE + 24 | 3));
+    assert_eq!(selectors(&lab), ((sel::CODE + 16) | 3, (sel::CODE + 24) | 3));
     assert!(!lab.m.cpu.is_64bit());
     assert_eq!(lab.step(SYSEXITD), Err(Exception::GP0));
 }
