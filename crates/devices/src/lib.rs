@@ -14,6 +14,7 @@ pub mod debug_exit;
 mod device;
 pub mod fw_cfg;
 pub mod i8042;
+pub mod nvme;
 pub mod pci;
 pub mod pit;
 pub mod platform;

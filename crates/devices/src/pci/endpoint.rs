@@ -1,6 +1,7 @@
 //! What every function with registers in memory and interrupts has in common. A device owns an [`Endpoint`] and
 //! passes its configuration accesses on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use ringfence_engine::{BusDevice, InterruptSink};
@@ -50,21 +51,19 @@ struct Bar {
     first: u64,
 }
 
-#[derive(Debug)]
-struct State {
-    config: ConfigSpace,
-    /// What the device signals on its pin.
-    interrupt: bool,
-}
-
 /// A type 0 function with one range of registers, MSI-X and a pin, as an integrated PCI Express endpoint.
 #[derive(Debug)]
 pub struct Endpoint {
-    state: Mutex<State>,
+    config: Mutex<ConfigSpace>,
     msix: Arc<Msix>,
     /// Where the power-management and MSI-X capabilities are.
     power_at: u16,
     msix_at: u16,
+    /// Copies of register bits that devices ask for with every completion.
+    messages: AtomicBool,
+    bus_master: AtomicBool,
+    /// What the device signals on its pin.
+    interrupt: AtomicBool,
     place: OnceLock<(Slot, Vec<Bar>)>,
 }
 
@@ -95,8 +94,16 @@ impl Endpoint {
         let mut body = [0; 58];
         body[..6].copy_from_slice(&[0x92, 0, 0, 0x80, 0, 0]);
         config.add_capability(capability::EXPRESS, &body, &[0, 0, 0, 0, 0, 0, 0xff, 0x7f]);
-        let state = Mutex::new(State { config, interrupt: false });
-        Self { state, msix, power_at, msix_at, place: OnceLock::new() }
+        Self {
+            config: Mutex::new(config),
+            msix,
+            power_at,
+            msix_at,
+            messages: AtomicBool::new(false),
+            bus_master: AtomicBool::new(false),
+            interrupt: AtomicBool::new(false),
+            place: OnceLock::new(),
+        }
     }
 
     /// Gives the endpoint its place: its registers get addresses, which are decoded once software says so.
@@ -104,7 +111,7 @@ impl Endpoint {
     /// # Errors
     /// [`PciError`] if it has a place already or there is no room for its registers.
     pub fn plug(&self, slot: Slot, registers: &Registers) -> Result<(), PciError> {
-        let mut state = lock(&self.state);
+        let mut config = lock(&self.config);
         let mut bars = Vec::new();
         let msix = Arc::clone(&self.msix) as Arc<dyn BusDevice>;
         let parts = [
@@ -118,19 +125,19 @@ impl Endpoint {
         }
         for bar in &bars {
             let mask = !(bar.size - 1);
-            state.config.set(bar.register, &u64::from(WIDE).to_le_bytes(), &mask.to_le_bytes());
-            state.config.write(bar.register, &bar.first.to_le_bytes());
+            config.set(bar.register, &u64::from(WIDE).to_le_bytes(), &mask.to_le_bytes());
+            config.write(bar.register, &bar.first.to_le_bytes());
         }
-        state.config.write(register::INTERRUPT_LINE, &[slot.pin.gsi() as u8]);
+        config.write(register::INTERRUPT_LINE, &[slot.pin.gsi() as u8]);
         self.place.set((slot, bars)).map_err(|(slot, _)| PciError::Taken(slot.address))
     }
 
     /// What [`PciFunction::config_read`](super::PciFunction::config_read) gives.
     pub fn config_read(&self, offset: u16, data: &mut [u8]) {
-        let state = lock(&self.state);
-        state.config.read(offset, data);
+        let config = lock(&self.config);
+        config.read(offset, data);
         for (byte, at) in data.iter_mut().zip(offset..) {
-            if at == register::STATUS && state.interrupt {
+            if at == register::STATUS && self.interrupt.load(Ordering::Acquire) {
                 *byte |= status::INTERRUPT;
             }
         }
@@ -139,21 +146,21 @@ impl Endpoint {
     /// Takes over what [`PciFunction::config_write`](super::PciFunction::config_write) brings. Returns whether
     /// the function has just become bus master and can go on with what it could not do before.
     pub fn config_write(&self, offset: u16, data: &[u8]) -> bool {
-        let mut state = lock(&self.state);
-        let before = state.bus_master();
-        state.config.write(offset, data);
-        self.apply(&state);
-        !before && state.bus_master()
+        let mut config = lock(&self.config);
+        let before = is_bus_master(&config);
+        config.write(offset, data);
+        self.apply(&config);
+        !before && is_bus_master(&config)
     }
 
     /// Whether the function may access memory.
     pub fn is_bus_master(&self) -> bool {
-        lock(&self.state).bus_master()
+        self.bus_master.load(Ordering::Acquire)
     }
 
     /// Whether interrupts are messages; else they are levels on the pin.
     pub fn uses_messages(&self) -> bool {
-        lock(&self.state).config.u16(self.msix_at + 2) & msix::control::ENABLE != 0
+        self.messages.load(Ordering::Acquire)
     }
 
     /// Signals a vector, if MSI-X is on.
@@ -163,73 +170,75 @@ impl Endpoint {
 
     /// Sets the level of the pin. It gets through while MSI-X is off and the pin is not disabled.
     pub fn set_interrupt(&self, level: bool) {
-        let mut state = lock(&self.state);
-        if state.interrupt != level {
-            state.interrupt = level;
-            self.drive(&state);
+        if self.interrupt.swap(level, Ordering::AcqRel) != level {
+            // Driven with the lock held and from the newest level, so that the last of several setters counts.
+            self.drive(&lock(&self.config));
         }
     }
 
     /// As after power on.
     pub fn reset(&self) {
-        let mut state = lock(&self.state);
+        let mut config = lock(&self.config);
         let zeroes = [0; 256];
-        state.config.write(0, &zeroes);
+        config.write(0, &zeroes);
         if let Some((slot, bars)) = self.place.get() {
             for bar in bars {
-                state.config.write(bar.register, &bar.first.to_le_bytes());
+                config.write(bar.register, &bar.first.to_le_bytes());
             }
-            state.config.write(register::INTERRUPT_LINE, &[slot.pin.gsi() as u8]);
+            config.write(register::INTERRUPT_LINE, &[slot.pin.gsi() as u8]);
         }
-        state.interrupt = false;
+        self.interrupt.store(false, Ordering::Release);
         self.msix.reset();
-        self.apply(&state);
+        self.apply(&config);
     }
 
     /// The state now.
     pub fn save(&self) -> EndpointState {
-        let state = lock(&self.state);
-        EndpointState { config: state.config.save(), msix: self.msix.save(), interrupt: state.interrupt }
+        let config = lock(&self.config);
+        let interrupt = self.interrupt.load(Ordering::Acquire);
+        EndpointState { config: config.save(), msix: self.msix.save(), interrupt }
     }
 
     /// Loads a saved state. Returns whether it is one of such an endpoint; nothing has changed if not.
     pub fn restore(&self, saved: &EndpointState) -> bool {
-        let mut state = lock(&self.state);
-        let mut config = state.config.clone();
-        if !config.restore(&saved.config) || !self.msix.accepts(&saved.msix) {
+        let mut config = lock(&self.config);
+        let mut new = config.clone();
+        if !new.restore(&saved.config) || !self.msix.accepts(&saved.msix) {
             return false;
         }
-        *state = State { config, interrupt: saved.interrupt };
+        *config = new;
+        self.interrupt.store(saved.interrupt, Ordering::Release);
         self.msix.restore(&saved.msix);
-        self.apply(&state);
+        self.apply(&config);
         true
     }
 
     /// Has the registers' effects.
-    fn apply(&self, state: &State) {
-        self.msix.set_control(state.config.u16(self.msix_at + 2), state.bus_master());
-        self.drive(state);
+    fn apply(&self, config: &ConfigSpace) {
+        let control = config.u16(self.msix_at + 2);
+        self.messages.store(control & msix::control::ENABLE != 0, Ordering::Release);
+        self.bus_master.store(is_bus_master(config), Ordering::Release);
+        self.msix.set_control(control, is_bus_master(config));
+        self.drive(config);
         let Some((slot, bars)) = self.place.get() else { return };
-        let awake = state.config.u16(self.power_at + 4) & 3 == 0;
-        let decodes = awake && state.config.u16(register::COMMAND) & command::MEMORY != 0;
+        let awake = config.u16(self.power_at + 4) & 3 == 0;
+        let decodes = awake && config.u16(register::COMMAND) & command::MEMORY != 0;
         for bar in bars {
-            let low = u64::from(state.config.u32(bar.register) & !0xf);
-            let start = u64::from(state.config.u32(bar.register + 4)) << 32 | low;
+            let low = u64::from(config.u32(bar.register) & !0xf);
+            let start = u64::from(config.u32(bar.register + 4)) << 32 | low;
             slot.decoder.set(bar.region, decodes.then_some(start));
         }
     }
 
-    fn drive(&self, state: &State) {
+    fn drive(&self, config: &ConfigSpace) {
         if let Some((slot, _)) = self.place.get() {
-            let messages = state.config.u16(self.msix_at + 2) & msix::control::ENABLE != 0;
-            let disabled = state.config.u16(register::COMMAND) & command::INTERRUPT_DISABLE != 0;
-            slot.pin.set(state.interrupt && !messages && !disabled);
+            let messages = self.uses_messages();
+            let disabled = config.u16(register::COMMAND) & command::INTERRUPT_DISABLE != 0;
+            slot.pin.set(self.interrupt.load(Ordering::Acquire) && !messages && !disabled);
         }
     }
 }
 
-impl State {
-    fn bus_master(&self) -> bool {
-        self.config.u16(register::COMMAND) & command::BUS_MASTER != 0
-    }
+fn is_bus_master(config: &ConfigSpace) -> bool {
+    config.u16(register::COMMAND) & command::BUS_MASTER != 0
 }

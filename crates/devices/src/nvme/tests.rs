@@ -1,0 +1,5 @@
+mod admin;
+mod driver;
+mod hostile;
+mod io;
+mod life;
