@@ -84,13 +84,15 @@ impl Cpu {
             return Err(Exception::debug(hit));
         }
         self.flags.remove(Rflags::RF);
-        self.interrupt_shadow = false;
+        self.system.shadow_ends = std::mem::take(&mut self.interrupt_shadow);
         self.system.stepping = self.flags.contains(Rflags::TF);
         Ok(())
     }
 
     /// After an instruction that has completed. `Err` is the trap to be taken now.
     fn end_step(&mut self) -> Result<(), Exception> {
+        // Interrupts that the shadow held off can be taken now.
+        self.leave_block |= self.system.shadow_ends;
         if self.system.debug_shadow {
             // Traps of MOV SS come with the next instruction, its single-step trap not at all.
             return Ok(());

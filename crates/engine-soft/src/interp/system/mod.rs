@@ -35,6 +35,8 @@ pub struct System {
     pub(super) debug_shadow: bool,
     /// The instruction under way started with RFLAGS.TF set, and nothing has taken its single-step trap away.
     pub(super) stepping: bool,
+    /// The instruction under way is the last one that an interrupt shadow covers.
+    pub(super) shadow_ends: bool,
     /// A task switch has passed the point of no return.
     pub(super) task_switched: bool,
     /// Debug traps to come after this instruction, as DR6 bits, that no register watches for.
@@ -52,6 +54,7 @@ impl Default for System {
         Self {
             debug_shadow: false,
             stepping: false,
+            shadow_ends: false,
             task_switched: false,
             pending_debug: 0,
             shutdown: None,

@@ -53,6 +53,17 @@ fn single_step_does_not_enter_a_software_interrupts_handler() {
 }
 
 #[test]
+fn repeated_instruction_traps_after_each_element() {
+    let mut lab = Lab::long();
+    lab.m.cpu.set_rflags(TF | 2);
+    (lab.m.cpu.regs[1], lab.m.cpu.regs[7]) = (3, at::DATA);
+    // rep stosb
+    lab.deliver(&[0xf3, 0xaa]).unwrap();
+    assert_eq!((lab.handler(), causes(&lab), lab.m.cpu.regs[1]), (Some(1), BS, 2));
+    assert_eq!(lab.stack::<u64, 1>(), [at::CODE]);
+}
+
+#[test]
 fn fault_of_a_stepped_instruction_comes_without_the_trap() {
     let mut lab = Lab::long();
     lab.m.cpu.set_rflags(TF | 2);

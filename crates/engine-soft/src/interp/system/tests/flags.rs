@@ -16,6 +16,7 @@ fn sti_opens_a_shadow_only_if_interrupts_were_off() {
     lab.code(&[0x90]);
     lab.m.single_step().unwrap();
     assert!(!lab.m.cpu.interrupt_shadow);
+    assert!(lab.m.cpu.leave_block, "so that the run loop looks at interrupts");
     lab.code(&[0xfb]);
     lab.m.single_step().unwrap();
     assert!(!lab.m.cpu.interrupt_shadow);
