@@ -1,7 +1,7 @@
-//! The interpreter's speed on integer code: loops of loads, stores, branches and calls, whose results are checked.
+//! The software engine's speed on integer code, interpreted and translated: loops of loads, stores, branches and calls, whose results are checked.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -10,6 +10,7 @@ use ringfence_engine_soft::code::CodeMap;
 use ringfence_engine_soft::interp::cpu::{Connections, Cpu};
 use ringfence_engine_soft::interp::op::RIP;
 use ringfence_engine_soft::interp::run::Interpreter;
+use ringfence_engine_soft::jit::{Jit, Options};
 use ringfence_memory::{GuestAddress, GuestMemory};
 use ringfence_x86::segment::attribute;
 use ringfence_x86::{Efer, Exception};
@@ -162,34 +163,74 @@ fn vcpu(program: &Program) -> Interpreter {
     Interpreter::new(cpu)
 }
 
-/// Runs the program once.
-fn run(machine: &mut Interpreter, program: &Program) {
-    machine.cpu.regs[RIP] = CODE;
-    machine.cpu.regs[4] = STACK;
-    loop {
-        if let Err(exception) = machine.run_block(usize::MAX) {
-            assert_eq!(exception, Exception::UD, "{} at {:#x}", program.name, machine.cpu.rip());
-            assert_eq!(machine.cpu.regs[0], program.expected, "{} computed the wrong result", program.name);
-            return;
+/// Instructions between two looks at the outside world, as in a machine.
+const BATCH: u64 = 4096;
+
+/// A way to execute.
+struct Executor {
+    machine: Interpreter,
+    /// The translator, if it is to be used.
+    jit: Option<Jit>,
+}
+
+impl Executor {
+    fn new(program: &Program, translate: bool) -> Self {
+        let machine = vcpu(program);
+        let jit = translate
+            .then(|| Jit::new(Options::default(), &machine.cpu.code).expect("memory for translated code"));
+        Self { machine, jit }
+    }
+
+    /// Runs the program once.
+    fn run(&mut self, program: &Program) {
+        let machine = &mut self.machine;
+        machine.cpu.regs[RIP] = CODE;
+        machine.cpu.regs[4] = STACK;
+        loop {
+            let result = match &mut self.jit {
+                Some(jit) => jit.run(machine, BATCH),
+                None => machine.run_block(usize::MAX),
+            };
+            if let Err(exception) = result {
+                assert_eq!(exception, Exception::UD, "{} at {:#x}", program.name, machine.cpu.rip());
+                assert_eq!(
+                    machine.cpu.regs[0], program.expected,
+                    "{} computed the wrong result",
+                    program.name
+                );
+                return;
+            }
         }
+    }
+
+    /// Million instructions per second over the time given.
+    fn rate(&mut self, program: &Program, seconds: f64) -> f64 {
+        self.run(program);
+        let (before, start) = (self.machine.cpu.retired, Instant::now());
+        while start.elapsed().as_secs_f64() < seconds {
+            self.run(program);
+        }
+        (self.machine.cpu.retired - before) as f64 / start.elapsed().as_secs_f64() / 1e6
     }
 }
 
-/// Prints the rate of each program and of all together.
+/// Prints the rates of each program, and their geometric means.
 pub(crate) fn measure(seconds: f64) {
-    let (mut total, mut time) = (0, Duration::ZERO);
-    for program in [fibonacci(), sieve(), checksum()] {
+    println!("{:<28} {:>11} {:>11} {:>7}", "MIPS", "interpreted", "translated", "ratio");
+    let line = |name, interpreted: f64, translated: f64| {
+        println!("{name:<28} {interpreted:11.1} {translated:11.1} {:7.1}", translated / interpreted);
+    };
+    let mut logs = [0.0; 2];
+    let programs = [fibonacci(), sieve(), checksum()];
+    let count = programs.len() as f64;
+    for program in programs {
         let program = program.expect("the program assembles");
-        let mut machine = vcpu(&program);
-        run(&mut machine, &program);
-        let (before, start) = (machine.cpu.retired, Instant::now());
-        while start.elapsed().as_secs_f64() < seconds {
-            run(&mut machine, &program);
-        }
-        let (count, elapsed) = (machine.cpu.retired - before, start.elapsed());
-        println!("{:<28} {:8.1} MIPS", program.name, count as f64 / elapsed.as_secs_f64() / 1e6);
-        total += count;
-        time += elapsed;
+        let [interpreted, translated] =
+            [false, true].map(|translate| Executor::new(&program, translate).rate(&program, seconds));
+        line(program.name, interpreted, translated);
+        logs[0] += interpreted.ln();
+        logs[1] += translated.ln();
     }
-    println!("{:<28} {:8.1} MIPS", "all", total as f64 / time.as_secs_f64() / 1e6);
+    let [interpreted, translated] = logs.map(|sum| (sum / count).exp());
+    line("geometric mean", interpreted, translated);
 }

@@ -16,7 +16,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Guest instructions per second of the interpreter on integer code.
+    /// Guest instructions per second on integer code, interpreted and translated.
     Interpreter {
         /// How long to measure each program, in seconds.
         #[arg(long, default_value_t = 2.0)]

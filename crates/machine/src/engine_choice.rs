@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use ringfence_engine::{Engine, EngineError};
-use ringfence_engine_soft::engine::InterpreterEngine;
+use ringfence_engine_soft::engine::{InterpreterEngine, JitEngine};
 
 /// An engine as named on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -75,12 +75,12 @@ pub(crate) fn select(choice: EngineChoice) -> Result<Selection, NotOffered> {
     match choice {
         EngineChoice::Auto => Ok(Selection {
             engine: EngineChoice::Interp,
-            reason: "the only engine of this version; it needs nothing from the host",
+            reason: "the engine that has been proven most; it needs nothing from the host",
         }),
-        EngineChoice::Interp => {
-            Ok(Selection { engine: EngineChoice::Interp, reason: "asked for by --engine" })
+        EngineChoice::Interp | EngineChoice::Jit => {
+            Ok(Selection { engine: choice, reason: "asked for by --engine" })
         }
-        EngineChoice::Kvm | EngineChoice::Jit | EngineChoice::Lockstep => Err(NotOffered(choice)),
+        EngineChoice::Kvm | EngineChoice::Lockstep => Err(NotOffered(choice)),
     }
 }
 
@@ -91,6 +91,7 @@ pub(crate) fn select(choice: EngineChoice) -> Result<Selection, NotOffered> {
 pub(crate) fn make(selection: Selection) -> Result<Box<dyn Engine>, EngineError> {
     match selection.engine {
         EngineChoice::Interp => Ok(Box::new(InterpreterEngine)),
+        EngineChoice::Jit => Ok(Box::new(JitEngine::default())),
         other => Err(EngineError::Unsupported { engine: other.name(), what: "anything yet".to_owned() }),
     }
 }

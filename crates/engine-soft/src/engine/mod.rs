@@ -13,6 +13,7 @@ use ringfence_irqchip::{IrqChip, IrqChipConfig};
 use crate::code::CodeMap;
 use crate::interp::cpu::Connections;
 use crate::interp::features::Features;
+use crate::jit::{Jit, Options};
 use ringfence_x86::cpuid::Output;
 use vcpu::SoftVcpu;
 
@@ -20,30 +21,51 @@ use vcpu::SoftVcpu;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InterpreterEngine;
 
-impl InterpreterEngine {
-    const NAME: &'static str = "interp";
-}
-
 impl Engine for InterpreterEngine {
     fn name(&self) -> &'static str {
-        Self::NAME
+        "interp"
     }
 
     fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, EngineError> {
-        if config.cpus != 1 {
-            let what = format!("{} vCPUs; it runs one so far", config.cpus);
-            return Err(EngineError::Unsupported { engine: Self::NAME, what });
-        }
-        let offers = |bit| config.cpuid.bit(1, 0, Output::Ecx, bit);
-        let chip = IrqChip::new(IrqChipConfig {
-            cpus: config.cpus,
-            physical_bits: Features::new(&config.cpuid).physical_bits() as u8,
-            x2apic: offers(21),
-            tsc_deadline: offers(24),
-        });
-        let code = CodeMap::new(Arc::clone(&config.memory));
-        Ok(Box::new(SoftVm { config, chip, code }))
+        create_vm(config, self.name(), None)
     }
+}
+
+/// The software engine, translating 64-bit code to host code.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JitEngine {
+    /// What the translator may do.
+    pub options: Options,
+}
+
+impl Engine for JitEngine {
+    fn name(&self) -> &'static str {
+        "jit"
+    }
+
+    fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, EngineError> {
+        create_vm(config, self.name(), Some(self.options))
+    }
+}
+
+fn create_vm(
+    config: VmConfig,
+    engine: &'static str,
+    translator: Option<Options>,
+) -> Result<Box<dyn Vm>, EngineError> {
+    if config.cpus != 1 {
+        let what = format!("{} vCPUs; it runs one so far", config.cpus);
+        return Err(EngineError::Unsupported { engine, what });
+    }
+    let offers = |bit| config.cpuid.bit(1, 0, Output::Ecx, bit);
+    let chip = IrqChip::new(IrqChipConfig {
+        cpus: config.cpus,
+        physical_bits: Features::new(&config.cpuid).physical_bits() as u8,
+        x2apic: offers(21),
+        tsc_deadline: offers(24),
+    });
+    let code = CodeMap::new(Arc::clone(&config.memory));
+    Ok(Box::new(SoftVm { config, chip, code, engine, translator }))
 }
 
 /// A virtual machine of the software engine: what its vCPUs share.
@@ -52,11 +74,15 @@ struct SoftVm {
     config: VmConfig,
     chip: Arc<IrqChip>,
     code: Arc<CodeMap>,
+    /// The engine's name.
+    engine: &'static str,
+    /// How its vCPUs translate, if they do.
+    translator: Option<Options>,
 }
 
 impl Vm for SoftVm {
     fn create_vcpu(&self, index: u32, bus: Arc<dyn Bus>) -> Result<Box<dyn Vcpu>, EngineError> {
-        let unsupported = |what| EngineError::Unsupported { engine: InterpreterEngine::NAME, what };
+        let unsupported = |what| EngineError::Unsupported { engine: self.engine, what };
         if index >= self.config.cpus {
             return Err(unsupported(format!("vCPU {index} of {}", self.config.cpus)));
         }
@@ -71,7 +97,13 @@ impl Vm for SoftVm {
             code: Arc::clone(&self.code),
             cpuid: Arc::clone(&self.config.cpuid),
         };
-        Ok(Box::new(SoftVcpu::new(connections, apic, Arc::clone(&self.config.timers))?))
+        let timers = Arc::clone(&self.config.timers);
+        let translator = self
+            .translator
+            .map(|options| Jit::new(options, &self.code))
+            .transpose()
+            .map_err(|error| unsupported(error.to_string()))?;
+        Ok(Box::new(SoftVcpu::new(connections, apic, timers, translator)?))
     }
 
     fn interrupts(&self) -> Arc<dyn InterruptSink> {

@@ -13,6 +13,7 @@ use super::signal::Signal;
 use crate::interp::cpu::{Connections, Cpu};
 use crate::interp::event::{Source, TripleFault};
 use crate::interp::run::Interpreter;
+use crate::jit::Jit;
 
 /// Instructions between two looks at the clock: some 20 µs.
 const BATCH: u64 = 4096;
@@ -21,6 +22,8 @@ const BATCH: u64 = 4096;
 #[derive(Debug)]
 pub(super) struct SoftVcpu {
     interpreter: Interpreter,
+    /// The translator, if the engine has one.
+    jit: Option<Jit>,
     inbox: Arc<LapicInbox>,
     timers: Arc<TimerQueue>,
     signal: Arc<Signal>,
@@ -40,6 +43,7 @@ impl SoftVcpu {
         connections: Connections,
         apic: LocalApic,
         timers: Arc<TimerQueue>,
+        jit: Option<Jit>,
     ) -> Result<Self, EngineError> {
         let signal = Arc::new(Signal::default());
         let inbox = Arc::clone(apic.inbox());
@@ -50,7 +54,7 @@ impl SoftVcpu {
         let mut cpu = Cpu::new(connections)?;
         cpu.connect_apic(apic);
         let interpreter = Interpreter::new(cpu);
-        Ok(Self { interpreter, inbox, timers, signal, counters: Counters::default() })
+        Ok(Self { interpreter, jit, inbox, timers, signal, counters: Counters::default() })
     }
 
     fn cpu(&mut self) -> &mut Cpu {
@@ -130,6 +134,8 @@ impl SoftVcpu {
             let single = cpu.steps_singly();
             let result = if single {
                 self.interpreter.single_step()
+            } else if let Some(jit) = &mut self.jit {
+                jit.run(&mut self.interpreter, left)
             } else {
                 self.interpreter.run_block(usize::try_from(left).unwrap_or(usize::MAX))
             };
@@ -231,6 +237,9 @@ impl Vcpu for SoftVcpu {
     fn reset(&mut self) {
         self.cpu().reset();
         self.interpreter.blocks.clear();
+        if let Some(jit) = &mut self.jit {
+            jit.clear();
+        }
     }
 
     fn instructions(&self) -> u64 {
@@ -239,7 +248,7 @@ impl Vcpu for SoftVcpu {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let Interpreter { cpu, blocks } = &self.interpreter;
-        vec![
+        let mut counters = vec![
             ("instructions", cpu.retired),
             ("blocks decoded", blocks.decoded),
             ("blocks invalidated", blocks.invalidated),
@@ -247,6 +256,10 @@ impl Vcpu for SoftVcpu {
             ("exceptions", self.counters.exceptions),
             ("halts", self.counters.halts),
             ("soft TLB flushes", u64::from(cpu.tlb.generation)),
-        ]
+        ];
+        if let Some(jit) = &self.jit {
+            counters.extend(jit.counters(cpu));
+        }
+        counters
     }
 }

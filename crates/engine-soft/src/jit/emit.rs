@@ -10,6 +10,7 @@
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use super::asm::{Assembler, Imm, RAX, Reg, Two, at};
+use super::group::Group;
 use super::helper::Mark;
 use super::native::Kind;
 use super::region::{Source, Step};
@@ -43,6 +44,16 @@ pub(super) enum Cold {
         /// The host's flags are expected to be the guest's there.
         restore: bool,
     },
+    /// The steps of a row, each with its own check.
+    Apart {
+        site: usize,
+        steps: std::ops::Range<usize>,
+        /// Where to go on.
+        back: usize,
+        /// Where the flags are before and behind: in the host's, in the vCPU.
+        before: (bool, bool),
+        behind: (bool, bool),
+    },
     /// A conditional branch that is taken.
     Side {
         site: usize,
@@ -72,6 +83,8 @@ pub(super) struct Emitter<'a> {
     pub(super) host_flags: bool,
     /// The flags in the vCPU are the guest's.
     pub(super) stored_flags: bool,
+    /// The row under way: its addresses have been checked.
+    pub(super) group: Option<Group>,
 }
 
 impl std::fmt::Debug for Emitter<'_> {
@@ -103,16 +116,24 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, base: usize, first_link: usiz
         first_link,
         host_flags: false,
         stored_flags: true,
+        group: None,
     };
     let total = source.steps.len();
     e.a.imm_mem(Imm::Sub, field::budget(), total as i32);
     let out_of_budget = e.a.jcc(super::asm::cc::S);
     let mut interpreted = 0;
     let mut open = true;
-    for i in 0..total {
+    let mut i = 0;
+    while i < total {
+        if let Some(end) = e.try_row(i) {
+            open = !closes(source.steps[end - 1].kind);
+            i = end;
+            continue;
+        }
         let outcome = e.step(i);
         interpreted += usize::from(outcome.interpreted);
         open = outcome.open;
+        i += 1;
     }
     if open {
         let next = source.steps[total - 1].next;
@@ -124,6 +145,11 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, base: usize, first_link: usiz
     e.store_rip(source.address.page_offset() as i64);
     e.jump_out(stubs.budget);
     Output { code: e.a.code, links: e.links, interpreted }
+}
+
+/// Whether control never reaches the instruction behind, if this one is translated natively.
+fn closes(kind: Kind) -> bool {
+    matches!(kind, Kind::Jump | Kind::Call | Kind::JumpIndirect | Kind::CallIndirect | Kind::Return)
 }
 
 /// What became of a step.
@@ -141,7 +167,20 @@ impl Emitter<'_> {
     fn step(&mut self, i: usize) -> Outcome {
         let kind = self.source.steps[i].kind;
         let before = (self.a.here(), self.cold.len(), self.host_flags, self.stored_flags);
-        let native = match kind {
+        let native = self.native(i, kind);
+        if native.is_some() {
+            return Outcome { interpreted: false, open: !closes(kind) };
+        }
+        self.a.code.truncate(before.0);
+        self.cold.truncate(before.1);
+        (self.host_flags, self.stored_flags) = (before.2, before.3);
+        self.interpreted(i);
+        Outcome { interpreted: true, open: i + 1 < self.source.steps.len() }
+    }
+
+    /// Step `i` in host code; `None` if it has none.
+    pub(super) fn native(&mut self, i: usize, kind: Kind) -> Option<()> {
+        match kind {
             Kind::Same => self.same(i),
             Kind::Divide => self.divide(i, false),
             Kind::DivideSigned => self.divide(i, true),
@@ -157,19 +196,7 @@ impl Emitter<'_> {
             Kind::CallIndirect => self.call_indirect(i),
             Kind::Return => self.ret(i),
             Kind::Interpreted => None,
-        };
-        if native.is_some() {
-            let closed = matches!(
-                kind,
-                Kind::Jump | Kind::Call | Kind::JumpIndirect | Kind::CallIndirect | Kind::Return
-            );
-            return Outcome { interpreted: false, open: !closed };
         }
-        self.a.code.truncate(before.0);
-        self.cold.truncate(before.1);
-        (self.host_flags, self.stored_flags) = (before.2, before.3);
-        self.interpreted(i);
-        Outcome { interpreted: true, open: i + 1 < self.source.steps.len() }
     }
 
     /// The instruction by its handler, in line.
@@ -230,12 +257,17 @@ impl Emitter<'_> {
 
     /// Stores the host's flags in the vCPU if they are not there. Uses [`A`].
     pub(super) fn save_flags(&mut self) {
+        self.save_flags_with(A);
+    }
+
+    /// Likewise; RAX spends the time in `scratch`.
+    pub(super) fn save_flags_with(&mut self, scratch: Reg) {
         if !self.stored_flags {
-            self.a.copy(A, RAX);
+            self.a.copy(scratch, RAX);
             self.a.bytes(&[0x9f]); // lahf
             self.a.bytes(&[0x0f, 0x90, 0xc0]); // seto al
             self.a.store_ax(field::status());
-            self.a.copy(RAX, A);
+            self.a.copy(RAX, scratch);
             self.stored_flags = true;
         }
     }
@@ -294,8 +326,27 @@ impl Emitter<'_> {
     }
 
     fn emit_cold(&mut self) {
-        for cold in std::mem::take(&mut self.cold) {
+        while let Some(cold) = self.cold.pop() {
             match cold {
+                Cold::Apart { site, steps, back, before, behind } => {
+                    self.a.bind(site);
+                    (self.host_flags, self.stored_flags) = before;
+                    let mut open = true;
+                    for i in steps {
+                        open = self.step(i).open;
+                    }
+                    if !open {
+                        continue;
+                    }
+                    if behind.1 {
+                        self.save_flags();
+                    }
+                    if behind.0 {
+                        self.restore_flags(A);
+                    }
+                    let site = self.a.jmp();
+                    self.a.patch(site, back as i64);
+                }
                 Cold::Slow { sites, step, back, restore } => {
                     for site in sites {
                         self.a.bind(site);

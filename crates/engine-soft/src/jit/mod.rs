@@ -21,6 +21,7 @@ mod cache;
 mod emit;
 mod enter;
 mod flags;
+mod group;
 mod helper;
 mod native;
 mod operand;

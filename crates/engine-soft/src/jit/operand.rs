@@ -17,7 +17,8 @@ fn guest_register(register: Register) -> Option<u8> {
     Some(register_number(register)).filter(|&n| n < 16)
 }
 
-fn writes(access: OpAccess) -> bool {
+/// Whether an operand with this access may be written.
+pub(super) fn writes(access: OpAccess) -> bool {
     use OpAccess as O;
     matches!(access, O::Write | O::CondWrite | O::ReadWrite | O::ReadCondWrite)
 }
@@ -135,14 +136,16 @@ impl Emitter<'_> {
             .find(|&n| instruction.op_kind(n) == OpKind::Memory)
             .map(|n| n as usize);
         let mut sites = Vec::new();
-        if let Some(operand) = memory {
+        if let (Some(_), Some(group)) = (memory, self.group) {
+            place_memory(&mut instruction, group.offset(self.at(i).1.displacement));
+        } else if let Some(operand) = memory {
             self.keep_flags(i);
             self.address(i)?;
             let write = writes(access[operand]) || instruction.mnemonic() == Mnemonic::Xchg;
             sites.push(self.check(instruction.memory_size().size(), write));
-            place_memory(&mut instruction);
+            place_memory(&mut instruction, 0);
         }
-        let mut free: &[Reg] = if memory.is_some() { &[B, C] } else { &[A, B, C] };
+        let mut free: &[Reg] = if memory.is_some() || self.group.is_some() { &[B, C] } else { &[A, B, C] };
         if effect.needs_flags(wanted) {
             self.restore_flags(free[0]);
         }
@@ -208,12 +211,16 @@ impl Emitter<'_> {
     }
 }
 
-/// Makes the memory operand the one that [`A`] points at.
-fn place_memory(instruction: &mut Instruction) {
+/// Makes the memory operand the one `displacement` behind what [`A`] points at.
+fn place_memory(instruction: &mut Instruction, displacement: i32) {
     instruction.set_memory_base(sized(A, 8));
     instruction.set_memory_index(Register::None);
     instruction.set_memory_index_scale(1);
-    instruction.set_memory_displacement64(0);
-    instruction.set_memory_displ_size(0);
+    instruction.set_memory_displacement64(displacement as i64 as u64);
+    instruction.set_memory_displ_size(match displacement {
+        0 => 0,
+        -128..128 => 1,
+        _ => 8,
+    });
     instruction.set_segment_prefix(Register::None);
 }

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, Instruction, OpKind};
 
-use super::asm::{Imm, RAX, Reg, Two, at, cc};
+use super::asm::{Imm, Mem, RAX, Reg, Two, at, cc};
 use super::emit::{Cold, Emitter};
 use super::registers::{A, B, C, Home, STACK, home, sized};
 use super::state::field;
@@ -14,15 +14,37 @@ const RBP: Reg = Reg(5);
 const BE: u8 = 6;
 
 impl Emitter<'_> {
-    /// Checks the slot below the stack's top for writing: its host address is in [`A`] then.
-    fn check_push(&mut self, i: usize) -> usize {
+    /// Checks the slot below the stack's top for writing: where its host address is then, and the branch to the slow way.
+    fn check_push(&mut self, i: usize) -> (Mem, Vec<usize>) {
+        if let Some(group) = self.group {
+            return (at(A, group.offset(-8)), Vec::new());
+        }
         self.keep_flags(i);
         self.a.rm(Two::Lea, A, at(STACK, -8));
-        self.check(8, true)
+        let miss = self.check(8, true);
+        (at(A, 0), vec![miss])
+    }
+
+    /// Likewise for reading the slot at the stack's top.
+    fn check_pop(&mut self, i: usize) -> (Mem, Vec<usize>) {
+        if let Some(group) = self.group {
+            return (at(A, group.offset(0)), Vec::new());
+        }
+        self.keep_flags(i);
+        self.a.copy(A, STACK);
+        let miss = self.check(8, false);
+        (at(A, 0), vec![miss])
+    }
+
+    /// The slow way for step `i`, unless a row's check covers it.
+    fn slow_unless_covered(&mut self, i: usize, sites: Vec<usize>) {
+        if !sites.is_empty() {
+            self.slow(i, sites);
+        }
     }
 
     pub(super) fn push(&mut self, i: usize) -> Option<()> {
-        let miss = self.check_push(i);
+        let (slot, sites) = self.check_push(i);
         let (step, op) = self.at(i);
         let (kind, op) = (step.instruction.op0_kind(), *op);
         let value = if kind == OpKind::Register {
@@ -31,26 +53,24 @@ impl Emitter<'_> {
             self.a.constant(B, op.immediate);
             B
         };
-        self.a.rm(Two::Store, value, at(A, 0));
+        self.a.rm(Two::Store, value, slot);
         self.a.rm(Two::Lea, STACK, at(STACK, -8));
-        self.slow(i, vec![miss]);
+        self.slow_unless_covered(i, sites);
         Some(())
     }
 
     pub(super) fn pop(&mut self, i: usize) -> Option<()> {
-        self.keep_flags(i);
-        self.a.copy(A, STACK);
-        let miss = self.check(8, false);
+        let (slot, sites) = self.check_pop(i);
         let to = self.at(i).1.dst;
         match home(to) {
-            Home::Host(reg) => self.a.rm(Two::Load, reg, at(A, 0)),
+            Home::Host(reg) => self.a.rm(Two::Load, reg, slot),
             Home::Slot => {
-                self.a.rm(Two::Load, B, at(A, 0));
+                self.a.rm(Two::Load, B, slot);
                 self.a.rm(Two::Store, B, field::register(to));
             }
         }
         self.a.rm(Two::Lea, STACK, at(STACK, 8));
-        self.slow(i, vec![miss]);
+        self.slow_unless_covered(i, sites);
         Some(())
     }
 
@@ -135,20 +155,20 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// Pushes the address behind step `i` through the host address in [`A`]. Uses [`B`].
-    fn push_return(&mut self, i: usize) {
+    /// Pushes the address behind step `i` to `slot`. Uses [`B`].
+    fn push_return(&mut self, i: usize, slot: Mem) {
         let next = self.at(i).0.next as i32;
         self.a.rm(Two::Load, B, field::page());
         self.a.rm(Two::Lea, B, at(B, next));
-        self.a.rm(Two::Store, B, at(A, 0));
+        self.a.rm(Two::Store, B, slot);
         self.a.rm(Two::Lea, STACK, at(STACK, -8));
     }
 
     pub(super) fn call(&mut self, i: usize) -> Option<()> {
-        let miss = self.check_push(i);
-        self.push_return(i);
+        let (slot, sites) = self.check_push(i);
+        self.push_return(i, slot);
         self.exit_to(self.target(i));
-        self.slow(i, vec![miss]);
+        self.slow_unless_covered(i, sites);
         Some(())
     }
 
@@ -186,7 +206,7 @@ impl Emitter<'_> {
         // Nothing can go wrong from here on.
         self.a.copy(C, B);
         self.a.rm(Two::Load, A, field::slot());
-        self.push_return(i);
+        self.push_return(i, at(A, 0));
         self.a.rm(Two::Load, A, at(C, 0));
         self.a.copy(B, C);
         go(&mut self.a);
@@ -195,10 +215,10 @@ impl Emitter<'_> {
     }
 
     pub(super) fn ret(&mut self, i: usize) -> Option<()> {
-        self.save_flags();
-        self.a.copy(A, STACK);
-        let mut sites = vec![self.check(8, false)];
-        self.a.rm(Two::Load, A, at(A, 0));
+        // A row keeps its address in A.
+        self.save_flags_with(B);
+        let (slot, mut sites) = self.check_pop(i);
+        self.a.rm(Two::Load, A, slot);
         sites.extend(look_up(&mut self.a));
         let released = 8 + (self.at(i).1.immediate & 0xffff) as i32;
         self.a.rm(Two::Lea, STACK, at(STACK, released));

@@ -1,0 +1,194 @@
+//! One check for several accesses: instructions in a row whose memory operands all lie at small distances from the same
+//! register.
+//!
+//! Prologues and epilogues, stack frames and structures are such rows. The check covers the span from the lowest to the
+//! highest byte, which must lie in one page; the row itself then runs without interruption, with its host address in
+//! [`A`]. Where the check fails, the same instructions run from a second translation out of line, each with a check of its
+//! own.
+
+use iced_x86::{OpAccess, OpKind, Register};
+
+use super::asm::{Two, at};
+use super::emit::{Cold, Emitter};
+use super::native::Kind;
+use super::operand::writes;
+use super::registers::{A, Home, home};
+use crate::interp::op::{RIP, register_number};
+
+/// The longest span, in bytes. Spans are rarely longer, and a longer one crosses pages more often.
+const MAX_SPAN: i64 = 1024;
+const RSP: u8 = 4;
+
+/// A row being emitted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group {
+    /// Distance of the span's first byte from the register's value at the row's start.
+    lowest: i64,
+    /// How far the register has moved since (pushes and pops).
+    moved: i64,
+}
+
+impl Group {
+    /// Distance from [`A`] of what is `displacement` from the register now.
+    pub(super) fn offset(&self, displacement: i64) -> i32 {
+        (displacement + self.moved - self.lowest) as i32
+    }
+}
+
+/// What a step accesses: register, first byte, byte behind the last, whether it writes.
+struct Access {
+    base: u8,
+    from: i64,
+    to: i64,
+    write: bool,
+}
+
+/// A row: the steps up to `end`, and what to check.
+struct Row {
+    end: usize,
+    base: u8,
+    lowest: i64,
+    highest: i64,
+    write: bool,
+}
+
+impl Emitter<'_> {
+    /// What step `i` accesses, if it can be part of a row.
+    fn access(&mut self, i: usize) -> Option<Access> {
+        let step = &self.source.steps[i];
+        let op = &self.source.ops[i];
+        let stack = |from, write| Some(Access { base: RSP, from, to: from + 8, write });
+        match step.kind {
+            Kind::Push | Kind::Call => stack(-8, true),
+            Kind::Pop | Kind::Return => stack(0, false),
+            Kind::Same => {
+                let operand = (0..step.instruction.op_count())
+                    .find(|&n| step.instruction.op_kind(n) == OpKind::Memory)?;
+                let simple = usize::from(op.base) < RIP
+                    && step.instruction.memory_index() == Register::None
+                    && op.address_mask == u64::MAX
+                    && !matches!(op.segment, 4 | 5)
+                    && op.displacement.unsigned_abs() < 1 << 30;
+                if !simple {
+                    return None;
+                }
+                let access = self.info.info(&step.instruction).op_access(operand);
+                let write = writes(access) || step.instruction.mnemonic() == iced_x86::Mnemonic::Xchg;
+                let (from, size) = (op.displacement, step.instruction.memory_size().size() as i64);
+                Some(Access { base: op.base, from, to: from + size, write })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether step `i` leaves register `base` and the scratch register [`A`] alone.
+    fn spares(&mut self, i: usize, base: u8) -> bool {
+        let step = &self.source.steps[i];
+        let slots = (0..step.instruction.op_count())
+            .filter(|&n| step.instruction.op_kind(n) == OpKind::Register)
+            .filter(|&n| home(register_number(step.instruction.op_register(n)).min(15)) == Home::Slot)
+            .count();
+        let scratch = match step.kind {
+            Kind::Nothing => true,
+            Kind::Same => slots <= 2,
+            Kind::Push | Kind::Pop | Kind::Call | Kind::Return => return true,
+            Kind::Address => {
+                let op = &self.source.ops[i];
+                let in_register = |n: u8| n == 17 || n < 16 && home(n) != Home::Slot;
+                slots == 0 && in_register(op.base) && in_register(op.index)
+            }
+            _ => false,
+        };
+        scratch
+            && self.info.info(&step.instruction).used_registers().iter().all(|used| {
+                let changes =
+                    !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+                !(changes
+                    && used.register().is_gpr()
+                    && register_number(used.register().full_register()) == base)
+            })
+    }
+
+    /// Whether step `i` has an operand in memory.
+    fn touches_memory(&self, i: usize) -> bool {
+        let step = &self.source.steps[i];
+        step.kind == Kind::Same
+            && (0..step.instruction.op_count()).any(|n| step.instruction.op_kind(n) == OpKind::Memory)
+    }
+
+    /// The row that starts with step `i`, if there is one of at least two accesses.
+    fn row(&mut self, i: usize) -> Option<Row> {
+        let first = self.access(i)?;
+        let mut row = Row { end: i, base: first.base, lowest: first.from, highest: first.to, write: false };
+        let (mut moved, mut accesses) = (0, 0);
+        for n in i..self.source.steps.len() {
+            let kind = self.source.steps[n].kind;
+            if let Some(access) = self.access(n) {
+                if access.base != row.base {
+                    break;
+                }
+                let lowest = row.lowest.min(access.from + moved);
+                let highest = row.highest.max(access.to + moved);
+                if highest - lowest > MAX_SPAN || !self.spares(n, row.base) {
+                    break;
+                }
+                (row.lowest, row.highest) = (lowest, highest);
+                row.write |= access.write;
+                row.end = n + 1;
+                accesses += 1;
+                match kind {
+                    Kind::Push => moved -= 8,
+                    Kind::Pop => moved += 8,
+                    Kind::Call | Kind::Return => break,
+                    _ => {}
+                }
+            } else if self.touches_memory(n) || !self.spares(n, row.base) {
+                break;
+            }
+        }
+        (accesses >= 2).then_some(row)
+    }
+
+    /// Emits the row that starts with step `i` and returns the index behind it; `None` if there is none.
+    pub(super) fn try_row(&mut self, i: usize) -> Option<usize> {
+        let row = self.row(i)?;
+        let before = (self.a.here(), self.cold.len(), self.links.len(), self.host_flags, self.stored_flags);
+        self.keep_flags(i);
+        let base = self.fetch(row.base, A);
+        self.a.rm(Two::Lea, A, at(base, row.lowest as i32));
+        let site = self.check((row.highest - row.lowest) as usize, row.write);
+        let stored = self.stored_flags;
+        self.group = Some(Group { lowest: row.lowest, moved: 0 });
+        let mut done = Some(());
+        for n in i..row.end {
+            let kind = self.source.steps[n].kind;
+            done = self.native(n, kind);
+            if done.is_none() {
+                break;
+            }
+            if let Some(group) = &mut self.group {
+                match kind {
+                    Kind::Push => group.moved -= 8,
+                    Kind::Pop => group.moved += 8,
+                    _ => {}
+                }
+            }
+        }
+        self.group = None;
+        if done.is_none() {
+            self.a.code.truncate(before.0);
+            self.cold.truncate(before.1);
+            self.links.truncate(before.2);
+            (self.host_flags, self.stored_flags) = (before.3, before.4);
+            return None;
+        }
+        self.cold.push(Cold::Apart {
+            site,
+            steps: i..row.end,
+            back: self.a.here(),
+            before: (false, stored),
+            behind: (self.host_flags, self.stored_flags),
+        });
+        Some(row.end)
+    }
+}
