@@ -51,7 +51,7 @@ pub fn data_address(offset: usize) -> u64 {
 
 /// Selectors of the segments, all at CPL 3.
 ///
-/// The first three are what Linux gives every process; the others stand in the LDT.
+/// The first ones are what Linux gives every process; the others stand in the LDT.
 pub mod selector {
     /// 32-bit code of the system, flat.
     pub const SYSTEM_CODE32: u16 = 0x23;
@@ -59,6 +59,8 @@ pub mod selector {
     pub const SYSTEM_DATA: u16 = 0x2b;
     /// 64-bit code of the system.
     pub const SYSTEM_CODE64: u16 = 0x33;
+    /// Data of the system that no case uses on purpose: its limit tells the processor's number (the vDSO reads it).
+    pub const SYSTEM_PROCESSOR: u16 = 0x7b;
     /// 32-bit code, flat.
     pub const CODE32: u16 = 0x07;
     /// 16-bit code at the window.
@@ -110,8 +112,8 @@ pub const LDT: [Segment; 11] = [
     segment(selector::OFFSET, DATA[0].address, u32::MAX, PRESENT | FLAT | DATA_RW),
 ];
 
-/// The system's descriptors that cases may use (the global descriptor table at index 4 to 6).
-pub const GDT_USER: [Segment; 3] = [
+/// The system's descriptors that user code may load, in the global descriptor table.
+pub const GDT_USER: [Segment; 4] = [
     segment(selector::SYSTEM_CODE32, 0, u32::MAX, PRESENT | FLAT | CODE_READ),
     segment(selector::SYSTEM_DATA, 0, u32::MAX, PRESENT | FLAT | DATA_RW),
     segment(
@@ -120,6 +122,7 @@ pub const GDT_USER: [Segment; 3] = [
         u32::MAX,
         PRESENT | attribute::LONG | attribute::GRANULARITY | CODE_READ,
     ),
+    segment(selector::SYSTEM_PROCESSOR, 0, 0, PRESENT | BIG | attribute::CONFORMING_DOWN),
 ];
 
 /// The descriptor that `selector` names, if it is one of the above.

@@ -6,11 +6,14 @@ use ringfence_oracle::{Case, End, Mode, Outcome};
 
 use crate::machine::{Machine, Observed};
 
-/// RF: the host's signal frame shows what the delivery of the exception pushed, not what the instruction left.
-const RESUME: u64 = 1 << 16;
 /// The end of what Linux gives to a process, a page below the end of the lower half. It reports any fault beyond as a
 /// protection violation, so as not to show what it has mapped there.
 const SUPERVISOR: u64 = (1 << 47) - 0x1000;
+
+/// RF.
+const RESUME: u64 = 1 << 16;
+/// CF, PF, AF, ZF, SF, OF.
+const STATUS: u64 = 0x8d5;
 
 const NAMES: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
@@ -20,7 +23,8 @@ const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
 
 /// Whether processors are free to raise either of two different exceptions.
 fn either_will_do(case: &Case, host: End, ours: End) -> bool {
-    let (End::Exception { vector: host, .. }, End::Exception { vector: ours, error, address }) = (host, ours)
+    let (End::Exception { vector: host, address: at, .. }, End::Exception { vector: ours, error, address }) =
+        (host, ours)
     else {
         return false;
     };
@@ -37,19 +41,41 @@ fn either_will_do(case: &Case, host: End, ours: End) -> bool {
     let fault = |vector| matches!(vector, 12 | 13 | 14 | 17);
     // AMD's processors want the offset in FS or GS to be canonical by itself, before the base is added.
     let offset = host == 13 && wild_offset(case, &instruction);
-    // Both longer than fifteen bytes and invalid.
-    let long = host == 13 && ours == 6 && is_invalid_without_prefixes(case);
+    // Fifteen bytes or more, and invalid.
+    let long = matches!((host, ours), (13, 6) | (6, 13)) && is_invalid_without_prefixes(case);
     // A gather or scatter under the trap flag that faults after some elements: the host's trap comes first.
     let stepped = host == 1 && instruction.memory_index().is_vector_register();
-    stepped || fetch && host == 6 || long || compares && fault(host) && fault(ours) || offset
+    // A wide vector across the end of the lower half or of 4 GiB: processors that take it in two halves see the missing
+    // page under the first one.
+    let edge = if case.mode() == Mode::Bits64 { 1u64 << 47 } else { 1 << 32 };
+    let wraps = host == 14 && matches!(ours, 12 | 13) && (edge - 64..edge).contains(&at);
+    stepped || wraps || fetch && host == 6 || long || compares && fault(host) && fault(ours) || offset
 }
 
-/// Whether the instruction would be invalid without the segment prefixes that make it too long.
+/// Whether the instruction would be invalid without the segment prefixes that make it so long.
 fn is_invalid_without_prefixes(case: &Case) -> bool {
     let code = case.code();
     let start = code.iter().position(|&byte| byte != 0x2e).unwrap_or(0);
     let mut decoder = Decoder::new(case.mode().bits(), &code[start..], DecoderOptions::NONE);
-    code.len() > 15 && decoder.decode().is_invalid()
+    code.len() >= 15 && decoder.decode().is_invalid()
+}
+
+/// Flags that the manuals leave open, in a way that the interpreter does not follow.
+fn free_flags(case: &Case, host: &Outcome) -> u64 {
+    use Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw, Scasb, Scasd, Scasq, Scasw};
+    let mut decoder = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    // A repeated comparison that faults leaves the flags from before it, as SDM 2B (REP) says, or those of the last
+    // comparison, as AMD's processors mostly have it.
+    let compares =
+        matches!(instruction.mnemonic(), Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq);
+    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    let fault = matches!(host.end, End::Exception { vector: 12..=17, .. });
+    if compares && repeated && fault && (host.rflags ^ case.rflags) & STATUS == 0 {
+        return STATUS;
+    }
+    // A gather or scatter that faults after some of its elements, with a trap pending: some processors push RF clear.
+    if instruction.is_vsib() { RESUME } else { 0 }
 }
 
 /// Whether a memory operand in FS or GS has an offset that is not canonical.
@@ -91,7 +117,8 @@ pub(crate) fn differences(case: &Case, host: &Outcome, ours: &Observed, machine:
         check(name, host.gpr[i] & mask, ours.gpr[i] & mask);
     }
     check("rip", host.rip, ours.rip);
-    check("rflags", host.rflags & !RESUME, ours.rflags & !RESUME);
+    let free = free_flags(case, host);
+    check("rflags", host.rflags & !free, ours.rflags & !free);
     for (i, name) in SEGMENTS.iter().enumerate() {
         // The way from the host's kernel to the code that looks clears the RPL of null selectors (SDM 2A, IRET).
         let visible = |selector: u16| if selector < 4 { 0 } else { u64::from(selector) };

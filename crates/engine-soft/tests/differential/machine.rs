@@ -206,6 +206,7 @@ impl Machine {
         let trap = case.rflags & 1 << 8 != 0;
         for _ in 0..LIMIT {
             match self.interpreter.step() {
+                // A software interrupt.
                 Ok(()) if self.interpreter.cpu.cpl == 0 => return self.leave_handler(),
                 // Single step is the run loop's business: here the trap is taken as given.
                 Ok(()) if trap && !self.interpreter.cpu.interrupt_shadow => {
@@ -213,37 +214,41 @@ impl Machine {
                 }
                 Ok(()) => self.interpreter.cpu.interrupt_shadow = false,
                 Err(exception) => {
-                    let cpu = &mut self.interpreter.cpu;
-                    let page_fault = exception.vector == Vector::PageFault;
-                    return End::Exception {
-                        vector: exception.vector as u8,
-                        error: u32::from(exception.error_code),
-                        address: if page_fault { cpu.fault_address } else { 0 },
-                    };
+                    self.interpreter.cpu.raise(exception).unwrap();
+                    return self.leave_handler();
                 }
             }
         }
         End::Hung
     }
 
-    /// A software interrupt has been delivered: back to the state that its frame tells of.
+    /// An exception or software interrupt has been delivered: back to the state that its frame tells of.
     fn leave_handler(&mut self) -> End {
+        /// #DF, #TS, #NP, #SS, #GP, #PF, #AC.
+        const WITH_ERROR_CODE: u64 = 1 << 8 | 0x1f << 10 | 1 << 17;
         let cpu = &mut self.interpreter.cpu;
-        let handler = cpu.regs[RIP].wrapping_sub(HANDLERS) / 16;
-        let [rip, cs, rflags, rsp, ss] = std::array::from_fn(|i| {
-            let at = SYSTEM_AT + (cpu.regs[4] - SYSTEM) + 8 * i as u64;
-            self.memory.read::<u64>(GuestAddress(at)).unwrap()
-        });
+        let vector = cpu.regs[RIP].wrapping_sub(HANDLERS) / 16;
+        assert!(vector < 32 && cpu.cpl == 0 && cpu.segments[1].selector.0 == KERNEL_CODE);
+        let mut at = SYSTEM_AT + (cpu.regs[4] - SYSTEM);
+        let mut pop = || {
+            at += 8;
+            self.memory.read::<u64>(GuestAddress(at - 8)).unwrap()
+        };
+        let error = if WITH_ERROR_CODE >> vector & 1 != 0 { pop() } else { 0 };
+        let [rip, cs, rflags, rsp, ss] = std::array::from_fn(|_| pop());
+        assert_eq!(at, SYSTEM_AT + STACK_TOP);
         cpu.regs[RIP] = rip;
         cpu.regs[4] = rsp;
         for (register, selector) in [(1, cs), (2, ss)] {
-            let segment = layout::descriptor(selector as u16).unwrap();
-            cpu.segments[register] = Segment { selector: Selector(selector as u16), ..segment };
+            let selector = Selector(selector as u16);
+            let segment = layout::descriptor(selector.0).unwrap_or(Segment { attributes: 0, ..cpu.ldtr });
+            cpu.segments[register] = Segment { selector, ..segment };
         }
         cpu.set_cpl(3);
         cpu.set_rflags(rflags);
         cpu.update_mode();
-        End::Exception { vector: handler as u8, error: 0, address: 0 }
+        let address = if vector == u64::from(Vector::PageFault as u8) { cpu.cr2 } else { 0 };
+        End::Exception { vector: vector as u8, error: error as u32, address }
     }
 }
 

@@ -132,6 +132,10 @@ fn judge_run(run: &Run, forms: &[Form], elapsed: Duration, filtered: bool) {
     };
     let covered = forms.iter().filter(executed).count();
     println!("forms covered {covered} of {}", forms.len());
+    let uncovered = forms.iter().filter(|form| !executed(form));
+    uncovered
+        .take(LISTED)
+        .for_each(|form| println!("  not covered: {:?} in {} bits", form.code, form.mode.bits()));
     let list = |title: &str, count: fn(&Tally) -> u64| {
         let bad: Vec<_> = run.forms.iter().filter(|(_, tally)| count(tally) > 0).collect();
         println!("{title}: {} forms", bad.len());

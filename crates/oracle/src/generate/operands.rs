@@ -202,7 +202,12 @@ fn memory_content(random: &mut Random, case: &mut Case, instruction: &Instructio
         M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => {
             let mut bytes = random.bits().to_le_bytes().repeat(2);
             let at = size.size().saturating_sub(2);
-            bytes[at..at + 2].copy_from_slice(&random.pick(&SELECTORS).to_le_bytes());
+            let selector = random.pick(&SELECTORS).to_le_bytes();
+            bytes[at..at + 2].copy_from_slice(&selector);
+            if at == 8 {
+                // AMD's processors do not know the form with a 64-bit offset and take it for the 32-bit one.
+                bytes[4..6].copy_from_slice(&selector);
+            }
             return case.patch(target, &bytes[..size.size().min(16)]);
         }
         M::Mov if instruction.op0_register().is_segment_register() => {
