@@ -165,7 +165,11 @@ impl Vector {
     /// # Errors
     /// A sentence saying what no CPU of this model can be in.
     pub fn load(&mut self, state: &CpuState) -> Result<(), String> {
-        if !self.set_xcr0(state.xcr0) {
+        if state.xcr0 == Xcr0::X87.bits() {
+            // The value after power-on, which is all that a CPU without XSAVE can have.
+            self.xcr0 = state.xcr0;
+            self.update();
+        } else if !self.set_xcr0(state.xcr0) {
             return Err(format!("XCR0 {:#x} is not possible on this CPU model", state.xcr0));
         }
         self.unit.set_vector_state(&state.vector);

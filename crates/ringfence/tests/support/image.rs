@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 /// The longest that a boot to the first user program may take here, on a busy computer.
 pub const BOOT: Duration = Duration::from_secs(240);
 
-/// A number that no earlier run can have printed.
+/// A number that no earlier run can have printed, small enough for every program's integers and floats.
 pub fn nonce() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-    now.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(std::process::id()) << 32
+    (now ^ u64::from(std::process::id())).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 14
 }
 
 /// As `sha256sum` prints it.
