@@ -1,6 +1,5 @@
 //! Running blocks.
 
-use ringfence_memory::GuestAddress;
 use ringfence_x86::segment::attribute;
 use ringfence_x86::{Exception, SegmentRegister};
 
@@ -72,15 +71,6 @@ impl Interpreter {
         for (page, mask) in self.cpu.stale.take() {
             self.blocks.invalidate(page, mask);
         }
-    }
-
-    /// Physical address of the block at RIP, which is decoded if it was not.
-    ///
-    /// # Errors
-    /// #PF or #GP(0) if there is nothing to execute there.
-    pub(crate) fn block_address(&mut self) -> Result<GuestAddress, Exception> {
-        let id = self.find_block()?;
-        Ok(self.blocks.get(id).map_or(GuestAddress(u64::MAX), |block| block.key.address))
     }
 
     #[inline(always)]

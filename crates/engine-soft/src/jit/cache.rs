@@ -1,6 +1,7 @@
 //! Translated regions: where they are, how they are linked, and how they go away.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use ringfence_memory::GuestAddress;
 
@@ -16,6 +17,26 @@ pub(super) type RegionId = u32;
 
 /// Regions start on such a boundary.
 const ALIGN: usize = 16;
+
+/// A quick hash for addresses. A guest that makes them collide slows down nobody but itself.
+#[derive(Debug, Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// A translated region.
 #[derive(Debug)]
@@ -62,7 +83,7 @@ pub(super) struct Cache {
     used: usize,
     pub(super) stubs: Stubs,
     regions: Vec<Option<Region>>,
-    by_address: HashMap<GuestAddress, RegionId>,
+    by_address: HashMap<GuestAddress, RegionId, BuildHasherDefault<AddressHasher>>,
     by_page: HashMap<GuestAddress, Vec<RegionId>>,
     links: Vec<Link>,
     jumps: Box<[Jump]>,
@@ -82,7 +103,7 @@ impl Cache {
             used: stubs.length.next_multiple_of(ALIGN),
             stubs,
             regions: Vec::new(),
-            by_address: HashMap::new(),
+            by_address: HashMap::default(),
             by_page: HashMap::new(),
             links: Vec::new(),
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
@@ -116,6 +137,13 @@ impl Cache {
     pub(super) fn jump(&self, linear: u64, context: u64) -> Option<RegionId> {
         let jump = &self.jumps[jump_index(linear)];
         (jump.linear == linear && jump.context == context).then_some(jump.region as RegionId)
+    }
+
+    /// The region that `linear` led to before, whatever has changed since, if it is the one at `address`.
+    pub(super) fn jump_before(&self, linear: u64, address: GuestAddress) -> Option<RegionId> {
+        let jump = &self.jumps[jump_index(linear)];
+        let id = jump.region as RegionId;
+        (jump.linear == linear && jump.host != 0 && self.get(id)?.address == address).then_some(id)
     }
 
     /// Remembers where an address leads.

@@ -20,6 +20,7 @@ mod asm;
 mod cache;
 mod emit;
 mod enter;
+mod fetch;
 mod flags;
 mod group;
 mod helper;
@@ -44,6 +45,7 @@ use crate::interp::cpu::Cpu;
 use crate::interp::op::RIP;
 use crate::interp::run::Interpreter;
 use cache::{Cache, RegionId};
+use fetch::FetchCache;
 use native::Host;
 use region::Source;
 pub use state::State;
@@ -101,6 +103,7 @@ pub struct Jit {
     options: Options,
     host: Host,
     cache: Cache,
+    fetch: FetchCache,
     /// Stale code, as the code map tells.
     stale: Arc<StaleCode>,
     heat: Box<[u8]>,
@@ -119,7 +122,15 @@ impl Jit {
         }
         let cache = Cache::new(options.code_size)?;
         let heat = vec![0; HEAT].into_boxed_slice();
-        Ok(Self { options, host, cache, stale: code.register(), heat, exits: [0; 6] })
+        Ok(Self {
+            options,
+            host,
+            cache,
+            fetch: FetchCache::default(),
+            stale: code.register(),
+            heat,
+            exits: [0; 6],
+        })
     }
 
     /// Executes up to `limit` instructions at RIP. Returns early wherever [`Interpreter::run_block`] would, and after any
@@ -134,7 +145,7 @@ impl Jit {
         }
         let mut left = limit;
         while left > 0 {
-            let Some(id) = self.region_at_rip(interpreter)? else {
+            let Some(id) = self.region_at_rip(&mut interpreter.cpu)? else {
                 return interpreter.run_block(as_limit(left));
             };
             let cpu = &mut interpreter.cpu;
@@ -192,20 +203,18 @@ impl Jit {
     }
 
     /// The region at RIP, translated now if it is due; `None` if the interpreter is to run it.
-    fn region_at_rip(&mut self, interpreter: &mut Interpreter) -> Result<Option<RegionId>, Exception> {
+    fn region_at_rip(&mut self, cpu: &mut Cpu) -> Result<Option<RegionId>, Exception> {
         self.drop_stale();
-        let (linear, context) = (interpreter.cpu.regs[RIP], interpreter.cpu.jump_context());
+        let (linear, context) = (cpu.regs[RIP], cpu.jump_context());
         if let Some(id) = self.cache.jump(linear, context) {
             return Ok(Some(id));
         }
-        let address = interpreter.block_address()?;
-        self.drop_stale();
+        let address = self.fetch.translate(cpu, linear, context)?;
         if near_hole(linear) {
             return Ok(None);
         }
-        let Some(id) = self.cache.find(address).or_else(|| self.warm(&mut interpreter.cpu, address)) else {
-            return Ok(None);
-        };
+        let known = self.cache.jump_before(linear, address).or_else(|| self.cache.find(address));
+        let Some(id) = known.or_else(|| self.warm(cpu, address)) else { return Ok(None) };
         self.cache.remember(linear, context, id);
         Ok(Some(id))
     }
