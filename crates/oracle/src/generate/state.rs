@@ -105,6 +105,20 @@ fn vectors(random: &mut Random, case: &mut Case) {
         mxcsr &= !((random.below(64) as u32) << 7);
     }
     case.vectors.mxcsr = mxcsr;
+    clear_absent(case);
+}
+
+/// Clears what this host has no registers for, and therefore reports as zero.
+fn clear_absent(case: &mut Case) {
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        return;
+    }
+    let lanes = if std::arch::is_x86_feature_detected!("avx") { 4 } else { 2 };
+    for (number, zmm) in case.vectors.zmm.iter_mut().enumerate() {
+        let present = if number < 16 { lanes } else { 0 };
+        zmm[present..].fill(0);
+    }
+    case.vectors.k = [0; 8];
 }
 
 fn x87(random: &mut Random, case: &mut Case, instruction: &Instruction) {
