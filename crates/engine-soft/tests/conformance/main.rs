@@ -11,7 +11,8 @@ mod platform;
 
 use lab::{Guest, Lab, Report};
 use ringfence_engine::Engine;
-use ringfence_engine_soft::engine::InterpreterEngine;
+use ringfence_engine_soft::engine::{InterpreterEngine, JitEngine};
+use ringfence_engine_soft::jit::Options;
 
 /// One guest: how it is made, and what must have come of it.
 struct Case {
@@ -22,7 +23,9 @@ struct Case {
 
 /// Every engine that this host can run.
 fn engines() -> Vec<Box<dyn Engine>> {
-    vec![Box::new(InterpreterEngine)]
+    // A threshold of one, so that the translator sees every block.
+    let jit = JitEngine { options: Options { threshold: 1, ..Options::default() } };
+    vec![Box::new(InterpreterEngine), Box::new(JitEngine::default()), Box::new(jit)]
 }
 
 fn run_all(cases: &[Case]) {
