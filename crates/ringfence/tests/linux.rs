@@ -226,3 +226,28 @@ fn counted_boots_repeat_exactly_and_the_guest_can_unpack_itself() {
     assert_eq!(boot(&["--counted"]), boot(&["--counted"]));
     boot(&["--decompress-in-guest"]);
 }
+
+/// In counted time a run depends on nothing but the guest, so the whole boot is one comparison of the two engines.
+#[test]
+fn translated_boot_does_exactly_what_the_interpreted_one_does() {
+    ensure("shell");
+    let nonce = nonce();
+    let script = format!(
+        "echo \"@hash $(printf %s {nonce} | sha256sum | cut -d' ' -f1)\"; for i in 1 2 3 4 5; do /bin/true; done; \
+         echo '@dmesg begin'; dmesg -r; echo '@dmesg end'; echo '@interrupts begin'; cat /proc/interrupts; \
+         echo '@interrupts end'; exit 37"
+    );
+    let [interpreted, translated] = ["interp", "jit"].map(|engine| {
+        let mut command = ringfence();
+        command.args(["run", "-v", "--counted", "--timeout", "400", "--engine", engine]);
+        let session = Session::run(command.args(["--", "sh", "-c", &script]), BOOT);
+        assert_eq!(session.status, Some(37), "{}", session.text());
+        assert_eq!(session.value("hash").0, sha256(&nonce.to_string()));
+        let told = ["instructions:", "interrupts:", "exceptions:", "soft TLB flushes:"]
+            .map(|name| session.err.lines().find(|line| line.contains(name)).unwrap().to_owned());
+        let lines: Vec<_> = session.lines.iter().map(|line| line.text.clone()).collect();
+        (lines, told)
+    });
+    assert_eq!(interpreted.0, translated.0);
+    assert_eq!(interpreted.1, translated.1);
+}
