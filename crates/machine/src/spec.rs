@@ -169,7 +169,7 @@ mod tests {
             (check(|s| s.memory = 9 << 30), "more than this host has (8G)"),
             (check(|s| s.cpus = 0), "0 CPUs"),
             (check(|s| s.cpus = 2), "one vCPU so far"),
-            (check(|s| s.engine = EngineChoice::Jit), "not in this version"),
+            (check(|s| s.engine = EngineChoice::Kvm), "not in this version"),
         ] {
             assert!(message.contains(expected), "{message}");
         }

@@ -101,8 +101,7 @@ fn unknown_values_are_refused() {
 fn what_is_not_there_yet_is_refused() {
     for (arguments, reason) in [
         (["--engine", "kvm"], "kvm engine is not in this version"),
-        (["--engine", "jit"], "jit engine is not in this version"),
-        (["--engine", "lockstep"], "not in this version"),
+        (["--engine", "lockstep"], "lockstep engine is not in this version"),
         (["--cpus", "2"], "one vCPU so far"),
         (["--net", "user"], "--net user is not in this version"),
         (["--disk", "disk.raw"], "--disk is not in this version"),

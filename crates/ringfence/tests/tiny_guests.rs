@@ -176,6 +176,14 @@ fn verbose_tells_engine_and_figures() {
 }
 
 #[test]
+fn translator_gives_the_same_answers() {
+    let kernel = Guest::new().print("translated\n").out8(0xf4, 8).spin().kernel();
+    let run = finish(run(&kernel).args(["-v", "--engine", "jit", "--debug-exit", "0xf4"]));
+    run.expect(17, &["engine jit"]);
+    assert_eq!(run.out, "translated\n");
+}
+
+#[test]
 fn counted_runs_repeat_exactly() {
     let kernel = Guest::new().print("some work\n").power_off().kernel();
     let instructions = || {
