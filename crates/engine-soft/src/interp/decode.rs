@@ -120,7 +120,10 @@ pub fn decode_run(
                 cpu.features.disguise(&mut instruction, bytes);
                 run.push((Some(instruction), lower(cpu, &instruction, bytes)));
                 offset += instruction.len();
-                let ends = ends_block(&instruction, CodeSize::Bits64) && !instruction.is_jcc_short_or_near();
+                // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
+                let passes = instruction.is_jcc_short_or_near()
+                    && instruction.op0_kind() == iced_x86::OpKind::NearBranch64;
+                let ends = ends_block(&instruction, CodeSize::Bits64) && !passes;
                 if ends || address.page_offset() + offset as u64 >= 0x1000 {
                     break;
                 }

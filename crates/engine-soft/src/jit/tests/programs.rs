@@ -74,3 +74,19 @@ fn full_code_memory_is_flushed_and_execution_goes_on() {
     }
     assert!(jit.cache.sizes.flushes > 0, "{:?}", jit.cache.sizes);
 }
+
+#[test]
+fn branch_with_a_16_bit_target_leaves_the_region() {
+    // mov ecx,20; top: dec ecx; jz done; 66 jnz +0 (to the low 16 bits: not mapped there, so #PF or the next
+    // instruction, as the interpreter says)
+    let code = [0xb9, 20, 0, 0, 0, 0xff, 0xc9, 0x74, 0x07, 0x66, 0x0f, 0x85, 0, 0, 0x0f, 0x0b, 0x0f, 0x0b];
+    let ends = [1, 200].map(|threshold| {
+        let mut m = machine();
+        m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
+        m.cpu.regs[RIP] = CODE;
+        let mut jit = Jit::new(Options { threshold, ..OPTIONS }, &m.cpu.code).unwrap();
+        let end = (0..100).find_map(|_| jit.run(&mut m, 1000).err());
+        (end, m.cpu.regs, m.cpu.retired)
+    });
+    assert_eq!(ends[0], ends[1]);
+}
