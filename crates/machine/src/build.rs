@@ -11,6 +11,7 @@ use ringfence_engine::{Bus, Engine, EngineError, TimerQueue, Vcpu, VirtualClock,
 use crate::control::{Event, MachineHandle, PowerSwitch};
 use crate::cpu_model;
 use crate::devices::{Devices, SerialOutputs, Wiring};
+use crate::disks;
 use crate::engine_choice::{self, Selection};
 use crate::error::MachineError;
 use crate::host::HostMemory;
@@ -40,6 +41,7 @@ pub(crate) fn build_on(
     let memory = Arc::new(memory_map::allocate(spec.memory)?);
     // The kernel before everything else: most of what users get wrong shows here.
     let plan = load::load(&spec, &memory)?;
+    let disks = disks::open(&spec.disks, spec.clock, &sender)?;
     let clock = Arc::new(VirtualClock::new(spec.clock, TSC_KHZ));
     let timers = Arc::new(TimerQueue::default());
     let vm = make(selection)?.create_vm(VmConfig {
@@ -57,9 +59,11 @@ pub(crate) fn build_on(
         interrupts: &vm.interrupts(),
         power: &(Arc::clone(&power) as Arc<dyn PowerControl>),
         debug_exit: spec.debug_exit,
+        cpus: spec.cpus,
     };
-    let devices = Devices::new(&wiring, outputs);
+    let devices = Devices::new(&wiring, outputs, disks)?;
     let bus = Arc::new(SystemBus::new(devices.placements().chain(vm.placements()))?);
+    devices.connect(&bus, wiring.interrupts);
     let vcpus = start_vcpus(vm.as_ref(), spec.cpus, bus, &power, &sender)?;
     let machine = Machine {
         handle: MachineHandle::new(sender),

@@ -29,6 +29,8 @@ pub(crate) enum Event {
     Stop(StopReason),
     Pause(Sender<()>),
     Resume,
+    /// A disk's image failed on the host; what to tell the user.
+    DiskFault(String),
 }
 
 /// Reaches a machine from any thread. Outlives it harmlessly.

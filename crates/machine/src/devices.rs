@@ -12,11 +12,13 @@ use ringfence_devices::port92::Port92;
 use ringfence_devices::pvpanic::PvPanic;
 use ringfence_devices::rtc::{Rtc, RtcConfig, host_wall_clock};
 use ringfence_devices::serial::{Serial, SerialOutput};
-use ringfence_devices::{Device, PowerControl, platform};
+use ringfence_devices::{Device, PowerControl, SystemBus, platform};
 use ringfence_engine::{ClockMode, InterruptSink, IrqLine, Placement, TimerQueue, VirtualClock};
 use ringfence_memory::GuestMemory;
 
 use crate::console::ConsoleInput;
+use crate::disks::{self, Disk};
+use crate::error::MachineError;
 use crate::memory_map::ABOVE_4G;
 
 /// Where the serial ports' output goes.
@@ -41,6 +43,7 @@ pub(crate) struct Wiring<'a> {
     pub(crate) interrupts: &'a Arc<dyn InterruptSink>,
     pub(crate) power: &'a Arc<dyn PowerControl>,
     pub(crate) debug_exit: Option<u16>,
+    pub(crate) cpus: u32,
 }
 
 impl Wiring<'_> {
@@ -52,12 +55,18 @@ impl Wiring<'_> {
 /// Every device of a machine.
 pub(crate) struct Devices {
     all: Vec<Arc<dyn Device>>,
+    pci: Arc<PciBus>,
     console: ConsoleInput,
 }
 
 impl Devices {
     /// Makes them all.
-    pub(crate) fn new(wiring: &Wiring<'_>, outputs: SerialOutputs) -> Self {
+    pub(crate) fn new(
+        wiring: &Wiring<'_>,
+        outputs: SerialOutputs,
+        disks: Vec<Disk>,
+    ) -> Result<Self, MachineError> {
+        let pci = PciBus::new();
         let &Wiring { memory, clock, timers, power, .. } = wiring;
         let [console_irq, control_irq] = platform::SERIAL_IRQS;
         let console = Serial::new(0, wiring.line(console_irq), outputs.console);
@@ -74,12 +83,22 @@ impl Devices {
             I8042::new(wiring.line(platform::I8042_IRQ), Arc::clone(memory), Arc::clone(power)),
             Port92::new(Arc::clone(memory), Arc::clone(power)),
             AcpiPm::new(Arc::clone(clock), timers, wiring.line(platform::SCI_IRQ), Arc::clone(power)),
-            PciHost::new(PciBus::new(), Arc::clone(power)),
+            PciHost::new(Arc::clone(&pci), Arc::clone(power)),
             FwCfg::new(FwCfgItems::new(), Arc::clone(memory)),
             PvPanic::new(Arc::clone(power)),
         ];
         all.extend(wiring.debug_exit.map(|port| DebugExit::new(port, Arc::clone(power)) as _));
-        Self { all, console: ConsoleInput::new(console) }
+        for (index, disk) in disks.into_iter().enumerate() {
+            let controller = disks::controller(index, disk, wiring.cpus, memory, wiring.interrupts)?;
+            pci.plug_next(Arc::clone(&controller) as _)?;
+            all.push(controller);
+        }
+        Ok(Self { all, pci, console: ConsoleInput::new(console) })
+    }
+
+    /// Connects what is placed on the bus by the guest.
+    pub(crate) fn connect(&self, bus: &Arc<SystemBus>, interrupts: &Arc<dyn InterruptSink>) {
+        self.pci.connect(bus, interrupts);
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<dyn Device>> {

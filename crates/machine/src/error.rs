@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use ringfence_boot::BootError;
 use ringfence_devices::BusError;
+use ringfence_devices::nvme::NvmeError;
+use ringfence_devices::pci::PciError;
+use ringfence_disk::ImageError;
 use ringfence_engine::{EngineError, StateError};
 use ringfence_memory::MemoryError;
 use ringfence_x86::cpuid::MissingFeatures;
@@ -30,6 +33,20 @@ pub enum MachineError {
     /// Two devices want the same address.
     #[error("the machine's devices do not fit together")]
     Bus(#[from] BusError),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A disk cannot be what it is to be in the guest.
+    #[error("cannot attach the disk {}", disk.display())]
+    Disk {
+        /// Its image.
+        disk: PathBuf,
+        /// Why.
+        source: NvmeError,
+    },
+    /// There is no room for another device.
+    #[error(transparent)]
+    Pci(#[from] PciError),
     /// The kernel cannot be booted.
     #[error("cannot boot {}", kernel.display())]
     Boot {

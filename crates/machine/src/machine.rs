@@ -49,6 +49,8 @@ pub enum Notice {
     HaltedForGood,
     /// The guest reset the machine, which boots again.
     Rebooting,
+    /// A disk's image failed on the host, and the guest sees an I/O error. Told once for each kind of failure.
+    DiskFault(String),
 }
 
 /// A machine, from being assembled to its end.
@@ -209,6 +211,7 @@ impl Machine {
                     }
                 }
             }
+            Event::DiskFault(text) => notice(Notice::DiskFault(text)),
             Event::Pause(done) => {
                 self.pause_vcpus()?;
                 activity.paused.get_or_insert_with(Instant::now);
@@ -265,7 +268,9 @@ impl Machine {
         self.plan = load::load(&self.spec, &self.memory)?;
         self.reset_vcpus()?;
         // What the old guest still said means nothing to the new one; what the outside said does.
-        let outside = |event: &Event| matches!(event, Event::Stop(_) | Event::Pause(_) | Event::Resume);
+        let outside = |event: &Event| {
+            matches!(event, Event::Stop(_) | Event::Pause(_) | Event::Resume | Event::DiskFault(_))
+        };
         self.backlog.extend(self.events.try_iter().filter(outside));
         self.power.clear();
         Ok(())

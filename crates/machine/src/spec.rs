@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ringfence_disk::DiskSpec;
 use ringfence_engine::ClockMode;
 
 use crate::cpu_model::CpuModel;
@@ -23,6 +24,8 @@ pub struct MachineSpec {
     pub cpu: CpuModel,
     /// What makes the guest's time pass.
     pub clock: ClockMode,
+    /// Its disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskSpec>,
     /// What it boots.
     pub boot: BootSpec,
     /// Port to which the guest writes V to end with status `(V << 1) | 1`.
@@ -141,6 +144,7 @@ mod tests {
             memory: 512 << 20,
             cpu: CpuModel::default(),
             clock: ClockMode::Host,
+            disks: Vec::new(),
             boot: BootSpec::default(),
             debug_exit: None,
             no_reboot: false,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringfence_machine::{ByteSize, CpuModel, EngineChoice};
+use ringfence_machine::{ByteSize, CpuModel, DiskSpec, EngineChoice};
 
 /// Virtual machines that run anywhere.
 #[derive(Debug, Parser)]
@@ -120,6 +120,12 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 
+    /// Disk: a raw image or block device, with options readonly, ephemeral (writes vanish with the machine),
+    /// cache=none|writeback|unsafe, block-size=512|4096, format=raw, bus=nvme and io=auto|uring|threads|sync
+    /// (repeatable)
+    #[arg(long, value_name = "FILE[,OPTION]...")]
+    pub(crate) disk: Vec<DiskSpec>,
+
     /// Initial RAM disk, or Multiboot module; with an image, files to add to its own (repeatable)
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Vec<PathBuf>,
@@ -169,8 +175,6 @@ pub(crate) struct RunArguments {
     pub(crate) verbose: bool,
 
     // Known, so that the refusal can say what the matter is instead of "unexpected argument".
-    #[arg(long, hide = true, value_name = "FILE")]
-    disk: Vec<String>,
     #[arg(long, hide = true, value_name = "DIR:TAG")]
     share: Vec<String>,
     #[arg(long, hide = true, value_name = "LEVEL")]
@@ -185,9 +189,6 @@ pub(crate) struct NotYet(String, &'static str);
 impl RunArguments {
     /// Refuses options whose feature does not exist yet; silently ignoring them would be worse.
     pub(crate) fn refuse_what_is_not_there(&self) -> Result<(), NotYet> {
-        if !self.disk.is_empty() {
-            return Err(NotYet("--disk".to_owned(), "; the guest runs from its initial RAM disk"));
-        }
         if !self.share.is_empty() {
             return Err(NotYet("--share".to_owned(), ""));
         }

@@ -68,6 +68,7 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
         memory: arguments.memory.0,
         cpu: arguments.cpu,
         clock: if arguments.counted { ClockMode::Counted } else { ClockMode::Host },
+        disks: arguments.disk.clone(),
         boot: BootSpec::default(),
         debug_exit: arguments.debug_exit,
         // A command runs once: a guest that resets before it is done has failed.
@@ -128,6 +129,7 @@ fn tell_notice(notice: Notice) {
              --timeout, Ctrl-] or a signal"
         }
         Notice::Rebooting => "ringfence: the guest resets; booting it again",
+        Notice::DiskFault(text) => return tell(&format!("ringfence: {text}")),
     });
 }
 

@@ -104,7 +104,7 @@ fn what_is_not_there_yet_is_refused() {
         (["--engine", "lockstep"], "lockstep engine is not in this version"),
         (["--cpus", "2"], "one vCPU so far"),
         (["--net", "user"], "--net user is not in this version"),
-        (["--disk", "disk.raw"], "--disk is not in this version"),
+        (["--disk", "disk.raw,cache=fast"], "cache can be none, writeback or unsafe"),
         (["--share", ".:here"], "--share is not in this version"),
         (["--fence", "strict"], "--fence is not in this version"),
     ] {
