@@ -1,0 +1,182 @@
+//! Disks under Debian's own kernel: a root file system on NVMe, and machines killed in the middle of writing.
+//!
+//! The file system's own tools judge: `mke2fs`, `e2fsck` and `debugfs` of e2fsprogs, which every Debian has. Where they are
+//! missing the tests say so and do nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test program")]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use support::image::{BOOT, ensure, nonce, path, sha256};
+use support::{finish, ringfence, wait};
+
+/// A program of e2fsprogs, which an ordinary user's PATH need not lead to.
+fn tool(name: &str) -> Option<PathBuf> {
+    let found = ["/usr/sbin", "/sbin", "/usr/bin"].map(|folder| Path::new(folder).join(name));
+    let found = found.into_iter().find(|path| path.exists());
+    if found.is_none() {
+        println!("skipped: no {name} on this host; install e2fsprogs");
+    }
+    found
+}
+
+/// An image with an empty ext4 file system.
+fn ext4(folder: &Path, mke2fs: &Path) -> PathBuf {
+    let image = folder.join("disk.ext4");
+    std::fs::File::create(&image).unwrap().set_len(128 << 20).unwrap();
+    let status = Command::new(mke2fs).args(["-q", "-F", "-t", "ext4"]).arg(&image).status().unwrap();
+    assert!(status.success());
+    image
+}
+
+/// A machine with the image as its disk, on the engine that boots fastest.
+fn machine(disk: &Path) -> Command {
+    let mut command = ringfence();
+    command.args(["run", "--engine", "jit", "--timeout", "300", "--disk"]);
+    command.arg(format!("{},bus=nvme", disk.display()));
+    command
+}
+
+/// Fails the test unless the file system is whole; replays its journal first, as the next mount would.
+fn check(image: &Path, e2fsck: &Path) {
+    let replay = Command::new(e2fsck).args(["-p"]).arg(image).output().unwrap();
+    assert!(matches!(replay.status.code(), Some(0 | 1)), "{replay:?}");
+    let second = Command::new(e2fsck).args(["-f", "-n"]).arg(image).output().unwrap();
+    assert_eq!(second.status.code(), Some(0), "{second:?}");
+}
+
+/// A file's contents, read from outside.
+fn contents(image: &Path, debugfs: &Path, file: &str) -> String {
+    let output = Command::new(debugfs).args(["-R", &format!("cat {file}")]).arg(image).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Makes a root file system from the running image's own busybox.
+const INSTALL: &str = r#"
+mount -t ext4 /dev/nvme0n1 /mnt || exit 9
+mkdir /mnt/bin /mnt/sbin /mnt/proc /mnt/dev /mnt/sys /mnt/tmp
+cp /bin/busybox /mnt/bin/ && ln -s busybox /mnt/bin/sh
+cat > /mnt/sbin/init <<'END'
+#!/bin/sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+nonce=$(/bin/busybox sed 's/.*nonce=\([0-9]*\).*/\1/' /proc/cmdline)
+/bin/busybox dd if=/dev/urandom of=/tmp/big bs=1M count=24 conv=fsync 2>/dev/null
+sum=$(/bin/busybox sha256sum /tmp/big)
+echo 3 > /proc/sys/vm/drop_caches
+again=$(/bin/busybox sha256sum /tmp/big)
+[ "$sum" = "$again" ] && echo "big-ok"
+/bin/busybox rm /tmp/big
+/bin/busybox fstrim / && echo "trim-ok"
+echo "@root $(/bin/busybox printf %s "$nonce" | /bin/busybox sha256sum | /bin/busybox cut -d' ' -f1)"
+/bin/busybox printf %s "$nonce" > /kept
+/bin/busybox sync
+/bin/busybox poweroff -f
+END
+chmod +x /mnt/sbin/init && umount /mnt && exit 5
+"#;
+
+#[test]
+fn root_on_nvme_boots_without_initrd_and_stays_clean() {
+    let (Some(mke2fs), Some(e2fsck), Some(debugfs)) = (tool("mke2fs"), tool("e2fsck"), tool("debugfs"))
+    else {
+        return;
+    };
+    ensure("shell");
+    let folder = tempfile::tempdir().unwrap();
+    let image = ext4(folder.path(), &mke2fs);
+    let installed = finish(machine(&image).args(["--", "sh", "-c", INSTALL]));
+    installed.expect(5, &[]);
+    check(&image, &e2fsck);
+
+    let nonce = nonce();
+    let booted = finish(
+        machine(&image)
+            .args(["--kernel", &path("shell", "kernel"), "--append"])
+            .arg(format!("root=/dev/nvme0n1 rw console=ttyS0 nonce={nonce}")),
+    );
+    booted.expect(0, &[]);
+    for line in ["big-ok", "trim-ok", &format!("@root {}", sha256(&nonce.to_string()))] {
+        assert!(booted.out.contains(line), "no {line:?} in {}", booted.out);
+    }
+    check(&image, &e2fsck);
+    assert_eq!(contents(&image, &debugfs, "/kept"), nonce.to_string());
+}
+
+#[test]
+fn image_in_use_is_refused_to_a_second_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk");
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    ensure("shell");
+    let mut first = machine(&image)
+        .stdout(Stdio::piped())
+        .args(["--", "sh", "-c", "echo up; sleep 300"])
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("up")));
+    let second = finish(machine(&image).args(["--", "true"]));
+    assert_ne!(second.status, Some(0));
+    assert!(second.err.contains(&image.display().to_string()), "{}", second.err);
+    first.kill().unwrap();
+    wait(&mut first, Duration::from_secs(20));
+}
+
+/// Writes records for ever, each followed by a line once the disk has it.
+const WRITE: &str = r#"
+mount -t ext4 /dev/nvme0n1 /mnt || exit 9
+tag=$(sed 's/.*tag=\([0-9]*\).*/\1/' /proc/cmdline)
+mkdir /mnt/$tag; i=0
+while :; do
+  echo "record $i of $tag" | dd of=/mnt/$tag/$i conv=fsync 2>/dev/null && echo "kept $i"
+  i=$((i + 1))
+done
+"#;
+
+/// Machines to kill; `RINGFENCE_KILLS` says otherwise.
+const KILLS: u64 = 30;
+
+#[test]
+fn nothing_acknowledged_is_lost_when_machines_are_killed() {
+    let (Some(mke2fs), Some(e2fsck), Some(debugfs)) = (tool("mke2fs"), tool("e2fsck"), tool("debugfs"))
+    else {
+        return;
+    };
+    ensure("shell");
+    let kills = std::env::var("RINGFENCE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let folder = tempfile::tempdir().unwrap();
+    let image = ext4(folder.path(), &mke2fs);
+    let mut records = 0;
+    for round in 0..kills {
+        let tag = nonce();
+        let mut child = machine(&image)
+            .args(["--append", &format!("tag={tag}"), "--", "sh", "-c", WRITE])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let wanted = tag % 23 + round % 5;
+        let last = format!("kept {wanted}");
+        let seen = lines.by_ref().take(10_000).any(|line| line.trim_end() == last);
+        // Somewhere in the midst of what follows the last record that was told of.
+        std::thread::sleep(Duration::from_micros(tag % 3000));
+        child.kill().unwrap();
+        wait(&mut child, BOOT);
+        assert!(seen, "round {round}: the guest ended before {last:?}");
+        let more = lines.filter(|line| line.starts_with("kept ")).count() as u64;
+        check(&image, &e2fsck);
+        for i in 0..=wanted + more {
+            let kept = contents(&image, &debugfs, &format!("/{tag}/{i}"));
+            assert_eq!(kept.trim_end(), format!("record {i} of {tag}"), "round {round}");
+            records += 1;
+        }
+    }
+    println!("{kills} machines killed, {records} acknowledged records all there");
+}
