@@ -50,6 +50,9 @@ fn unknown_values_are_refused() {
         ["--timeout", "inf"],
         ["--debug-exit", "0x10000"],
         ["--sideways", "1"],
+        ["--disk", "a.qcow2,format=qcow2"],
+        ["--disk", "a.raw,bus=virtio"],
+        ["--disk", "a.raw,cache=sometimes"],
     ] {
         assert!(run(&words).is_err(), "{words:?}");
     }
@@ -57,12 +60,9 @@ fn unknown_values_are_refused() {
 
 #[test]
 fn features_to_come_are_refused_by_name() {
-    for (words, named) in [
-        (["--disk", "a.raw"], "--disk"),
-        (["--net", "user"], "--net user"),
-        (["--share", "a:b"], "--share"),
-        (["--fence", "off"], "--fence"),
-    ] {
+    for (words, named) in
+        [(["--net", "user"], "--net user"), (["--share", "a:b"], "--share"), (["--fence", "off"], "--fence")]
+    {
         let error = run(&words).unwrap().refuse_what_is_not_there().unwrap_err().to_string();
         assert!(error.starts_with(named) && error.contains("not in this version"), "{error}");
     }
