@@ -8,7 +8,7 @@ pub const CODE_MAX: usize = 32;
 pub const PATCH_MAX: usize = 64;
 /// Most patches in a case.
 pub const PATCHES: usize = 3;
-/// How many backgrounds there are, see [`crate::background`].
+/// How many backgrounds there are, see [`background()`](crate::background()).
 pub const BACKGROUNDS: u8 = 8;
 
 /// The mode code runs in.
