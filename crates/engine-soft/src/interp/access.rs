@@ -287,11 +287,7 @@ impl Cpu {
     /// What the processor raises for the access, but for #AC; `into` is untouched then.
     pub fn load_bytes(&mut self, segment: u8, linear: u64, into: &mut [u8]) -> Result<(), Exception> {
         let pieces = self.pieces_anywhere(segment, linear, into.len(), Access::Read)?;
-        let mut done = 0;
-        for piece in pieces.into_iter().flatten() {
-            self.load_piece(piece, &mut into[done..done + piece.len]);
-            done += piece.len;
-        }
+        self.load_pieces_into(pieces, into);
         Ok(())
     }
 
@@ -301,11 +297,7 @@ impl Cpu {
     /// What the processor raises for the access, but for #AC; nothing is written then.
     pub fn store_bytes(&mut self, segment: u8, linear: u64, from: &[u8]) -> Result<(), Exception> {
         let pieces = self.pieces_anywhere(segment, linear, from.len(), Access::Write)?;
-        let mut done = 0;
-        for piece in pieces.into_iter().flatten() {
-            self.store_piece(piece, &from[done..done + piece.len]);
-            done += piece.len;
-        }
+        self.store_pieces_from(pieces, from);
         Ok(())
     }
 
@@ -434,23 +426,30 @@ impl Cpu {
         if segment == SegmentRegister::Ss as u8 { Exception::SS0 } else { Exception::GP0 }
     }
 
-    fn load_pieces(&mut self, pieces: [Option<Piece>; 2]) -> u64 {
-        let mut bytes = [0; 8];
+    fn load_pieces_into(&mut self, pieces: [Option<Piece>; 2], into: &mut [u8]) {
         let mut done = 0;
         for piece in pieces.into_iter().flatten() {
-            self.load_piece(piece, &mut bytes[done..done + piece.len]);
+            self.load_piece(piece, &mut into[done..done + piece.len]);
             done += piece.len;
         }
+    }
+
+    fn store_pieces_from(&mut self, pieces: [Option<Piece>; 2], from: &[u8]) {
+        let mut done = 0;
+        for piece in pieces.into_iter().flatten() {
+            self.store_piece(piece, &from[done..done + piece.len]);
+            done += piece.len;
+        }
+    }
+
+    fn load_pieces(&mut self, pieces: [Option<Piece>; 2]) -> u64 {
+        let mut bytes = [0; 8];
+        self.load_pieces_into(pieces, &mut bytes);
         u64::from_le_bytes(bytes)
     }
 
     fn store_pieces(&mut self, pieces: [Option<Piece>; 2], value: u64) {
-        let bytes = value.to_le_bytes();
-        let mut done = 0;
-        for piece in pieces.into_iter().flatten() {
-            self.store_piece(piece, &bytes[done..done + piece.len]);
-            done += piece.len;
-        }
+        self.store_pieces_from(pieces, &value.to_le_bytes());
     }
 
     fn load_piece(&mut self, piece: Piece, into: &mut [u8]) {
