@@ -39,18 +39,24 @@ impl CodeSize {
 }
 
 /// One vCPU. Fields are public to the instruction families; what depends on what is said at each.
+///
+/// Translated code points at `regs` and reaches what it needs most at short distances: the fields before and behind stay
+/// where they are.
+#[repr(C)]
 pub struct Cpu {
-    /// General-purpose registers, then [`RIP`], then a register that stays zero.
-    pub regs: [u64; 18],
+    /// What translated code keeps here.
+    pub(crate) translated: crate::jit::State,
+    /// What to add to an offset: the segment's base, or zero where 64-bit mode ignores it.
+    pub(crate) bases: [u64; 6],
     /// The arithmetic flags.
     pub status: Status,
+    /// General-purpose registers, then [`RIP`], then a register that stays zero.
+    pub regs: [u64; 18],
     /// RFLAGS without the arithmetic flags. Read the whole by [`Cpu::rflags`].
     pub flags: Rflags,
     /// ES, CS, SS, DS, FS, GS. After a change of CS or SS call [`Cpu::update_mode`], after any change
     /// [`Cpu::update_segment`].
     pub segments: [Segment; 6],
-    /// What to add to an offset: the segment's base, or zero where 64-bit mode ignores it.
-    pub(crate) bases: [u64; 6],
     /// Whether each segment spans all 4 GiB from 0: bit 0 readable, bit 1 writable.
     pub(super) flat: [u8; 6],
     /// Local descriptor table register.
@@ -129,8 +135,6 @@ pub struct Cpu {
     pub(super) system: System,
     /// Data breakpoints that the instruction under way has hit, as DR6 bits 0 to 3.
     pub breakpoints_hit: u64,
-    /// What translated code keeps here.
-    pub(crate) translated: crate::jit::State,
 }
 
 impl std::fmt::Debug for Cpu {

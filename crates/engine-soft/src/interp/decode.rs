@@ -102,13 +102,15 @@ pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result
     Ok(Block { key, ops: ops.into(), length: offset as u32, second_page: None })
 }
 
-/// Decodes up to `most` instructions from `address` to the end of the page, past conditional branches, with the operation
-/// that each becomes; an operation without an instruction raises an exception. Gives their length in bytes as well.
+/// Decodes up to `most` instructions from `address` to the end of the page or to an offset in the page where `stop` is true,
+/// past conditional branches, with the operation that each becomes; an operation without an instruction raises an
+/// exception.
 pub fn decode_run(
     cpu: &mut Cpu,
     address: GuestAddress,
     most: usize,
-) -> (Vec<(Option<Instruction>, Op)>, u32) {
+    stop: impl Fn(u32) -> bool,
+) -> Vec<(Option<Instruction>, Op)> {
     let mut window = Window::new(address);
     let mut run = Vec::new();
     let mut offset = 0;
@@ -123,20 +125,42 @@ pub fn decode_run(
                 // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
                 let passes = instruction.is_jcc_short_or_near()
                     && instruction.op0_kind() == iced_x86::OpKind::NearBranch64;
-                let ends = ends_block(&instruction, CodeSize::Bits64) && !passes;
-                if ends || address.page_offset() + offset as u64 >= 0x1000 {
+                if ends_block(&instruction, CodeSize::Bits64) && !passes {
                     break;
                 }
             }
             Decoded::Bad(op) => {
-                offset += usize::from(op.length);
                 run.push((None, op));
                 break;
             }
             Decoded::Truncated => break,
         }
+        let end = address.page_offset() + offset as u64;
+        if end >= 0x1000 || stop(end as u32) {
+            break;
+        }
     }
-    (run, offset as u32)
+    run
+}
+
+/// Shows `look` up to `most` instructions from `address`, as long as it returns true, they can be decoded, and the page lasts.
+/// Their bytes are marked as code.
+pub fn peek(cpu: &mut Cpu, address: GuestAddress, most: usize, mut look: impl FnMut(&Instruction) -> bool) {
+    let mut window = Window::new(address);
+    let mut offset = 0;
+    for _ in 0..most {
+        window.want(cpu, offset + MAX_LENGTH);
+        let Decoded::Instruction(mut instruction) =
+            decode_one(cpu, &window.bytes[offset..], CodeSize::Bits64)
+        else {
+            return;
+        };
+        cpu.features.disguise(&mut instruction, &window.bytes[offset..]);
+        offset += instruction.len();
+        if !look(&instruction) {
+            return;
+        }
+    }
 }
 
 /// A block of one instruction that straddles a page boundary; `head` is its part in the first page.

@@ -40,6 +40,8 @@ pub(super) enum Two {
     Lea = 0x8d,
     /// `add reg, rm`
     Add = 0x03,
+    /// `add rm, reg`
+    AddTo = 0x01,
     /// `xor reg, rm`
     Xor = 0x33,
     /// `cmp reg, rm`
@@ -63,7 +65,9 @@ pub(super) enum Imm {
 
 /// Conditions, as Jcc's opcode numbers them.
 pub(super) mod cc {
+    pub(in super::super) const B: u8 = 2;
     pub(in super::super) const AE: u8 = 3;
+    pub(in super::super) const E: u8 = 4;
     pub(in super::super) const NE: u8 = 5;
     pub(in super::super) const S: u8 = 8;
 }
@@ -185,9 +189,54 @@ impl Assembler {
         }
     }
 
-    /// `mov dword ptr mem, value`.
-    pub(super) fn store_imm32(&mut self, mem: Mem, value: u32) {
-        self.with_mem(false, &[0xc7], 0, mem);
+    /// An immediate on 32 bits in memory.
+    pub(super) fn imm_mem32(&mut self, imm: Imm, mem: Mem, value: i32) {
+        match i8::try_from(value) {
+            Ok(value) => {
+                self.with_mem(false, &[0x83], imm as u8, mem);
+                self.code.push(value as u8);
+            }
+            Err(_) => {
+                self.with_mem(false, &[0x81], imm as u8, mem);
+                self.bytes(&value.to_le_bytes());
+            }
+        }
+    }
+
+    /// `test reg8, value`: the register's low byte.
+    pub(super) fn test_low(&mut self, reg: Reg, value: u8) {
+        debug_assert!(reg.0 >= 8, "lower registers' bytes want another encoding");
+        self.with_reg(false, &[0xf6], 0, reg);
+        self.code.push(value);
+    }
+
+    /// `push reg`.
+    pub(super) fn push(&mut self, reg: Reg) {
+        self.rex(false, 0, 0, reg.0);
+        self.code.push(0x50 | reg.0 & 7);
+    }
+
+    /// `pop reg`.
+    pub(super) fn pop(&mut self, reg: Reg) {
+        self.rex(false, 0, 0, reg.0);
+        self.code.push(0x58 | reg.0 & 7);
+    }
+
+    /// `ret`.
+    pub(super) fn ret(&mut self) {
+        self.code.push(0xc3);
+    }
+
+    /// `lea reg, [rip + rel32]`, as [`Assembler::jcc`].
+    pub(super) fn lea_rip(&mut self, reg: Reg) -> usize {
+        self.rex(true, reg.0, 0, 0);
+        self.bytes(&[0x8d, (reg.0 & 7) << 3 | 5, 0, 0, 0, 0]);
+        self.here() - 4
+    }
+
+    /// `mov qword ptr mem, value`, the value below 2^31.
+    pub(super) fn store_imm32_wide(&mut self, mem: Mem, value: u32) {
+        self.with_mem(true, &[0xc7], 0, mem);
         self.bytes(&value.to_le_bytes());
     }
 

@@ -5,12 +5,11 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use ringfence_memory::GuestAddress;
 
-use super::emit::{Output, emit};
+use super::emit::{Output, Place, emit};
+use super::helper::Site;
 use super::region::Source;
 use super::stubs::{self, JUMP_BITS, Jump, NO_JUMP, Stubs, jump_index};
-use crate::code::granules;
 use crate::codemem::{CodeMemory, CodeMemoryError};
-use crate::interp::op::Op;
 
 /// Index of a region; valid until the cache is flushed.
 pub(super) type RegionId = u32;
@@ -48,8 +47,6 @@ pub(super) struct Region {
     pub(super) entry: usize,
     /// Links that lead here.
     incoming: Vec<u32>,
-    /// The operations that its code points at.
-    _ops: Box<[Op]>,
 }
 
 /// A direct branch in a page.
@@ -86,6 +83,8 @@ pub(super) struct Cache {
     by_address: HashMap<GuestAddress, RegionId, BuildHasherDefault<AddressHasher>>,
     by_page: HashMap<GuestAddress, Vec<RegionId>>,
     links: Vec<Link>,
+    /// What handlers are called for from translated code.
+    sites: Vec<Site>,
     jumps: Box<[Jump]>,
     /// Code was written since it was last entered.
     pub(super) written: bool,
@@ -106,6 +105,7 @@ impl Cache {
             by_address: HashMap::default(),
             by_page: HashMap::new(),
             links: Vec::new(),
+            sites: Vec::new(),
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
             written: true,
             sizes: Sizes::default(),
@@ -120,6 +120,11 @@ impl Cache {
     /// Address of the table of jump targets.
     pub(super) fn jumps(&self) -> u64 {
         self.jumps.as_ptr() as u64
+    }
+
+    /// Address of the sites.
+    pub(super) fn sites(&self) -> u64 {
+        self.sites.as_ptr() as u64
     }
 
     /// The region that starts at a physical address.
@@ -155,13 +160,13 @@ impl Cache {
     }
 
     /// Translates a region and links it with those there are. Everything else is dropped first if there is no room.
-    pub(super) fn translate(&mut self, source: Source) -> Option<RegionId> {
-        let mut output = emit(&source, &self.stubs, self.used, self.links.len());
+    pub(super) fn translate(&mut self, source: &Source) -> Option<RegionId> {
+        let mut output = emit(source, &self.stubs, self.place());
         if self.used + output.code.len() > self.memory.size() {
             self.flush();
-            output = emit(&source, &self.stubs, self.used, self.links.len());
+            output = emit(source, &self.stubs, self.place());
         }
-        let Output { code, links, interpreted } = output;
+        let Output { code, links, sites, interpreted } = output;
         if self.used + code.len() > self.memory.size() {
             return None;
         }
@@ -169,15 +174,15 @@ impl Cache {
         self.memory.write(entry, &code);
         self.written = true;
         self.used = (entry + code.len()).next_multiple_of(ALIGN);
-        let Source { address, steps, ops, length } = source;
+        self.sites.extend(sites);
+        let address = source.address;
         self.sizes.regions += 1;
-        self.sizes.instructions += steps.len() as u64;
+        self.sizes.instructions += source.steps.len() as u64;
         self.sizes.interpreted += interpreted as u64;
-        self.sizes.guest_bytes += u64::from(length);
+        self.sizes.guest_bytes += u64::from(source.bytes);
         self.sizes.host_bytes += code.len() as u64;
         let id = self.regions.len() as RegionId;
-        let mask = granules(address.page_offset(), u64::from(length));
-        self.regions.push(Some(Region { address, mask, entry, incoming: Vec::new(), _ops: ops }));
+        self.regions.push(Some(Region { address, mask: source.granules, entry, incoming: Vec::new() }));
         self.by_address.insert(address, id);
         self.by_page.entry(address.page()).or_default().push(id);
         for link in links {
@@ -189,6 +194,11 @@ impl Cache {
             }
         }
         Some(id)
+    }
+
+    /// Where the next region goes.
+    fn place(&self) -> Place {
+        Place { base: self.used, links: self.links.len(), sites: self.sites.len() }
     }
 
     /// Where a link is meant to lead.
@@ -240,6 +250,7 @@ impl Cache {
         self.by_address.clear();
         self.by_page.clear();
         self.links.clear();
+        self.sites.clear();
         self.forget_jumps();
         self.sizes.flushes += 1;
     }

@@ -2,33 +2,26 @@
 //!
 //! Guest flags stay in the host's flags as long as nothing comes between. A check of an address needs the host's
 //! flags, so before it they are stored where anybody still wants them, and loaded again only when an instruction looks at
-//! them or keeps some of them. [`Emitter::host_flags`] and [`Emitter::stored_flags`] say where they are.
+//! them or keeps some of them. [`Emitter::host_flags`] and [`Emitter::stored_flags`] say where they are. At a label they
+//! are in the vCPU, if anybody wants them.
 //!
 //! Whatever a check does not cover runs out of line ([`Cold::Slow`]): the interpreter's handler executes the whole
 //! instruction, with all its faults and side effects, and translated code goes on behind it.
 
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
-use super::asm::{Assembler, Imm, RAX, Reg, Two, at};
+use super::asm::{Assembler, Imm, Mem, RAX, Reg, Two, at, cc};
 use super::group::Group;
-use super::helper::Mark;
+use super::helper::Site;
+use super::links::NewLink;
 use super::native::Kind;
 use super::region::{Source, Step};
-use super::registers::A;
+use super::registers::{A, B};
 use super::state::field;
-use super::stubs::Stubs;
+use super::stubs::{Stubs, pack_unit};
+use super::vector::Side;
 use crate::interp::op::Op;
-
-/// A direct branch within a page that can be made to go straight to its target.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NewLink {
-    /// Where the branch's displacement is, in the region's code.
-    pub(super) site: usize,
-    /// Where it goes until it is linked.
-    pub(super) stub: usize,
-    /// Offset of the target in the page.
-    pub(super) target: u32,
-}
+use crate::vector::pass::Level;
 
 /// Code out of the way.
 #[derive(Debug)]
@@ -43,27 +36,44 @@ pub(super) enum Cold {
         back: usize,
         /// The host's flags are expected to be the guest's there.
         restore: bool,
+        /// Vector registers are expected to be in the host's there.
+        level: Option<Level>,
     },
     /// The steps of a row, each with its own check.
     Apart {
-        site: usize,
+        sites: Vec<usize>,
         steps: std::ops::Range<usize>,
         /// Where to go on.
         back: usize,
         /// Where the flags are before and behind: in the host's, in the vCPU.
         before: (bool, bool),
         behind: (bool, bool),
+        /// Which vector registers are in the host's, before and behind.
+        level: (Option<Level>, Option<Level>),
     },
     /// A conditional branch that is taken.
     Side {
         site: usize,
-        /// Offset of the target from the page's start.
+        /// Offset of the target from the page's start, and the step there if it is in the region.
         target: i64,
-        /// The host's flags must be stored.
+        inside: Option<usize>,
+        /// The host's flags must be stored first.
         save: bool,
-        /// Instructions of the region not executed.
-        refund: u32,
+        /// Instructions of the unit not executed.
+        refund: u16,
     },
+    /// A unit that the budget does not cover.
+    Exceeded { site: usize, step: usize },
+    /// Brings vector registers into the host's for a step.
+    Load { site: usize, level: Level, step: usize, side: Side, back: usize },
+    /// The way of a link, by its index in `links`, while it leads nowhere.
+    Unlinked { link: usize },
+    /// A linear address in [`A`] that is not among the jump targets.
+    Elsewhere { sites: Vec<usize> },
+    /// The way of a call to another page.
+    Tail { site: usize, target: i64 },
+    /// A return that does not match the call on top.
+    Return { site: usize, step: usize },
 }
 
 /// The state of translation.
@@ -79,12 +89,22 @@ pub(super) struct Emitter<'a> {
     pub(super) links: Vec<NewLink>,
     /// Index of the first of `links` in the cache.
     pub(super) first_link: usize,
+    /// What handlers are called for, by step.
+    pub(super) sites: Vec<Site>,
+    /// Index of the first of `sites` in the cache.
+    pub(super) first_site: usize,
     /// The host's flags are the guest's.
     pub(super) host_flags: bool,
     /// The flags in the vCPU are the guest's.
     pub(super) stored_flags: bool,
+    /// Which vector registers are known to be in the host's.
+    pub(super) level: Option<Level>,
     /// The row under way: its addresses have been checked.
     pub(super) group: Option<Group>,
+    /// Where labels are, by step.
+    labels: Vec<Option<usize>>,
+    /// Branches to labels that were not there yet.
+    forward: Vec<(usize, usize)>,
 }
 
 impl std::fmt::Debug for Emitter<'_> {
@@ -98,90 +118,139 @@ impl std::fmt::Debug for Emitter<'_> {
 pub(super) struct Output {
     pub(super) code: Vec<u8>,
     pub(super) links: Vec<NewLink>,
+    pub(super) sites: Vec<Site>,
     /// Instructions that the interpreter's handlers execute.
     pub(super) interpreted: usize,
 }
 
-/// Translates a region to code that will lie at `base` in the arena.
-pub(super) fn emit(source: &Source, stubs: &Stubs, base: usize, first_link: usize) -> Output {
+/// Where a region's code will be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Offset in the arena.
+    pub(super) base: usize,
+    /// Links and sites that there are already.
+    pub(super) links: usize,
+    pub(super) sites: usize,
+}
+
+/// Translates a region.
+pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
+    let total = source.steps.len();
     let mut e = Emitter {
-        a: Assembler::default(),
+        a: Assembler { code: Vec::with_capacity(total * 48) },
         source,
         stubs,
         encoder: Encoder::new(64),
         info: InstructionInfoFactory::new(),
-        base,
+        base: place.base,
         cold: Vec::new(),
         links: Vec::new(),
-        first_link,
+        first_link: place.links,
+        sites: Vec::new(),
+        first_site: place.sites,
         host_flags: false,
         stored_flags: true,
+        level: None,
         group: None,
+        labels: vec![None; total],
+        forward: Vec::new(),
     };
-    let total = source.steps.len();
-    e.a.imm_mem(Imm::Sub, field::budget(), total as i32);
-    let out_of_budget = e.a.jcc(super::asm::cc::S);
     let mut interpreted = 0;
     let mut open = true;
     let mut i = 0;
     while i < total {
-        if let Some(end) = e.try_row(i) {
+        e.arrive(i, open);
+        let end = match e.try_row(i) {
+            Some(end) => end,
+            None => {
+                let done = e.step(i);
+                interpreted += usize::from(!done.native);
+                open = done.open;
+                i + 1
+            }
+        };
+        if end > i + 1 {
             open = !closes(source.steps[end - 1].kind);
-            i = end;
-            continue;
         }
-        let outcome = e.step(i);
-        interpreted += usize::from(outcome.interpreted);
-        open = outcome.open;
-        i += 1;
-    }
-    if open {
-        let next = source.steps[total - 1].next;
-        e.exit_to(i64::from(next));
+        if open && source.steps[end - 1].last {
+            open = source.following(end - 1) == Some(end);
+            if !open {
+                e.go_on(end - 1);
+            }
+        }
+        i = end;
     }
     e.emit_cold();
-    e.a.bind(out_of_budget);
-    e.a.imm_mem(Imm::Add, field::budget(), total as i32);
-    e.store_rip(source.address.page_offset() as i64);
-    e.jump_out(stubs.budget);
-    Output { code: e.a.code, links: e.links, interpreted }
+    for (site, step) in std::mem::take(&mut e.forward) {
+        if let Some(at) = e.labels[step] {
+            e.a.patch(site, at as i64);
+        }
+    }
+    Output { code: e.a.code, links: e.links, sites: e.sites, interpreted }
 }
 
 /// Whether control never reaches the instruction behind, if this one is translated natively.
 fn closes(kind: Kind) -> bool {
-    matches!(kind, Kind::Jump | Kind::Call | Kind::JumpIndirect | Kind::CallIndirect | Kind::Return)
+    matches!(kind, Kind::Jump | Kind::JumpIndirect | Kind::Return)
 }
 
 /// What became of a step.
-struct Outcome {
-    interpreted: bool,
+struct Done {
+    native: bool,
     /// Control can reach the instruction behind.
     open: bool,
 }
 
 impl Emitter<'_> {
     pub(super) fn at(&self, i: usize) -> (&Step, &Op) {
-        (&self.source.steps[i], &self.source.ops[i])
+        (&self.source.steps[i], &self.source.steps[i].op)
     }
 
-    fn step(&mut self, i: usize) -> Outcome {
+    /// What comes before step `i`: its label, and its unit's budget. `open`: the code before leads here.
+    fn arrive(&mut self, i: usize, open: bool) {
+        let step = &self.source.steps[i];
+        let wanted = self.source.wanted_before(i) != 0;
+        if step.label {
+            if open && wanted {
+                self.save_flags();
+            }
+            self.labels[i] = Some(self.a.here());
+            (self.host_flags, self.stored_flags, self.level) = (false, true, None);
+        }
+        if step.unit != 0 {
+            if wanted {
+                self.save_flags();
+            }
+            self.host_flags = false;
+            // Nobody looks at flags that are not wanted.
+            self.stored_flags = true;
+            self.a.imm_mem(Imm::Sub, field::budget(), i32::from(step.unit));
+            let site = self.a.jcc(cc::S);
+            self.cold.push(Cold::Exceeded { site, step: i });
+        }
+    }
+
+    /// Translates step `i`, by its handler if need be.
+    fn step(&mut self, i: usize) -> Done {
         let kind = self.source.steps[i].kind;
-        let before = (self.a.here(), self.cold.len(), self.host_flags, self.stored_flags);
-        let native = self.native(i, kind);
-        if native.is_some() {
-            return Outcome { interpreted: false, open: !closes(kind) };
+        let before = (self.a.here(), self.cold.len(), self.links.len());
+        let state = (self.host_flags, self.stored_flags, self.level);
+        if self.native(i, kind).is_some() {
+            return Done { native: true, open: !closes(kind) };
         }
         self.a.code.truncate(before.0);
         self.cold.truncate(before.1);
-        (self.host_flags, self.stored_flags) = (before.2, before.3);
+        self.links.truncate(before.2);
+        (self.host_flags, self.stored_flags, self.level) = state;
         self.interpreted(i);
-        Outcome { interpreted: true, open: i + 1 < self.source.steps.len() }
+        Done { native: false, open: !self.ends(i) }
     }
 
     /// Step `i` in host code; `None` if it has none.
     pub(super) fn native(&mut self, i: usize, kind: Kind) -> Option<()> {
         match kind {
             Kind::Same => self.same(i),
+            Kind::Vector => self.vector(i),
             Kind::Divide => self.divide(i, false),
             Kind::DivideSigned => self.divide(i, true),
             Kind::Address => self.load_address(i),
@@ -203,40 +272,51 @@ impl Emitter<'_> {
     fn interpreted(&mut self, i: usize) {
         self.save_flags();
         self.call_handler(i);
-        self.host_flags = false;
-        if self.is_last(i) {
+        (self.host_flags, self.level) = (false, None);
+        if self.ends(i) {
             self.follow_rip();
         }
     }
 
-    pub(super) fn is_last(&self, i: usize) -> bool {
-        i + 1 == self.source.steps.len()
-    }
-
-    /// Instructions of the region behind step `i`.
-    pub(super) fn behind(&self, i: usize) -> u32 {
-        (self.source.steps.len() - 1 - i) as u32
-    }
-
-    fn call_handler(&mut self, i: usize) {
-        let mark = Mark { next: self.source.steps[i].next, behind: self.behind(i), ends: self.ends(i) };
-        self.a.constant(A, (&raw const self.source.ops[i]) as u64);
-        self.a.constant(super::registers::B, mark.pack());
+    /// Calls the handler of step `i`.
+    pub(super) fn call_handler(&mut self, i: usize) {
+        let id = self.site(i);
+        self.a.constant(A, id);
         let site = self.a.call();
         self.a.patch(site, self.stubs.interpret as i64 - self.base as i64);
     }
 
-    /// Whether nothing of the region can follow step `i` after its handler.
+    /// The number under which step `i` is known to its handler's caller.
+    pub(super) fn site(&mut self, i: usize) -> u64 {
+        let step = &self.source.steps[i];
+        self.add_site(Site { op: step.op, next: step.next, behind: step.behind, ends: self.ends(i) })
+    }
+
+    /// Likewise, with marks of its own.
+    pub(super) fn add_site(&mut self, site: Site) -> u64 {
+        self.sites.push(site);
+        (self.first_site + self.sites.len() - 1) as u64
+    }
+
+    /// Whether nothing of the region can follow step `i` after its handler: it goes anywhere, or changes what everything
+    /// depends on.
     fn ends(&self, i: usize) -> bool {
-        self.is_last(i)
-            && !matches!(
-                self.source.steps[i].kind,
-                Kind::Same | Kind::Divide | Kind::DivideSigned | Kind::Push | Kind::Pop | Kind::Leave
+        let step = &self.source.steps[i];
+        step.last
+            && matches!(
+                step.kind,
+                Kind::Interpreted
+                    | Kind::Jump
+                    | Kind::Branch
+                    | Kind::Call
+                    | Kind::CallIndirect
+                    | Kind::JumpIndirect
+                    | Kind::Return
             )
     }
 
     /// Goes where a handler has put RIP.
-    fn follow_rip(&mut self) {
+    pub(super) fn follow_rip(&mut self) {
         self.a.rm(Two::Load, A, field::rip());
         self.jump_out(self.stubs.dispatch);
     }
@@ -245,6 +325,14 @@ impl Emitter<'_> {
     pub(super) fn jump_out(&mut self, target: usize) {
         let site = self.a.jmp();
         self.a.patch(site, target as i64 - self.base as i64);
+    }
+
+    /// Makes the branch at `site` lead to the label of a step.
+    pub(super) fn to_label(&mut self, site: usize, step: usize) {
+        match self.labels[step] {
+            Some(at) => self.a.patch(site, at as i64),
+            None => self.forward.push((site, step)),
+        }
     }
 
     /// Encodes an instruction of the guest with its operands replaced.
@@ -280,12 +368,6 @@ impl Emitter<'_> {
         }
     }
 
-    /// `rip = page + offset`, by way of [`A`].
-    fn store_rip(&mut self, offset: i64) {
-        self.linear(offset);
-        self.a.rm(Two::Store, A, field::rip());
-    }
-
     /// The linear address at `offset` from the page's start to [`A`].
     pub(super) fn linear(&mut self, offset: i64) {
         self.a.rm(Two::Load, A, field::page());
@@ -293,85 +375,108 @@ impl Emitter<'_> {
             Ok(0) => {}
             Ok(offset) => self.a.rm(Two::Lea, A, at(A, offset)),
             Err(_) => {
-                let b = super::registers::B;
-                self.a.constant(b, offset as u64);
-                self.a.rm(Two::Lea, A, super::asm::Mem { base: Some(A), index: Some((b, 0)), disp: 0 });
+                self.a.constant(B, offset as u64);
+                self.a.rm(Two::Lea, A, Mem { base: Some(A), index: Some((B, 0)), disp: 0 });
             }
         }
-    }
-
-    /// Leaves the region for an address `target` from the page's start; flags are stored first.
-    pub(super) fn exit_to(&mut self, target: i64) {
-        self.save_flags();
-        match u32::try_from(target) {
-            Ok(target) if target < 0x1000 => {
-                let site = self.a.jmp();
-                self.link(site, target);
-            }
-            _ => {
-                self.linear(target);
-                self.jump_out(self.stubs.dispatch);
-            }
-        }
-    }
-
-    /// Emits what the branch at `site` does until it is linked.
-    fn link(&mut self, site: usize, target: u32) {
-        self.a.bind(site);
-        let stub = self.a.here();
-        self.a.store_imm32(field::link(), (self.first_link + self.links.len()) as u32);
-        self.links.push(NewLink { site, stub, target });
-        self.store_rip(i64::from(target));
-        self.jump_out(self.stubs.link);
     }
 
     fn emit_cold(&mut self) {
         while let Some(cold) = self.cold.pop() {
-            match cold {
-                Cold::Apart { site, steps, back, before, behind } => {
+            self.emit_one_cold(cold);
+        }
+    }
+
+    fn emit_one_cold(&mut self, cold: Cold) {
+        match cold {
+            Cold::Apart { sites, steps, back, before, behind, level } => {
+                for site in sites {
                     self.a.bind(site);
-                    (self.host_flags, self.stored_flags) = before;
-                    let mut open = true;
-                    for i in steps {
-                        open = self.step(i).open;
-                    }
-                    if !open {
-                        continue;
-                    }
-                    if behind.1 {
-                        self.save_flags();
-                    }
-                    if behind.0 {
-                        self.restore_flags(A);
-                    }
-                    let site = self.a.jmp();
-                    self.a.patch(site, back as i64);
                 }
-                Cold::Slow { sites, step, back, restore } => {
-                    for site in sites {
-                        self.a.bind(site);
-                    }
-                    self.call_handler(step);
-                    if self.ends(step) {
-                        self.follow_rip();
-                        continue;
-                    }
-                    if restore {
-                        load_flags(&mut self.a, A);
-                    }
-                    let site = self.a.jmp();
-                    self.a.patch(site, back as i64);
+                (self.host_flags, self.stored_flags) = before;
+                self.level = level.0;
+                let last = steps.end - 1;
+                let mut open = true;
+                for i in steps {
+                    open = self.step(i).open;
                 }
-                Cold::Side { site, target, save, refund } => {
-                    self.a.bind(site);
-                    self.stored_flags = !save;
+                if !open {
+                    return;
+                }
+                if self.source.steps[last].kind == Kind::Call {
+                    // Its return comes here.
+                    self.go_on(last);
+                    return;
+                }
+                if behind.1 {
                     self.save_flags();
-                    if refund != 0 {
-                        self.a.imm_mem(Imm::Add, field::budget(), refund as i32);
+                }
+                if let Some(level) = level.1
+                    && self.level != Some(level)
+                {
+                    self.save_flags();
+                    self.load_level(level, last, Side::Behind);
+                }
+                if behind.0 {
+                    self.restore_flags(A);
+                }
+                let site = self.a.jmp();
+                self.a.patch(site, back as i64);
+            }
+            Cold::Slow { sites, step, back, restore, level } => {
+                for site in sites {
+                    self.a.bind(site);
+                }
+                self.call_handler(step);
+                if self.ends(step) {
+                    self.follow_rip();
+                    return;
+                }
+                if let Some(level) = level {
+                    self.stored_flags = true;
+                    self.load_level(level, step, Side::Behind);
+                }
+                if restore {
+                    load_flags(&mut self.a, A);
+                }
+                let site = self.a.jmp();
+                self.a.patch(site, back as i64);
+            }
+            Cold::Side { site, target, inside, save, refund } => {
+                self.a.bind(site);
+                self.stored_flags = !save;
+                self.save_flags();
+                self.stored_flags = true;
+                if refund != 0 {
+                    self.a.imm_mem(Imm::Add, field::budget(), refund.into());
+                }
+                match inside {
+                    Some(step) => {
+                        let site = self.a.jmp();
+                        self.to_label(site, step);
                     }
-                    self.exit_to(target);
+                    None => self.exit_to(target),
                 }
             }
+            Cold::Exceeded { site, step } => {
+                let step = &self.source.steps[step];
+                self.a.bind(site);
+                self.a.constant(A, pack_unit(step.start(), step.unit));
+                self.jump_out(self.stubs.budget);
+            }
+            Cold::Load { site, level, step, side, back } => self.cold_load(site, level, step, side, back),
+            Cold::Unlinked { link } => self.unlinked(link),
+            Cold::Elsewhere { sites } => {
+                for site in sites {
+                    self.a.bind(site);
+                }
+                self.jump_out(self.stubs.dispatch);
+            }
+            Cold::Tail { site, target } => {
+                self.a.bind(site);
+                self.to_other_page(target);
+            }
+            Cold::Return { site, step } => self.cold_return(site, step),
         }
     }
 }

@@ -8,12 +8,13 @@
 
 use iced_x86::{OpAccess, OpKind, Register};
 
-use super::asm::{Two, at};
+use super::asm::{Two, at, cc};
 use super::emit::{Cold, Emitter};
 use super::native::Kind;
 use super::operand::writes;
-use super::registers::{A, Home, home};
+use super::registers::{A, C, Home, home};
 use crate::interp::op::{RIP, register_number};
+use crate::vector::pass::Level;
 
 /// The longest span, in bytes. Spans are rarely longer, and a longer one crosses pages more often.
 const MAX_SPAN: i64 = 1024;
@@ -35,12 +36,14 @@ impl Group {
     }
 }
 
-/// What a step accesses: register, first byte, byte behind the last, whether it writes.
+/// What a step accesses: register, first byte, byte behind the last, whether it writes, and what the address must be a
+/// multiple of.
 struct Access {
     base: u8,
     from: i64,
     to: i64,
     write: bool,
+    alignment: u8,
 }
 
 /// A row: the steps up to `end`, and what to check.
@@ -50,18 +53,22 @@ struct Row {
     lowest: i64,
     highest: i64,
     write: bool,
+    /// What some address must be a multiple of, and that address's distance from the register.
+    alignment: Option<(u8, i64)>,
+    /// The vector registers that it wants.
+    level: Option<Level>,
 }
 
 impl Emitter<'_> {
     /// What step `i` accesses, if it can be part of a row.
     fn access(&mut self, i: usize) -> Option<Access> {
         let step = &self.source.steps[i];
-        let op = &self.source.ops[i];
-        let stack = |from, write| Some(Access { base: RSP, from, to: from + 8, write });
+        let op = &step.op;
+        let stack = |from, write| Some(Access { base: RSP, from, to: from + 8, write, alignment: 1 });
         match step.kind {
             Kind::Push | Kind::Call => stack(-8, true),
             Kind::Pop | Kind::Return => stack(0, false),
-            Kind::Same => {
+            Kind::Same | Kind::Vector => {
                 let operand = (0..step.instruction.op_count())
                     .find(|&n| step.instruction.op_kind(n) == OpKind::Memory)?;
                 let simple = usize::from(op.base) < RIP
@@ -75,7 +82,12 @@ impl Emitter<'_> {
                 let access = self.info.info(&step.instruction).op_access(operand);
                 let write = writes(access) || step.instruction.mnemonic() == iced_x86::Mnemonic::Xchg;
                 let (from, size) = (op.displacement, step.instruction.memory_size().size() as i64);
-                Some(Access { base: op.base, from, to: from + size, write })
+                let alignment = match step.passed {
+                    Some(passed) => passed.alignment,
+                    None if size == 16 => 16,
+                    None => 1,
+                };
+                Some(Access { base: op.base, from, to: from + size, write, alignment })
             }
             _ => None,
         }
@@ -86,14 +98,15 @@ impl Emitter<'_> {
         let step = &self.source.steps[i];
         let slots = (0..step.instruction.op_count())
             .filter(|&n| step.instruction.op_kind(n) == OpKind::Register)
+            .filter(|&n| step.instruction.op_register(n).is_gpr())
             .filter(|&n| home(register_number(step.instruction.op_register(n)).min(15)) == Home::Slot)
             .count();
         let scratch = match step.kind {
             Kind::Nothing => true,
-            Kind::Same => slots <= 2,
+            Kind::Same | Kind::Vector => slots <= 2,
             Kind::Push | Kind::Pop | Kind::Call | Kind::Return => return true,
             Kind::Address => {
-                let op = &self.source.ops[i];
+                let op = &step.op;
                 let in_register = |n: u8| n == 17 || n < 16 && home(n) != Home::Slot;
                 slots == 0 && in_register(op.base) && in_register(op.index)
             }
@@ -112,17 +125,31 @@ impl Emitter<'_> {
     /// Whether step `i` has an operand in memory.
     fn touches_memory(&self, i: usize) -> bool {
         let step = &self.source.steps[i];
-        step.kind == Kind::Same
+        matches!(step.kind, Kind::Same | Kind::Vector)
             && (0..step.instruction.op_count()).any(|n| step.instruction.op_kind(n) == OpKind::Memory)
     }
 
     /// The row that starts with step `i`, if there is one of at least two accesses.
     fn row(&mut self, i: usize) -> Option<Row> {
         let first = self.access(i)?;
-        let mut row = Row { end: i, base: first.base, lowest: first.from, highest: first.to, write: false };
+        let mut row = Row {
+            end: i,
+            base: first.base,
+            lowest: first.from,
+            highest: first.to,
+            write: false,
+            alignment: None,
+            level: None,
+        };
         let (mut moved, mut accesses) = (0, 0);
+        let mut wanted = None;
         for n in i..self.source.steps.len() {
-            let kind = self.source.steps[n].kind;
+            let step = &self.source.steps[n];
+            let kind = step.kind;
+            if n > i && (step.unit != 0 || step.label || self.source.steps[n - 1].last) {
+                break;
+            }
+            wanted = wanted.max(step.passed.map(|passed| passed.level));
             if let Some(access) = self.access(n) {
                 if access.base != row.base {
                     break;
@@ -132,8 +159,22 @@ impl Emitter<'_> {
                 if highest - lowest > MAX_SPAN || !self.spares(n, row.base) {
                     break;
                 }
+                if access.alignment > 1 {
+                    let at = access.from + moved;
+                    match row.alignment {
+                        // One address that is a multiple of the larger number settles them all.
+                        Some((alignment, other)) if alignment == access.alignment => {
+                            if (at - other) % i64::from(alignment) != 0 {
+                                break;
+                            }
+                        }
+                        Some(_) => break,
+                        None => row.alignment = Some((access.alignment, at)),
+                    }
+                }
                 (row.lowest, row.highest) = (lowest, highest);
                 row.write |= access.write;
+                row.level = wanted;
                 row.end = n + 1;
                 accesses += 1;
                 match kind {
@@ -152,11 +193,22 @@ impl Emitter<'_> {
     /// Emits the row that starts with step `i` and returns the index behind it; `None` if there is none.
     pub(super) fn try_row(&mut self, i: usize) -> Option<usize> {
         let row = self.row(i)?;
-        let before = (self.a.here(), self.cold.len(), self.links.len(), self.host_flags, self.stored_flags);
+        let before = (self.a.here(), self.cold.len(), self.links.len());
+        let state = (self.host_flags, self.stored_flags, self.level);
         self.keep_flags(i);
+        if let Some(level) = row.level {
+            self.want_level(level, i);
+        }
+        let first = self.level;
         let base = self.fetch(row.base, A);
         self.a.rm(Two::Lea, A, at(base, row.lowest as i32));
-        let site = self.check((row.highest - row.lowest) as usize, row.write);
+        let mut sites = Vec::new();
+        if let Some((alignment, address)) = row.alignment {
+            self.a.rm(Two::Lea, C, at(A, (address - row.lowest) as i32));
+            self.a.test_low(C, alignment - 1);
+            sites.push(self.a.jcc(cc::NE));
+        }
+        sites.push(self.check((row.highest - row.lowest) as usize, 1, row.write));
         let stored = self.stored_flags;
         self.group = Some(Group { lowest: row.lowest, moved: 0 });
         let mut done = Some(());
@@ -179,15 +231,16 @@ impl Emitter<'_> {
             self.a.code.truncate(before.0);
             self.cold.truncate(before.1);
             self.links.truncate(before.2);
-            (self.host_flags, self.stored_flags) = (before.3, before.4);
+            (self.host_flags, self.stored_flags, self.level) = state;
             return None;
         }
         self.cold.push(Cold::Apart {
-            site,
+            sites,
             steps: i..row.end,
             back: self.a.here(),
             before: (false, stored),
             behind: (self.host_flags, self.stored_flags),
+            level: (first, self.level),
         });
         Some(row.end)
     }

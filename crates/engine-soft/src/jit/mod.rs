@@ -24,6 +24,7 @@ mod fetch;
 mod flags;
 mod group;
 mod helper;
+mod links;
 mod native;
 mod operand;
 mod region;
@@ -33,6 +34,7 @@ mod state;
 mod stubs;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 use std::sync::Arc;
 
@@ -47,7 +49,7 @@ use crate::interp::run::Interpreter;
 use cache::{Cache, RegionId};
 use fetch::FetchCache;
 use native::Host;
-use region::Source;
+use region::{Seen, Source};
 pub use state::State;
 use stubs::reason;
 
@@ -67,7 +69,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_size: 64 << 20, threshold: 8, region: 64, exact_flags: false }
+        Self { code_size: 128 << 20, threshold: 8, region: 64, exact_flags: false }
     }
 }
 
@@ -84,10 +86,20 @@ pub enum JitError {
     NoLahf,
 }
 
+/// Most instructions between two returns to Rust. Each may be a call of the guest, for which two words are kept on the
+/// stack.
+const MAX_RUN: u64 = 1 << 14;
+/// More than any unit is long.
+const MAX_UNIT: u64 = 1 << 10;
 /// Entries of the table that counts executions.
 const HEAT: usize = 1 << 14;
 /// A count that stays: the block cannot be translated.
 const NEVER: u8 = u8::MAX;
+
+/// Where executions of the block at an address are counted.
+fn heat_index(address: GuestAddress) -> usize {
+    (address.0 ^ address.0 >> 14) as usize % HEAT
+}
 
 /// Whether a direct branch from `linear` can reach an address that is not canonical. The branch itself must raise the
 /// exception then; translated code would only notice at the target.
@@ -153,21 +165,26 @@ impl Jit {
             self.exits[reason as usize % 6] += 1;
             match reason {
                 reason::FAULT => return cpu.translated.exception.take().map_or(Ok(()), Err),
-                reason::BUDGET => {
-                    return if left == 0 { Ok(()) } else { interpreter.run_block(as_limit(left)) };
-                }
+                reason::BUDGET if left == 0 => return Ok(()),
+                // Not even one unit fits, or a run has been long enough.
+                reason::BUDGET if left < MAX_UNIT => return interpreter.run_block(as_limit(left)),
+                reason::BUDGET => {}
                 reason::LOOKUP => {}
-                reason::LINK => {
-                    let link = cpu.translated.link;
-                    if let Some(to) = self.cache.link_target(link).and_then(|target| self.cache.find(target))
-                    {
-                        self.cache.connect(link, to);
-                    }
-                }
+                reason::LINK => self.follow_link(cpu),
                 _ => return Ok(()),
             }
         }
         Ok(())
+    }
+
+    /// Puts RIP where the link leads through which translated code was left, and links it if there is a region.
+    fn follow_link(&mut self, cpu: &mut Cpu) {
+        let link = cpu.translated.link;
+        let Some(target) = self.cache.link_target(link) else { return };
+        cpu.regs[RIP] = cpu.translated.page | target.page_offset();
+        if let Some(to) = self.cache.find(target) {
+            self.cache.connect(link, to);
+        }
     }
 
     /// Drops regions whose bytes have changed.
@@ -183,7 +200,7 @@ impl Jit {
     /// Runs translated code with a budget of `left` instructions, which becomes what is left of it.
     fn enter(&mut self, cpu: &mut Cpu, id: RegionId, left: &mut u64) -> u64 {
         let Some(region) = self.cache.get(id) else { return reason::LEAVE };
-        let budget = i64::try_from(*left).unwrap_or(i64::MAX);
+        let budget = (*left).min(MAX_RUN) as i64;
         cpu.leave_block = false;
         cpu.select_tables();
         let context = cpu.jump_context();
@@ -192,6 +209,9 @@ impl Jit {
         state.jumps = self.cache.jumps();
         state.context = context;
         state.interpret = helper::interpret as *const () as u64;
+        state.sites = self.cache.sites();
+        state.vectors = cpu.vector.registers_address();
+        state.passing = cpu.vector.passing_level().into();
         state.page = cpu.regs[RIP] & !0xfff;
         state.budget = budget;
         state.end = cpu.retired.wrapping_add(budget as u64);
@@ -221,7 +241,7 @@ impl Jit {
 
     /// Counts an execution of the block at `address`, and translates it if it is due.
     fn warm(&mut self, cpu: &mut Cpu, address: GuestAddress) -> Option<RegionId> {
-        let heat = &mut self.heat[(address.0 ^ address.0 >> 14) as usize % HEAT];
+        let heat = &mut self.heat[heat_index(address)];
         if *heat == NEVER {
             return None;
         }
@@ -229,8 +249,21 @@ impl Jit {
         if *heat < self.options.threshold {
             return None;
         }
-        let id = Source::decode(cpu, address, &self.host, &self.options)
-            .and_then(|source| self.cache.translate(source));
+        let page = address.page();
+        let (cache, counts) = (&self.cache, &self.heat);
+        let seen = |offset: u32| {
+            let target = GuestAddress(page.0 + u64::from(offset));
+            if cache.find(target).is_some() {
+                Seen::Translated
+            } else if matches!(counts[heat_index(target)], 0 | NEVER) {
+                Seen::No
+            } else {
+                Seen::Executed
+            }
+        };
+        let source = Source::decode(cpu, address, &self.host, &self.options, seen);
+        let id = source.and_then(|source| self.cache.translate(&source));
+        let heat = &mut self.heat[heat_index(address)];
         // An address that shares its count with one that cannot be translated only stays in the interpreter.
         *heat = if id.is_some() { 0 } else { NEVER };
         id

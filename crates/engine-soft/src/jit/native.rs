@@ -2,6 +2,8 @@
 
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
+use crate::vector::pass::{Passed, passes};
+
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -11,6 +13,8 @@ pub(super) enum Kind {
     Divide,
     /// As [`Kind::Same`], after a look at whether IDIV would fault.
     DivideSigned,
+    /// A vector instruction as it is, with operands in general-purpose registers and memory put in place.
+    Vector,
     /// LEA.
     Address,
     /// PUSH of a register or constant.
@@ -82,8 +86,15 @@ impl Host {
     }
 }
 
-/// How to translate an instruction of 64-bit code.
-pub(super) fn kind(instruction: &Instruction, host: &Host) -> Kind {
+/// How to translate an instruction of 64-bit code; for [`Kind::Vector`], what it demands.
+pub(super) fn kind(instruction: &Instruction, host: &Host) -> (Kind, Option<Passed>) {
+    match (integer(instruction, host), passes(instruction)) {
+        (Kind::Interpreted, Some(passed)) => (Kind::Vector, Some(passed)),
+        (kind, _) => (kind, None),
+    }
+}
+
+fn integer(instruction: &Instruction, host: &Host) -> Kind {
     use Mnemonic as M;
     if !matches!(instruction.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
         return Kind::Interpreted;
@@ -102,6 +113,7 @@ pub(super) fn kind(instruction: &Instruction, host: &Host) -> Kind {
         },
         M::Leave if instruction.code() == Code::Leaveq => Kind::Leave,
         M::Nop
+        | M::Pause
         | M::Endbr64
         | M::Prefetchnta
         | M::Prefetcht0
@@ -148,7 +160,9 @@ fn same(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     let register_bits = |i| instruction.op_kind(i) == OpKind::Register;
     match instruction.mnemonic() {
-        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Xchg | M::Movbe | M::Cmpxchg | M::Xadd => true,
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Xchg | M::Movbe | M::Movnti => true,
+        M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Xadd => true,
+        M::Lfence | M::Mfence | M::Sfence => true,
         M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => true,
         M::Inc | M::Dec | M::Neg | M::Not | M::Imul | M::Mul => true,
         // The interpreter rotates by CL always, which leaves another OF (undefined for counts but 1) than a constant.
@@ -215,12 +229,12 @@ fn is_conditional(mnemonic: Mnemonic) -> bool {
     )
 }
 
-/// General-purpose registers, constants, and memory of 1 to 8 bytes.
+/// General-purpose registers, constants, and memory of 1 to 16 bytes.
 fn operands_fit(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).all(|i| match instruction.op_kind(i) {
         OpKind::Register => instruction.op_register(i).is_gpr(),
         OpKind::Memory => {
-            matches!(instruction.memory_size().size(), 1 | 2 | 4 | 8)
+            matches!(instruction.memory_size().size(), 1 | 2 | 4 | 8 | 16)
                 && !instruction.memory_index().is_vector_register()
         }
         OpKind::FarBranch16 | OpKind::FarBranch32 => false,

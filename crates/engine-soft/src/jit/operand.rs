@@ -81,13 +81,13 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// Turns the linear address in [`A`] into the host's if the soft TLB permits an access of `size` bytes; otherwise the
-    /// branch returned is taken. Uses [`B`] and [`C`]; changes flags.
-    pub(super) fn check(&mut self, size: usize, write: bool) -> usize {
+    /// Turns the linear address in [`A`] into the host's if the soft TLB permits an access of `size` bytes and the address is
+    /// a multiple of `alignment`, 1 or `size`; otherwise the branch returned is taken. Uses [`B`] and [`C`]; changes flags.
+    pub(super) fn check(&mut self, size: usize, alignment: u8, write: bool) -> usize {
         self.host_flags = false;
-        // The last byte's page must be the entry's.
+        // The last byte's page must be the entry's. An aligned access cannot leave its page.
         match size {
-            1 => self.a.copy(C, A),
+            _ if size == 1 || alignment > 1 => self.a.copy(C, A),
             _ => self.a.rm(Two::Lea, C, at(A, size as i32 - 1)),
         }
         // Entries are 16 bytes, pages 4096: the shift leaves the index in place.
@@ -95,7 +95,8 @@ impl Emitter<'_> {
         self.a.shr32(B, 8);
         self.a.imm(Imm::And, false, B, (ENTRIES as i32 - 1) << 4);
         self.a.rm(Two::Add, B, if write { field::write_table() } else { field::read_table() });
-        self.a.imm(Imm::And, true, C, -0x1000);
+        // Entries are those of whole pages: low bits that are left make the comparison fail.
+        self.a.imm(Imm::And, true, C, -0x1000 | i32::from(alignment - 1));
         self.a.rm(Two::Cmp, C, at(B, 0));
         let miss = self.a.jcc(cc::NE);
         self.a.rm(Two::Add, A, at(B, 8));
@@ -114,7 +115,7 @@ impl Emitter<'_> {
     pub(super) fn slow(&mut self, i: usize, sites: Vec<usize>) {
         let restore = self.host_flags && self.at(i).0.wanted != 0;
         let back = self.a.here();
-        self.cold.push(Cold::Slow { sites, step: i, back, restore });
+        self.cold.push(Cold::Slow { sites, step: i, back, restore, level: self.level });
     }
 
     /// The host's flags are what step `i` made of the guest's.
@@ -125,8 +126,14 @@ impl Emitter<'_> {
         }
     }
 
-    /// The same instruction, its operands put in place.
+    /// The same instruction.
     pub(super) fn same(&mut self, i: usize) -> Option<()> {
+        let sixteen = self.at(i).0.instruction.memory_size().size() == 16;
+        self.place(i, if sixteen { 16 } else { 1 })
+    }
+
+    /// The same instruction, its operands put in place. `alignment` is what the operand in memory must have.
+    pub(super) fn place(&mut self, i: usize, alignment: u8) -> Option<()> {
         let (step, _) = self.at(i);
         let (effect, wanted, mut instruction) = (step.effect, step.wanted, step.instruction);
         let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
@@ -142,7 +149,7 @@ impl Emitter<'_> {
             self.keep_flags(i);
             self.address(i)?;
             let write = writes(access[operand]) || instruction.mnemonic() == Mnemonic::Xchg;
-            sites.push(self.check(instruction.memory_size().size(), write));
+            sites.push(self.check(instruction.memory_size().size(), alignment, write));
             place_memory(&mut instruction, 0);
         }
         let mut free: &[Reg] = if memory.is_some() || self.group.is_some() { &[B, C] } else { &[A, B, C] };
@@ -156,7 +163,7 @@ impl Emitter<'_> {
                 continue;
             }
             let register = instruction.op_register(n);
-            let Some(number) = guest_register(register) else { continue };
+            let Some(number) = guest_register(register).filter(|_| register.is_gpr()) else { continue };
             let reg = match home(number) {
                 Home::Host(reg) => reg,
                 Home::Slot => {

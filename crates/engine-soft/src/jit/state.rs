@@ -10,55 +10,71 @@ use crate::interp::cpu::Cpu;
 use crate::interp::op::RIP;
 
 /// Fields of the vCPU that only translated code and its run loop use. Addresses are numbers here, so that a vCPU can
-/// change threads; those into other allocations are set anew on every entry.
+/// change threads; those into other allocations are set anew on every entry. What is used most comes last, next to
+/// [`Cpu::regs`].
 #[derive(Debug)]
 #[repr(C)]
 pub struct State {
-    /// Table of the soft TLB for reads by the current class.
-    pub(crate) read_table: u64,
-    /// Table for writes.
-    pub(crate) write_table: u64,
-    /// Instructions that may still be executed. Taken off by a region when it is entered.
-    pub(super) budget: i64,
-    /// Linear address of the guest page whose code runs.
-    pub(super) page: u64,
+    /// The exception with which a region was left.
+    pub(super) exception: Option<Exception>,
+    /// Instructions handed to the interpreter from translated code.
+    pub(super) interpreted: u64,
+    /// Instructions retired when the budget is used up.
+    pub(super) end: u64,
+    /// Where to enter.
+    pub(super) entry: u64,
+    /// Address of the function that runs an instruction's handler.
+    pub(super) interpret: u64,
+    /// Address of the operations that handlers are given.
+    pub(super) sites: u64,
+    /// Host address of a stack slot that has been checked.
+    pub(super) slot: u64,
+    /// The host's stack pointer while no call of the guest is remembered.
+    pub(super) base: u64,
+    /// Address of the guest's vector registers when they are not in the host's.
+    pub(super) vectors: u64,
+    /// The link or site through which a region was left.
+    pub(super) link: u32,
+    /// The highest level at which vector instructions may run as they are.
+    pub(super) passing: u32,
     /// Address of the table of jump targets.
     pub(super) jumps: u64,
     /// What entries of that table must carry: mode, privilege, TLB generation.
     pub(super) context: u64,
-    /// Where to enter.
-    pub(super) entry: u64,
-    /// Host address of a stack slot that has been checked.
-    pub(super) slot: u64,
-    /// Address of the function that runs an instruction's handler.
-    pub(super) interpret: u64,
-    /// Instructions retired when the budget is used up.
-    pub(super) end: u64,
-    /// The link through which a region was left.
-    pub(super) link: u32,
-    /// Instructions handed to the interpreter from translated code.
-    pub(super) interpreted: u64,
-    /// The exception with which a region was left.
-    pub(super) exception: Option<Exception>,
+    /// Which vector registers are in the host's: a [`crate::vector::pass::Level`], or 0.
+    pub(super) level: u64,
+    /// Table of the soft TLB for reads by the current class.
+    pub(crate) read_table: u64,
+    /// Table for writes.
+    pub(crate) write_table: u64,
+    /// Linear address of the guest page whose code runs.
+    pub(super) page: u64,
+    /// Instructions that may still be executed. Taken off by a unit when it is entered.
+    pub(super) budget: i64,
 }
 
 impl State {
     /// Nothing set.
     pub fn new() -> Self {
         Self {
-            read_table: 0,
-            write_table: 0,
-            budget: 0,
-            page: 0,
+            exception: None,
+            interpreted: 0,
+            end: 0,
+            entry: 0,
+            interpret: 0,
+            sites: 0,
+            slot: 0,
+            base: 0,
+            vectors: 0,
+            link: 0,
+            passing: 0,
             jumps: 0,
             context: 0,
-            entry: 0,
-            slot: 0,
-            interpret: 0,
-            end: 0,
-            link: 0,
-            interpreted: 0,
-            exception: None,
+            level: 0,
+            read_table: 0,
+            write_table: 0,
+            page: 0,
+            budget: 0,
         }
     }
 }
@@ -88,6 +104,9 @@ const fn distance(offset: usize) -> i32 {
     offset as i32 - offset_of!(Cpu, regs) as i32
 }
 
+// The fields used most are within reach of a one-byte displacement.
+const _: () = assert!(distance(offset_of!(Cpu, translated) + offset_of!(State, context)) >= -128);
+
 macro_rules! fields {
     ($($name:ident),* $(,)?) => {$(
         pub(in super::super) fn $name() -> Mem {
@@ -100,7 +119,22 @@ macro_rules! fields {
 pub(super) mod field {
     use super::*;
 
-    fields!(read_table, write_table, budget, page, jumps, context, entry, slot, interpret, link);
+    fields!(
+        read_table,
+        write_table,
+        budget,
+        page,
+        jumps,
+        context,
+        entry,
+        slot,
+        interpret,
+        link,
+        base,
+        vectors,
+        level,
+        passing
+    );
 
     /// A guest register's slot.
     pub(in super::super) fn register(number: u8) -> Mem {

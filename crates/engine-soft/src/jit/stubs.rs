@@ -1,14 +1,19 @@
 //! The fixed code at the start of the arena: how translated code is entered and left, and what all regions share.
+//!
+//! While translated code runs, the host's stack holds two words for each call of the guest that has not returned: the
+//! host's return address, and above it the guest's. A return of the guest to the address on top is a return of the host.
+//! At the bottom are two words that no guest's return matches.
 
 use std::mem::offset_of;
 
 use super::asm::{Assembler, Imm, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
-use super::registers::{A, B, C, PIN, resident};
+use super::registers::{A, B, C, PIN, STACK, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
+use crate::vector::pass::{Level, offset};
 
 /// log2 of the number of jump targets remembered.
-pub(super) const JUMP_BITS: u32 = 12;
+pub(super) const JUMP_BITS: u32 = 13;
 /// log2 of the size of [`Jump`].
 const JUMP_SHIFT: u8 = 5;
 
@@ -44,11 +49,11 @@ pub(super) mod reason {
     pub(in super::super) const LEAVE: u64 = 1;
     /// An instruction faulted.
     pub(in super::super) const FAULT: u64 = 2;
-    /// The budget does not cover the next region.
+    /// The budget does not cover the next unit.
     pub(in super::super) const BUDGET: u64 = 3;
     /// The target of a jump is not known.
     pub(in super::super) const LOOKUP: u64 = 4;
-    /// A direct branch in a page has not been linked yet.
+    /// A direct branch has not been linked yet.
     pub(in super::super) const LINK: u64 = 5;
 }
 
@@ -57,30 +62,40 @@ pub(super) mod reason {
 pub(super) struct Stubs {
     /// Called from Rust: `extern "sysv64" fn(pin) -> reason`.
     pub(super) enter: usize,
-    /// Called with an operation in [`A`] and its mark in [`B`]: runs its handler.
+    /// Called with a site in [`A`]: runs its handler.
     pub(super) interpret: usize,
     /// Jumped to with a linear address in [`A`].
     pub(super) dispatch: usize,
-    /// Jumped to with RIP stored.
+    /// Jumped to with the unit's length and offset in [`A`] (see [`pack_unit`]): the budget does not cover it.
     pub(super) budget: usize,
-    /// As above.
+    /// Jumped to with a link in [`A`]: it is not linked yet. RIP is left to Rust.
     pub(super) link: usize,
+    /// Jumped to with a return address in [`A`] that is not the one on top, and the site in [`C`].
+    pub(super) ret: usize,
+    /// Called: brings the guest's vector registers of a level into the host's. Flags say "not equal" if that is not
+    /// allowed. Uses [`A`], which must be saved.
+    pub(super) load: [usize; 2],
     /// Length of all.
     pub(super) length: usize,
 }
 
+impl Stubs {
+    /// The stub that loads registers of a level.
+    pub(super) fn load_level(&self, level: Level) -> usize {
+        self.load[level as usize - 1]
+    }
+}
+
+/// What the stub for an exceeded budget wants to know: a unit's offset in the page and its length.
+pub(super) fn pack_unit(offset: u32, length: u16) -> u64 {
+    u64::from(offset & 0xfff | u32::from(length) << 12)
+}
+
 /// The registers that a System V function leaves as it found them, RSP aside.
 const SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
-
-fn push(a: &mut Assembler, reg: u8) {
-    a.bytes(if reg >= 8 { &[0x41] } else { &[] });
-    a.bytes(&[0x50 | reg & 7]);
-}
-
-fn pop(a: &mut Assembler, reg: u8) {
-    a.bytes(if reg >= 8 { &[0x41] } else { &[] });
-    a.bytes(&[0x58 | reg & 7]);
-}
+/// At the bottom of the guest's calls. Not canonical, so no code is there; a guest that returns to it all the same gets to
+/// the same place as with any other unknown address.
+const NOWHERE: u64 = 0x8000_0000_0000_0001;
 
 fn store_registers(a: &mut Assembler) {
     for (number, reg) in resident() {
@@ -110,45 +125,158 @@ pub(super) fn look_up(a: &mut Assembler) -> [usize; 2] {
     [other_address, a.jcc(cc::NE)]
 }
 
-/// Goes to the target that [`look_up`] found for the address still in [`A`].
-pub(super) fn go(a: &mut Assembler) {
+/// Makes the page of the address in [`A`] the one whose code runs.
+pub(super) fn enter_page(a: &mut Assembler) {
     a.imm(Imm::And, true, A, -0x1000);
     a.rm(Two::Store, A, field::page());
+}
+
+/// Goes to the target that [`look_up`] found for the address still in [`A`].
+pub(super) fn go(a: &mut Assembler) {
+    enter_page(a);
     a.jmp_mem(at(B, 16));
+}
+
+/// `op xmmN, [base + disp]` or the reverse, legacy or VEX (256 bits).
+fn vector_move(a: &mut Assembler, level: Level, store: bool, register: u8, base: Reg, disp: i32) {
+    // MOVAPS 0F 28 /r, 0F 29 /r (SDM 2B); VMOVAPS ymm is the same with VEX.256.0F.
+    let opcode = if store { 0x29 } else { 0x28 };
+    let modrm = 0x80 | (register & 7) << 3 | base.0 & 7;
+    match level {
+        Level::Sse => {
+            a.bytes(&[0x40 | (register >> 3) << 2 | base.0 >> 3, 0x0f, opcode, modrm]);
+        }
+        Level::Avx => {
+            // VEX's R, X and B are inverted.
+            let first = (!(register >> 3) & 1) << 7 | 1 << 6 | (!(base.0 >> 3) & 1) << 5 | 1;
+            a.bytes(&[0xc4, first, 0x7c, opcode, modrm]);
+        }
+    }
+    a.bytes(&disp.to_le_bytes());
+}
+
+/// `ldmxcsr` or `stmxcsr` of a field of the register file at [`A`].
+fn mxcsr(a: &mut Assembler, store: bool, disp: i32) {
+    a.bytes(&[0x41, 0x0f, 0xae, 0x80 | if store { 3 << 3 } else { 2 << 3 } | A.0 & 7]);
+    a.bytes(&disp.to_le_bytes());
+}
+
+/// Takes the guest's vector registers out of the host's, if they are there. Uses [`A`] and flags.
+fn spill(a: &mut Assembler, avx: bool) {
+    let levels: &[Level] = if avx { &[Level::Sse, Level::Avx] } else { &[Level::Sse] };
+    a.imm_mem(Imm::Cmp, field::level(), 0);
+    let none = a.jcc(cc::E);
+    a.rm(Two::Load, A, field::vectors());
+    let mut done = Vec::new();
+    for (i, &level) in levels.iter().enumerate() {
+        let other = (i + 1 < levels.len()).then(|| {
+            a.imm_mem(Imm::Cmp, field::level(), level as i32);
+            a.jcc(cc::NE)
+        });
+        for register in 0..16 {
+            vector_move(a, level, true, register, A, offset::ZMM + 64 * i32::from(register));
+        }
+        if level == Level::Avx {
+            // Rust's code is legacy code in good part.
+            a.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        }
+        if let Some(other) = other {
+            done.push(a.jmp());
+            a.bind(other);
+        }
+    }
+    for site in done {
+        a.bind(site);
+    }
+    mxcsr(a, true, offset::MXCSR);
+    mxcsr(a, false, offset::MXCSR_HOST);
+    a.store_imm32_wide(field::level(), 0);
+    a.bind(none);
+}
+
+/// The code of [`Stubs::load`] for a level.
+fn load(a: &mut Assembler, level: Level, avx: bool, avx512: bool) {
+    a.imm_mem32(Imm::Cmp, field::passing(), level as i32);
+    let allowed = a.jcc(cc::AE);
+    let refuse = a.here();
+    a.imm(Imm::Cmp, true, RSP, 0); // never equal
+    a.ret();
+    a.bind(allowed);
+    spill(a, avx);
+    a.rm(Two::Load, A, field::vectors());
+    if level == Level::Avx && avx512 {
+        // Bits above 255 of the registers must be zero: instructions of this level clear them, which would not be seen.
+        a.bytes(&[0xc4, 0xc1, 0x7d, 0x6f, 0x80 | A.0 & 7]); // vmovdqa ymm0, [A + disp32]
+        a.bytes(&(offset::ZMM + 32).to_le_bytes());
+        for register in 1..16 {
+            a.bytes(&[0xc4, 0xc1, 0x7d, 0xeb, 0x80 | A.0 & 7]); // vpor ymm0, ymm0, [A + disp32]
+            a.bytes(&(offset::ZMM + 32 + 64 * register).to_le_bytes());
+        }
+        a.bytes(&[0xc4, 0xe2, 0x7d, 0x17, 0xc0]); // vptest ymm0, ymm0
+        let site = a.jcc(cc::NE);
+        a.patch(site, refuse as i64);
+    }
+    for register in 0..16 {
+        vector_move(a, level, false, register, A, offset::ZMM + 64 * i32::from(register));
+    }
+    mxcsr(a, false, offset::MXCSR);
+    a.store_imm32_wide(field::level(), level as u32);
+    a.rr32(Two::Cmp, A, A); // equal
+    a.ret();
 }
 
 /// The fixed code.
 pub(super) fn emit() -> (Vec<u8>, Stubs) {
+    let avx = is_x86_feature_detected!("avx");
+    let avx512 = is_x86_feature_detected!("avx512f");
     let mut a = Assembler::default();
     let enter = a.here();
     for reg in SAVED {
-        push(&mut a, reg);
+        a.push(Reg(reg));
     }
-    // The return address and six registers: the stack is now 8 bytes off alignment, so that a stub called from
-    // translated code can call a function as it is.
+    // The return address, six registers and 24 bytes more: the stack is aligned for calls out of translated code.
+    a.imm(Imm::Sub, true, RSP, 24);
     a.copy(PIN, RDI);
+    a.rm(Two::Store, RSP, field::base());
+    a.constant(A, NOWHERE);
+    a.rm(Two::Store, A, at(RSP, 8));
+    let nowhere = a.lea_rip(A);
+    a.rm(Two::Store, A, at(RSP, 0));
     load_registers(&mut a);
     a.jmp_mem(field::entry());
 
+    // With the reason in B.
     let leave = a.here();
     store_registers(&mut a);
+    spill(&mut a, avx);
     let leave_stored = a.here();
-    a.rr32(Two::Load, RAX, A);
+    a.rr32(Two::Load, RAX, B);
+    a.rm(Two::Load, RSP, field::base());
+    a.imm(Imm::Add, true, RSP, 24);
     for reg in SAVED.into_iter().rev() {
-        pop(&mut a, reg);
+        a.pop(Reg(reg));
     }
-    a.bytes(&[0xc3]);
+    a.ret();
 
-    let exit = |a: &mut Assembler, reason: u64| {
-        let start = a.here();
-        a.constant(A, reason);
+    let leave_for = |a: &mut Assembler, reason: u64| {
+        a.constant(B, reason);
         let site = a.jmp();
         a.patch(site, leave as i64);
-        start
     };
-    let budget = exit(&mut a, reason::BUDGET);
-    let link = exit(&mut a, reason::LINK);
+    let budget = a.here();
+    a.rr32(Two::Load, B, A);
+    a.imm(Imm::And, false, A, 0xfff);
+    a.shr32(B, 12);
+    a.rm(Two::AddTo, B, field::budget());
+    a.rm(Two::Add, A, field::page());
+    a.rm(Two::Store, A, field::rip());
+    leave_for(&mut a, reason::BUDGET);
 
+    let link = a.here();
+    a.rm32(Two::Store, A, field::link());
+    leave_for(&mut a, reason::LINK);
+
+    a.bind(nowhere);
     let dispatch = a.here();
     let missing = look_up(&mut a);
     go(&mut a);
@@ -156,24 +284,62 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
         a.bind(site);
     }
     a.rm(Two::Store, A, field::rip());
-    exit(&mut a, reason::LOOKUP);
+    leave_for(&mut a, reason::LOOKUP);
 
     let interpret = a.here();
     store_registers(&mut a);
+    a.rr32(Two::Load, RSI, A);
+    spill(&mut a, avx);
     a.rm(Two::Lea, RDI, at(PIN, -(offset_of!(Cpu, regs) as i32)));
-    a.copy(RSI, A);
-    a.copy(Reg(2), B);
+    // The return address on top of pairs of words.
+    a.imm(Imm::Sub, true, RSP, 8);
     a.call_mem(field::interpret());
+    a.imm(Imm::Add, true, RSP, 8);
     a.rr32(Two::Test, RAX, RAX);
     let leaves = a.jcc(cc::NE);
     load_registers(&mut a);
-    a.bytes(&[0xc3]);
+    a.ret();
     a.bind(leaves);
-    a.rr32(Two::Load, A, RAX);
-    a.imm(Imm::Add, true, RSP, 8);
+    a.rr32(Two::Load, B, RAX);
     let site = a.jmp();
     a.patch(site, leave_stored as i64);
 
+    let ret = ret(&mut a, interpret, dispatch);
+    let load = [Level::Sse, Level::Avx].map(|level| {
+        let start = a.here();
+        load(&mut a, level, avx, avx512);
+        start
+    });
     let length = a.here();
-    (a.code, Stubs { enter, interpret, dispatch, budget, link, length })
+    (a.code, Stubs { enter, interpret, dispatch, budget, link, ret, load, length })
+}
+
+/// A return that does not match. As the host's predictor would, take one call off: code that drops return addresses (return
+/// thunks do) matches the next.
+fn ret(a: &mut Assembler, interpret: usize, dispatch: usize) -> usize {
+    let start = a.here();
+    a.rm32(Two::Store, C, field::link());
+    a.rm(Two::Cmp, RSP, field::base());
+    let empty = a.jcc(cc::AE);
+    a.rm(Two::Lea, RSP, at(RSP, 16));
+    a.rm(Two::Cmp, A, at(RSP, 8));
+    let other = a.jcc(cc::NE);
+    a.rm(Two::Lea, STACK, at(STACK, 8));
+    a.ret();
+    a.bind(empty);
+    a.bind(other);
+    let missing = look_up(a);
+    a.rm(Two::Lea, STACK, at(STACK, 8));
+    go(a);
+    for site in missing {
+        a.bind(site);
+    }
+    // Where it may fault, the handler executes it.
+    a.rm32(Two::Load, A, field::link());
+    let site = a.call();
+    a.patch(site, interpret as i64);
+    a.rm(Two::Load, A, field::rip());
+    let site = a.jmp();
+    a.patch(site, dispatch as i64);
+    start
 }

@@ -138,10 +138,11 @@ impl Pair {
     /// One run of the translator, and the interpreter up to the same count. The exception, if there was one.
     fn advance(&mut self, limit: u64) -> Option<Exception> {
         let before = self.subject.cpu.retired;
-        let left = self.jit.exits[reason::LEAVE as usize];
+        let exits = |jit: &Jit| jit.exits[reason::LEAVE as usize] + jit.exits[reason::BUDGET as usize];
+        let left = exits(&self.jit);
         let outcome = self.jit.run(&mut self.subject, limit);
         // Left in the middle of a region: flags that nothing in it would have looked at may differ.
-        let early = outcome.is_err() || left != self.jit.exits[reason::LEAVE as usize];
+        let early = outcome.is_err() || left != exits(&self.jit);
         let count = self.subject.cpu.retired - before;
         assert!(count <= limit, "{count} instructions where {limit} were allowed");
         let (start, mut expected) = (self.reference.cpu.retired, Ok(()));

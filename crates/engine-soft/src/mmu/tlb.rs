@@ -23,8 +23,9 @@ pub enum Class {
 }
 
 const CLASSES: usize = 4;
-/// No page-aligned address equals it.
-const EMPTY: u64 = 1;
+/// No address equals it whose bits 5 to 11 are clear: translated code compares the page, with bits below that must be clear
+/// in an aligned address.
+const EMPTY: u64 = 0x800;
 
 /// One entry: the linear page, and what to add to a linear address to get the host's.
 #[derive(Clone, Copy, Debug)]

@@ -434,7 +434,7 @@ fn is_x87(instruction: &Instruction) -> bool {
 
 /// Whether an operand is an MMX register, or could have been one: CVTPI2PS and CVTPI2PD enter MMX mode with a
 /// memory operand too.
-fn names_mmx(instruction: &Instruction) -> bool {
+pub(super) fn names_mmx(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd)
         || (0..instruction.op_count())
             .any(|o| instruction.op_kind(o) == OpKind::Register && instruction.op_register(o).is_mm())
@@ -486,9 +486,7 @@ fn memory(instruction: &Instruction, special: Option<Special>) -> Option<Memory>
     let mut factory = iced_x86::InstructionInfoFactory::new();
     let access = factory.info(instruction).op_access(operand);
     let mnemonic = instruction.mnemonic();
-    let legacy = instruction.code().encoding() == EncodingKind::Legacy;
     let demands = table::demands_alignment(mnemonic) && size >= 16;
-    let aligned = demands || legacy && size == 16 && !table::tolerates_misalignment(mnemonic);
     let elements = elements::elements(instruction, size);
     let probes_whole = elements != Elements::Whole && elements::probes_whole(mnemonic);
     Some(Memory {
@@ -502,13 +500,22 @@ fn memory(instruction: &Instruction, special: Option<Special>) -> Option<Memory>
             access,
             OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
         ),
-        alignment: if aligned { size as u8 } else { 1 },
+        alignment: operand_alignment(instruction, size),
         waivable: !demands,
         checked_alignment: if probes_whole { size.min(16) as u8 } else { checked_alignment(size, elements) },
         first_part: if size == 10 { 8 } else { 0 },
         probes_whole,
         elements,
     })
+}
+
+/// What the address of a memory operand of `size` bytes must be a multiple of, else #GP; 1 for anything.
+pub(super) fn operand_alignment(instruction: &Instruction, size: usize) -> u8 {
+    let mnemonic = instruction.mnemonic();
+    let legacy = instruction.code().encoding() == EncodingKind::Legacy;
+    let demands = table::demands_alignment(mnemonic) && size >= 16;
+    let aligned = demands || legacy && size == 16 && !table::tolerates_misalignment(mnemonic);
+    if aligned { size as u8 } else { 1 }
 }
 
 /// The alignment that alignment checking wants, on AMD's processors: the operand's size up to 16 bytes, or that of an

@@ -21,6 +21,7 @@ mod form;
 mod gather;
 mod moves;
 pub mod ops;
+pub(crate) mod pass;
 mod special;
 mod state;
 mod store;

@@ -1,0 +1,81 @@
+//! Vector instructions: executed as they are, on the guest's registers in the host's.
+//!
+//! The guest's vector registers are brought into the host's where the first instruction wants them, and taken out before
+//! anything of Rust runs (see the fixed code). Which are there is a field of the vCPU; within a run of instructions the
+//! emitter knows it and need not look.
+
+use super::asm::{Imm, cc};
+use super::emit::{Cold, Emitter};
+use super::helper::Site;
+use super::registers::A;
+use super::state::field;
+use crate::vector::pass::Level;
+
+/// Where the code is that wants vector registers, as seen from a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Before,
+    Behind,
+}
+
+impl Emitter<'_> {
+    pub(super) fn vector(&mut self, i: usize) -> Option<()> {
+        let passed = self.at(i).0.passed?;
+        if !self.has_level(passed.level) {
+            if self.group.is_some() {
+                return None;
+            }
+            self.want_level(passed.level, i);
+        }
+        self.place(i, passed.alignment)
+    }
+
+    fn has_level(&self, level: Level) -> bool {
+        self.level.is_some_and(|known| known >= level)
+    }
+
+    /// Makes sure in front of step `i` that vector registers are in the host's. Uses [`A`]; changes flags.
+    pub(super) fn want_level(&mut self, level: Level, i: usize) {
+        if !self.has_level(level) {
+            self.keep_flags(i);
+            self.load_level(level, i, Side::Before);
+        }
+    }
+
+    /// Loads vector registers where they may be in the vCPU. Flags are stored.
+    pub(super) fn load_level(&mut self, level: Level, step: usize, side: Side) {
+        self.a.imm_mem32(Imm::Cmp, field::level(), level as i32);
+        let site = self.a.jcc(cc::B);
+        let back = self.a.here();
+        (self.host_flags, self.level) = (false, Some(level));
+        self.cold.push(Cold::Load { site, level, step, side, back });
+    }
+
+    /// Calls the stub that loads vector registers. Where they may not be loaded, the region is left in front of the step,
+    /// with its handler's help, or behind it.
+    pub(super) fn cold_load(&mut self, site: usize, level: Level, step: usize, side: Side, back: usize) {
+        self.a.bind(site);
+        let site = self.a.call();
+        self.a.patch(site, self.stubs.load_level(level) as i64 - self.base as i64);
+        let site = self.a.jcc(cc::E);
+        self.a.patch(site, back as i64);
+        let (next, behind, op) = {
+            let (step, op) = self.at(step);
+            (step.next, step.behind, *op)
+        };
+        if side == Side::Before {
+            let id = self.add_site(Site { op, next, behind, ends: true });
+            self.a.constant(A, id);
+            let site = self.a.call();
+            self.a.patch(site, self.stubs.interpret as i64 - self.base as i64);
+        }
+        self.a.imm_mem(Imm::Add, field::budget(), behind.into());
+        match side {
+            Side::Before => self.follow_rip(),
+            Side::Behind => {
+                self.linear(next.into());
+                self.jump_out(self.stubs.dispatch);
+            }
+        }
+    }
+}
