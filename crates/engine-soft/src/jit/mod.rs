@@ -20,7 +20,6 @@ mod asm;
 mod cache;
 mod emit;
 mod enter;
-mod fetch;
 mod flags;
 mod group;
 mod helper;
@@ -42,10 +41,10 @@ use ringfence_x86::Exception;
 use crate::code::{CodeMap, StaleCode};
 use crate::codemem::CodeMemoryError;
 use crate::interp::cpu::Cpu;
+use crate::interp::decode::translate_fetch;
 use crate::interp::op::RIP;
 use crate::interp::run::Interpreter;
 use cache::{Cache, RegionId};
-use fetch::FetchCache;
 use native::Host;
 use region::Source;
 pub use state::State;
@@ -103,7 +102,6 @@ pub struct Jit {
     options: Options,
     host: Host,
     cache: Cache,
-    fetch: FetchCache,
     /// Stale code, as the code map tells.
     stale: Arc<StaleCode>,
     heat: Box<[u8]>,
@@ -122,15 +120,7 @@ impl Jit {
         }
         let cache = Cache::new(options.code_size)?;
         let heat = vec![0; HEAT].into_boxed_slice();
-        Ok(Self {
-            options,
-            host,
-            cache,
-            fetch: FetchCache::default(),
-            stale: code.register(),
-            heat,
-            exits: [0; 6],
-        })
+        Ok(Self { options, host, cache, stale: code.register(), heat, exits: [0; 6] })
     }
 
     /// Executes up to `limit` instructions at RIP. Returns early wherever [`Interpreter::run_block`] would, and after any
@@ -209,13 +199,13 @@ impl Jit {
         if let Some(id) = self.cache.jump(linear, context) {
             return Ok(Some(id));
         }
-        let address = self.fetch.translate(cpu, linear, context)?;
+        let address = translate_fetch(cpu, linear)?;
         if near_hole(linear) {
             return Ok(None);
         }
         let known = self.cache.jump_before(linear, address).or_else(|| self.cache.find(address));
         let Some(id) = known.or_else(|| self.warm(cpu, address)) else { return Ok(None) };
-        self.cache.remember(linear, context, id);
+        self.cache.remember(linear, cpu.jump_context(), id);
         Ok(Some(id))
     }
 

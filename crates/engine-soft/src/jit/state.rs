@@ -79,7 +79,10 @@ impl Cpu {
     /// What a jump target depends on besides its address.
     #[inline(always)]
     pub(super) fn jump_context(&self) -> u64 {
-        u64::from(self.tlb.generation) << 32 | 1 << 4 | u64::from(self.cpl == 3) << 2 | self.code_size as u64
+        u64::from(self.tlb.generation(self.cpl == 3)) << 32
+            | 1 << 4
+            | u64::from(self.cpl == 3) << 2
+            | self.code_size as u64
     }
 }
 
