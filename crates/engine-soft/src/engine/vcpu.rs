@@ -255,7 +255,12 @@ impl Vcpu for SoftVcpu {
             ("interrupts", self.counters.interrupts),
             ("exceptions", self.counters.exceptions),
             ("halts", self.counters.halts),
-            ("soft TLB flushes", u64::from(cpu.tlb.generation)),
+            ("soft TLB flushes", cpu.tlb.counters.flushes),
+            ("soft TLB page flushes", cpu.tlb.counters.page_flushes),
+            ("soft TLB address spaces kept", cpu.tlb.counters.kept),
+            ("soft TLB code generations", u64::from(cpu.tlb.generations_made())),
+            ("soft TLB fills", cpu.tlb.counters.fills),
+            ("soft TLB fetch fills", cpu.tlb.counters.fetch_fills),
         ];
         if let Some(jit) = &self.jit {
             counters.extend(jit.counters(cpu));

@@ -6,12 +6,12 @@
 use ringfence_irqchip::LocalApic;
 use ringfence_memory::{GuestAddress, Scalar, host};
 use ringfence_x86::paging::is_canonical;
-use ringfence_x86::{Exception, SegmentRegister, Vector};
+use ringfence_x86::{Cr4, Exception, SegmentRegister, Vector};
 
 use super::cpu::Cpu;
 use super::op::Op;
 use crate::hostop::Int;
-use crate::mmu::tlb::Class;
+use crate::mmu::tlb::{Class, Page};
 use crate::mmu::walk::{Access, Rights, translate};
 
 /// What stands behind a page.
@@ -235,6 +235,12 @@ impl Cpu {
     /// As [`Cpu::load_system`].
     pub fn store_system<T: Scalar>(&mut self, linear: u64, value: T) -> Result<(), Exception> {
         let rights = self.implicit_rights();
+        let class = if rights.smap_open { Class::KernelAc } else { Class::Kernel };
+        if let Some(at) = self.tlb.write(class, linear, T::SIZE as u64) {
+            // SAFETY: a write hit covers `SIZE` writable bytes of guest memory.
+            unsafe { value.store(at) };
+            return Ok(());
+        }
         let pieces = self.pieces(SegmentRegister::Ds as u8, linear, T::SIZE, Access::Write, rights)?;
         self.store_pieces(pieces, value.widen());
         Ok(())
@@ -414,7 +420,13 @@ impl Cpu {
                     Rights { smap_open: false, .. } => Class::Kernel,
                     Rights { smap_open: true, .. } => Class::KernelAc,
                 };
-                self.tlb.fill(class, linear, page.host, write, found.page_size);
+                let mapping = Page { size: found.page_size, global: found.global };
+                self.tlb.fill(class, linear, page.host, write, mapping);
+                if !rights.user && !found.user && self.cr4.contains(Cr4::SMAP) {
+                    // AC makes no difference to a supervisor's page, and kernels turn it on and off all the time.
+                    let other = if class == Class::Kernel { Class::KernelAc } else { Class::Kernel };
+                    self.tlb.fill(other, linear, page.host, write, mapping);
+                }
                 if page.writable { Target::Memory { host, code: page.code } } else { Target::Rom(host) }
             }
         };

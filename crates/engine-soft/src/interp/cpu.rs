@@ -96,7 +96,7 @@ pub struct Cpu {
     /// Whose tables explicit data accesses use; kept by [`Cpu::update_mode`].
     pub class: Class,
     /// Soft TLB.
-    pub tlb: Box<Tlb>,
+    pub tlb: Tlb,
     /// Guest memory.
     pub memory: Arc<GuestMemory>,
     /// Devices.

@@ -9,6 +9,7 @@ use super::cpu::{CodeSize, Cpu};
 use super::op::{Handler, Op};
 use super::{integer, system};
 use crate::code::GRANULE;
+use crate::mmu::tlb::Page;
 use crate::mmu::walk::{Access, Rights, translate};
 use crate::vector;
 
@@ -21,17 +22,35 @@ const MAX_LENGTH: usize = 15;
 ///
 /// # Errors
 /// #PF, or #GP(0) for a non-canonical address.
+#[inline]
 pub fn translate_fetch(cpu: &mut Cpu, linear: u64) -> Result<GuestAddress, Exception> {
+    match cpu.tlb.fetch(cpu.cpl == 3, linear) {
+        Some(address) => Ok(GuestAddress(address)),
+        None => walk_fetch(cpu, linear),
+    }
+}
+
+#[cold]
+fn walk_fetch(cpu: &mut Cpu, linear: u64) -> Result<GuestAddress, Exception> {
+    let user = cpu.cpl == 3;
     if cpu.long_mode() && !ringfence_x86::paging::is_canonical(linear) {
         return Err(Exception::GP0);
     }
-    let rights = Rights { user: cpu.cpl == 3, smap_open: true };
-    translate(&cpu.memory, &cpu.walk_context(), linear, Access::Fetch, rights).map(|t| t.address).map_err(
-        |fault| {
+    let rights = Rights { user, smap_open: true };
+    match translate(&cpu.memory, &cpu.walk_context(), linear, Access::Fetch, rights) {
+        Ok(found) => {
+            let page = Page { size: found.page_size, global: found.global };
+            // Translated code finds its way by these entries, and none leads to where it must not run.
+            if !crate::jit::near_hole(linear) {
+                cpu.tlb.fill_fetch(user, linear, found.address.0, page);
+            }
+            Ok(found.address)
+        }
+        Err(fault) => {
             cpu.fault_address = linear;
-            Exception::with_code(ringfence_x86::Vector::PageFault, fault.0.bits())
-        },
-    )
+            Err(Exception::with_code(ringfence_x86::Vector::PageFault, fault.0.bits()))
+        }
+    }
 }
 
 /// Bytes of one page, read granule by granule: each is marked as code before it is read.

@@ -78,7 +78,7 @@ impl Interpreter {
         let cpu = &mut self.cpu;
         let linear = cpu.fetch_address();
         let context = cpu.code_size as u32 | u32::from(cpu.cpl == 3) << 2;
-        match self.blocks.jump(linear, context, cpu.tlb.generation) {
+        match self.blocks.jump(linear, context, cpu.tlb.generation(cpu.cpl == 3)) {
             Some(id) => Ok(id),
             None => self.find_block_slowly(linear, context),
         }
@@ -109,7 +109,8 @@ impl Interpreter {
                 self.blocks.insert(block)
             }
         };
-        self.blocks.remember(linear, context, self.cpu.tlb.generation, id);
+        let generation = self.cpu.tlb.generation(self.cpu.cpl == 3);
+        self.blocks.remember(linear, context, generation, id);
         Ok(id)
     }
 }

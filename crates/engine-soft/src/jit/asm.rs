@@ -210,6 +210,12 @@ impl Assembler {
         self.code.push(value);
     }
 
+    /// `cmp dword ptr mem, value`, with all four bytes of the value.
+    pub(super) fn compare_imm32(&mut self, mem: Mem, value: u32) {
+        self.with_mem(false, &[0x81], Imm::Cmp as u8, mem);
+        self.bytes(&value.to_le_bytes());
+    }
+
     /// `push reg`.
     pub(super) fn push(&mut self, reg: Reg) {
         self.rex(false, 0, 0, reg.0);
@@ -260,6 +266,22 @@ impl Assembler {
     pub(super) fn shr32(&mut self, reg: Reg, count: u8) {
         self.with_reg(false, &[0xc1], 5, reg);
         self.code.push(count);
+    }
+
+    /// `shr reg, count`.
+    pub(super) fn shr(&mut self, reg: Reg, count: u8) {
+        self.with_reg(true, &[0xc1], 5, reg);
+        self.code.push(count);
+    }
+
+    /// `jmp reg`.
+    pub(super) fn jmp_reg(&mut self, reg: Reg) {
+        self.with_reg(false, &[0xff], 4, reg);
+    }
+
+    /// `call reg`.
+    pub(super) fn call_reg(&mut self, reg: Reg) {
+        self.with_reg(false, &[0xff], 2, reg);
     }
 
     /// `shl reg32, count`.

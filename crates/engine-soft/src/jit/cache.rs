@@ -7,6 +7,7 @@ use ringfence_memory::GuestAddress;
 
 use super::emit::{Output, Place, emit};
 use super::helper::Site;
+use super::links::NewLink;
 use super::region::Source;
 use super::stubs::{self, JUMP_BITS, Jump, NO_JUMP, Stubs, jump_index};
 use crate::codemem::{CodeMemory, CodeMemoryError};
@@ -49,15 +50,13 @@ pub(super) struct Region {
     incoming: Vec<u32>,
 }
 
-/// A direct branch in a page.
+/// A direct branch of a region.
 #[derive(Clone, Copy, Debug)]
 struct Link {
-    /// Offset of its displacement in the arena.
-    site: usize,
-    /// Where it leads while it is not linked.
-    stub: usize,
-    /// What it is meant to lead to.
-    target: GuestAddress,
+    /// Offsets are those in the arena.
+    branch: NewLink,
+    /// The page that the region is in.
+    page: GuestAddress,
 }
 
 /// Figures for `-v`.
@@ -86,6 +85,8 @@ pub(super) struct Cache {
     /// What handlers are called for from translated code.
     sites: Vec<Site>,
     jumps: Box<[Jump]>,
+    /// The regions that those lead to.
+    jump_regions: Box<[RegionId]>,
     /// Code was written since it was last entered.
     pub(super) written: bool,
     pub(super) sizes: Sizes,
@@ -107,6 +108,7 @@ impl Cache {
             links: Vec::new(),
             sites: Vec::new(),
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
+            jump_regions: vec![0; 1 << JUMP_BITS].into_boxed_slice(),
             written: true,
             sizes: Sizes::default(),
         })
@@ -137,25 +139,20 @@ impl Cache {
         self.regions.get(id as usize)?.as_ref()
     }
 
-    /// Where an address led before, under the same circumstances.
+    /// The region at a physical address, if it is among the jump targets.
     #[inline(always)]
-    pub(super) fn jump(&self, linear: u64, context: u64) -> Option<RegionId> {
-        let jump = &self.jumps[jump_index(linear)];
-        (jump.linear == linear && jump.context == context).then_some(jump.region as RegionId)
+    pub(super) fn jump(&self, address: GuestAddress) -> Option<RegionId> {
+        let index = jump_index(address.0);
+        (self.jumps[index].physical == address.0).then(|| self.jump_regions[index])
     }
 
-    /// The region that `linear` led to before, whatever has changed since, if it is the one at `address`.
-    pub(super) fn jump_before(&self, linear: u64, address: GuestAddress) -> Option<RegionId> {
-        let jump = &self.jumps[jump_index(linear)];
-        let id = jump.region as RegionId;
-        (jump.linear == linear && jump.host != 0 && self.get(id)?.address == address).then_some(id)
-    }
-
-    /// Remembers where an address leads.
-    pub(super) fn remember(&mut self, linear: u64, context: u64, id: RegionId) {
+    /// Makes a region a jump target.
+    pub(super) fn remember(&mut self, id: RegionId) {
         if let Some(region) = self.get(id) {
-            let host = self.host(region.entry);
-            self.jumps[jump_index(linear)] = Jump { linear, context, host, region: u64::from(id) };
+            let (physical, host) = (region.address.0, self.host(region.entry));
+            let index = jump_index(physical);
+            self.jumps[index] = Jump { physical, host };
+            self.jump_regions[index] = id;
         }
     }
 
@@ -185,11 +182,19 @@ impl Cache {
         self.regions.push(Some(Region { address, mask: source.granules, entry, incoming: Vec::new() }));
         self.by_address.insert(address, id);
         self.by_page.entry(address.page()).or_default().push(id);
-        for link in links {
-            let target = GuestAddress(address.page().0 + u64::from(link.target));
+        for mut link in links {
+            link.site += entry;
+            link.stub += entry;
+            if let Some(guard) = &mut link.guard {
+                guard.page += entry;
+                guard.misses = guard.misses.map(|miss| miss + entry);
+                guard.elsewhere += entry;
+            }
             let index = self.links.len() as u32;
-            self.links.push(Link { site: entry + link.site, stub: entry + link.stub, target });
-            if let Some(to) = self.find(target) {
+            self.links.push(Link { branch: link, page: address.page() });
+            if link.guard.is_none()
+                && let Some(to) = self.find(GuestAddress(address.page().0 + link.target as u64))
+            {
                 self.connect(index, to);
             }
         }
@@ -201,19 +206,49 @@ impl Cache {
         Place { base: self.used, links: self.links.len(), sites: self.sites.len() }
     }
 
-    /// Where a link is meant to lead.
-    pub(super) fn link_target(&self, link: u32) -> Option<GuestAddress> {
-        self.links.get(link as usize).map(|l| l.target)
+    /// Where a link is meant to lead, from the start of its page.
+    pub(super) fn link_target(&self, link: u32) -> Option<i64> {
+        self.links.get(link as usize).map(|link| link.branch.target)
     }
 
-    /// Makes a link lead to a region.
+    /// Makes a link lead to a region, which is the one that it is meant to lead to.
     pub(super) fn connect(&mut self, link: u32, to: RegionId) {
-        let Some(&Link { site, .. }) = self.links.get(link as usize) else { return };
-        let Some(Some(region)) = self.regions.get_mut(to as usize) else { return };
-        region.incoming.push(link);
-        let entry = region.entry;
+        let Some(&Link { branch: NewLink { site, guard, .. }, page: own }) = self.links.get(link as usize)
+        else {
+            return;
+        };
+        let Some(region) = self.get(to) else { return };
+        let (entry, page) = (region.entry, region.address.page());
+        if let Some(guard) = guard {
+            let Ok(page) = u32::try_from(page.0 >> 8) else { return };
+            self.memory.write(guard.page, &page.to_le_bytes());
+            for miss in guard.misses {
+                self.patch(miss, guard.elsewhere);
+            }
+        } else if page != own {
+            // The page tables have changed since the branch was executed.
+            return;
+        }
+        if let Some(Some(region)) = self.regions.get_mut(to as usize) {
+            region.incoming.push(link);
+        }
         self.sizes.links += 1;
         self.patch(site, entry);
+    }
+
+    /// Makes a link lead nowhere again.
+    fn disconnect(&mut self, link: u32) {
+        let NewLink { site, stub, guard, .. } = self.links[link as usize].branch;
+        match guard {
+            None => self.patch(site, stub),
+            // The branch itself is behind the change of page; its check never succeeds now.
+            Some(guard) => {
+                self.memory.write(guard.page, &u32::MAX.to_le_bytes());
+                for miss in guard.misses {
+                    self.patch(miss, stub);
+                }
+            }
+        }
     }
 
     /// Makes the branch whose displacement is at `site` lead to `target`.
@@ -232,15 +267,17 @@ impl Cache {
             let Some(region) = self.regions[id as usize].take() else { continue };
             self.by_address.remove(&region.address);
             for link in region.incoming {
-                let Link { site, stub, .. } = self.links[link as usize];
-                self.patch(site, stub);
+                self.disconnect(link);
+            }
+            let jump = &mut self.jumps[jump_index(region.address.0)];
+            if jump.physical == region.address.0 {
+                *jump = NO_JUMP;
             }
             self.sizes.invalidated += 1;
         }
         if !kept.is_empty() {
             self.by_page.insert(page, kept);
         }
-        self.forget_jumps();
     }
 
     /// Drops everything. Dead code's room comes back only this way.
@@ -251,11 +288,7 @@ impl Cache {
         self.by_page.clear();
         self.links.clear();
         self.sites.clear();
-        self.forget_jumps();
-        self.sizes.flushes += 1;
-    }
-
-    fn forget_jumps(&mut self) {
         self.jumps.fill(NO_JUMP);
+        self.sizes.flushes += 1;
     }
 }

@@ -68,8 +68,6 @@ pub(super) enum Cold {
     Load { site: usize, level: Level, step: usize, side: Side, back: usize },
     /// The way of a link, by its index in `links`, while it leads nowhere.
     Unlinked { link: usize },
-    /// A linear address in [`A`] that is not among the jump targets.
-    Elsewhere { sites: Vec<usize> },
     /// The way of a call to another page.
     Tail { site: usize, target: i64 },
     /// A return that does not match the call on top.
@@ -466,12 +464,6 @@ impl Emitter<'_> {
             }
             Cold::Load { site, level, step, side, back } => self.cold_load(site, level, step, side, back),
             Cold::Unlinked { link } => self.unlinked(link),
-            Cold::Elsewhere { sites } => {
-                for site in sites {
-                    self.a.bind(site);
-                }
-                self.jump_out(self.stubs.dispatch);
-            }
             Cold::Tail { site, target } => {
                 self.a.bind(site);
                 self.to_other_page(target);

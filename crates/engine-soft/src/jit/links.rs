@@ -4,18 +4,31 @@ use super::asm::{Imm, Mem, RSP, Two, at, cc};
 use super::emit::{Cold, Emitter};
 use super::registers::{A, B, C, STACK};
 use super::state::field;
-use super::stubs::{enter_page, go, look_up};
+use super::stubs::{enter_page, fetch_entry};
 use iced_x86::OpKind;
 
-/// A direct branch within a page that can be made to go straight to its target.
+/// A direct branch that can be made to go straight to its target's code. Offsets are those in the region's code.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewLink {
-    /// Where the branch's displacement is, in the region's code.
+    /// Where the branch's displacement is.
     pub(super) site: usize,
     /// Where it goes until it is linked.
     pub(super) stub: usize,
-    /// Offset of the target in the page.
-    pub(super) target: u32,
+    /// The target's distance from the page's start.
+    pub(super) target: i64,
+    /// For another page's code, what makes sure that it is the page it was.
+    pub(super) guard: Option<Guard>,
+}
+
+/// The check before a link to another page: that the soft TLB leads to the physical page in which the target was found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guard {
+    /// Where bits 8 to 39 of the physical page's address are.
+    pub(super) page: usize,
+    /// Where the displacements of the branches are that are taken if it is another.
+    pub(super) misses: [usize; 2],
+    /// Where those branches go once it is linked.
+    pub(super) elsewhere: usize,
 }
 
 impl Emitter<'_> {
@@ -47,25 +60,54 @@ impl Emitter<'_> {
         }
     }
 
-    /// Goes to another page. Flags are stored.
+    /// Goes to another page. Flags are stored, if they are wanted there.
     pub(super) fn to_other_page(&mut self, target: i64) {
-        self.linear(target);
-        let sites = look_up(&mut self.a);
-        go(&mut self.a);
-        self.cold.push(Cold::Elsewhere { sites: sites.into() });
+        let Ok(page) = i32::try_from(target & !0xfff) else {
+            self.linear(target);
+            return self.jump_out(self.stubs.dispatch);
+        };
+        self.linear(page.into());
+        fetch_entry(&mut self.a);
+        self.a.rm(Two::Cmp, A, at(B, 0));
+        let unknown = self.a.jcc(cc::NE);
+        // Bits 8 to 39 of the physical page's address.
+        self.a.compare_imm32(at(B, 9), u32::MAX);
+        let guarded = self.a.here() - 4;
+        let other = self.a.jcc(cc::NE);
+        self.a.rm(Two::Store, A, field::page());
+        let site = self.a.jmp();
+        let guard = Guard { page: guarded, misses: [unknown, other], elsewhere: 0 };
+        self.new_link(NewLink { site, stub: 0, target, guard: Some(guard) });
+    }
+
+    fn new_link(&mut self, link: NewLink) {
+        self.cold.push(Cold::Unlinked { link: self.links.len() });
+        self.links.push(link);
     }
 
     /// Makes the branch at `site` a link to an offset in the page.
     fn link(&mut self, site: usize, target: u32) {
-        self.cold.push(Cold::Unlinked { link: self.links.len() });
-        self.links.push(NewLink { site, stub: 0, target });
+        self.new_link(NewLink { site, stub: 0, target: target.into(), guard: None });
     }
 
-    /// The way of a link that leads nowhere yet.
-    pub(super) fn unlinked(&mut self, link: usize) {
-        self.a.bind(self.links[link].site);
-        self.links[link].stub = self.a.here();
-        self.a.constant(A, (self.first_link + link) as u64);
+    /// The way of a link that leads nowhere yet, and of one to a page that is mapped otherwise than it was.
+    pub(super) fn unlinked(&mut self, index: usize) {
+        let mut link = self.links[index];
+        if let Some(guard) = &mut link.guard {
+            guard.elsewhere = self.a.here();
+            let offset = (link.target & 0xfff) as i32;
+            if offset != 0 {
+                self.a.rm(Two::Lea, A, at(A, offset));
+            }
+            self.jump_out(self.stubs.dispatch);
+            for miss in guard.misses {
+                self.a.bind(miss);
+            }
+        }
+        self.a.bind(link.site);
+        link.stub = self.a.here();
+        self.links[index] = link;
+        self.a.constant(A, (self.first_link + index) as u64);
         self.jump_out(self.stubs.link);
     }
 
@@ -139,7 +181,7 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// The target of an indirect branch, looked up: its address is in [`A`], its entry in [`B`].
+    /// The target of an indirect branch, looked up: its address is in [`A`], its code's in [`B`].
     fn indirect_target(&mut self, i: usize, sites: &mut Vec<usize>) -> Option<()> {
         let (step, op) = self.at(i);
         if step.instruction.op0_kind() == OpKind::Memory {
@@ -151,7 +193,9 @@ impl Emitter<'_> {
             let from = self.fetch(number, A);
             self.a.copy(A, from);
         }
-        sites.extend(look_up(&mut self.a));
+        let site = self.a.call();
+        self.a.patch(site, self.stubs.look_up as i64 - self.base as i64);
+        sites.push(self.a.jcc(cc::NE));
         Some(())
     }
 
@@ -159,7 +203,8 @@ impl Emitter<'_> {
         self.save_flags();
         let mut sites = Vec::new();
         self.indirect_target(i, &mut sites)?;
-        go(&mut self.a);
+        enter_page(&mut self.a);
+        self.a.jmp_reg(B);
         self.slow(i, sites);
         Some(())
     }
@@ -171,13 +216,15 @@ impl Emitter<'_> {
         self.a.rm(Two::Store, A, field::slot());
         self.indirect_target(i, &mut sites)?;
         // Nothing can go wrong from here on.
-        self.a.copy(C, B);
-        self.a.rm(Two::Load, A, field::slot());
-        self.push_return(i, at(A, 0));
-        self.a.rm(Two::Load, A, at(C, 0));
+        let next = self.at(i).0.next as i32;
+        self.a.rm(Two::Load, C, field::page());
+        self.a.rm(Two::Lea, C, at(C, next));
         enter_page(&mut self.a);
-        self.a.push(B);
-        self.a.call_mem(at(C, 16));
+        self.a.rm(Two::Load, A, field::slot());
+        self.a.rm(Two::Store, C, at(A, 0));
+        self.a.rm(Two::Lea, STACK, at(STACK, -8));
+        self.a.push(C);
+        self.a.call_reg(B);
         self.come_back(i);
         self.slow(i, sites);
         Some(())

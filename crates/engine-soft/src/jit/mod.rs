@@ -8,8 +8,10 @@
 //!
 //! * Regions are found by physical address. Nothing in them depends on where the page is mapped or on privilege: the
 //!   linear address of the page is a field of the vCPU ([`state`]), the soft TLB's tables are selected by class.
-//! * A branch within the page is linked to its target's code once that exists. Any other branch looks its target up in a
-//!   table, in translated code; an entry holds for one TLB generation, privilege and mode ([`stubs`]).
+//! * A direct branch is linked to its target's code once that exists; one to another page first makes sure by the soft TLB
+//!   that the same physical page is there ([`links`]). Any other branch looks its target up in a table, in translated code:
+//!   by the soft TLB, then by physical address ([`stubs`]). A return is expected to come back to where the call was, as
+//!   the host's own is.
 //! * Every region takes its length off a budget when it is entered and gives back what it did not execute. A run never
 //!   exceeds its budget, and the count of retired instructions is exact wherever Rust sees it.
 //! * When bytes are written that a region was made from, its links are undone and it is forgotten ([`cache`]).
@@ -20,7 +22,6 @@ mod asm;
 mod cache;
 mod emit;
 mod enter;
-mod fetch;
 mod flags;
 mod group;
 mod helper;
@@ -44,10 +45,10 @@ use ringfence_x86::Exception;
 use crate::code::{CodeMap, StaleCode};
 use crate::codemem::CodeMemoryError;
 use crate::interp::cpu::Cpu;
+use crate::interp::decode::translate_fetch;
 use crate::interp::op::RIP;
 use crate::interp::run::Interpreter;
 use cache::{Cache, RegionId};
-use fetch::FetchCache;
 use native::Host;
 use region::{Seen, Source};
 pub use state::State;
@@ -103,7 +104,7 @@ fn heat_index(address: GuestAddress) -> usize {
 
 /// Whether a direct branch from `linear` can reach an address that is not canonical. The branch itself must raise the
 /// exception then; translated code would only notice at the target.
-fn near_hole(linear: u64) -> bool {
+pub(crate) fn near_hole(linear: u64) -> bool {
     const REACH: u64 = (1 << 31) + 0x2000;
     const HOLE: std::ops::Range<u64> = (1 << 47) - REACH..(u64::MAX << 47) + REACH;
     HOLE.contains(&linear)
@@ -115,7 +116,6 @@ pub struct Jit {
     options: Options,
     host: Host,
     cache: Cache,
-    fetch: FetchCache,
     /// Stale code, as the code map tells.
     stale: Arc<StaleCode>,
     heat: Box<[u8]>,
@@ -134,15 +134,7 @@ impl Jit {
         }
         let cache = Cache::new(options.code_size)?;
         let heat = vec![0; HEAT].into_boxed_slice();
-        Ok(Self {
-            options,
-            host,
-            cache,
-            fetch: FetchCache::default(),
-            stale: code.register(),
-            heat,
-            exits: [0; 6],
-        })
+        Ok(Self { options, host, cache, stale: code.register(), heat, exits: [0; 6] })
     }
 
     /// Executes up to `limit` instructions at RIP. Returns early wherever [`Interpreter::run_block`] would, and after any
@@ -156,10 +148,14 @@ impl Jit {
             return interpreter.run_block(as_limit(limit));
         }
         let mut left = limit;
+        let mut link = None;
         while left > 0 {
             let Some(id) = self.region_at_rip(&mut interpreter.cpu)? else {
                 return interpreter.run_block(as_limit(left));
             };
+            if let Some(link) = link.take() {
+                self.cache.connect(link, id);
+            }
             let cpu = &mut interpreter.cpu;
             let reason = self.enter(cpu, id, &mut left);
             self.exits[reason as usize % 6] += 1;
@@ -168,23 +164,17 @@ impl Jit {
                 reason::BUDGET if left == 0 => return Ok(()),
                 // Not even one unit fits, or a run has been long enough.
                 reason::BUDGET if left < MAX_UNIT => return interpreter.run_block(as_limit(left)),
-                reason::BUDGET => {}
-                reason::LOOKUP => {}
-                reason::LINK => self.follow_link(cpu),
+                reason::BUDGET | reason::LOOKUP => {}
+                reason::LINK => {
+                    link = Some(cpu.translated.link);
+                    if let Some(target) = self.cache.link_target(cpu.translated.link) {
+                        cpu.regs[RIP] = cpu.translated.page.wrapping_add(target as u64);
+                    }
+                }
                 _ => return Ok(()),
             }
         }
         Ok(())
-    }
-
-    /// Puts RIP where the link leads through which translated code was left, and links it if there is a region.
-    fn follow_link(&mut self, cpu: &mut Cpu) {
-        let link = cpu.translated.link;
-        let Some(target) = self.cache.link_target(link) else { return };
-        cpu.regs[RIP] = cpu.translated.page | target.page_offset();
-        if let Some(to) = self.cache.find(target) {
-            self.cache.connect(link, to);
-        }
     }
 
     /// Drops regions whose bytes have changed.
@@ -225,17 +215,16 @@ impl Jit {
     /// The region at RIP, translated now if it is due; `None` if the interpreter is to run it.
     fn region_at_rip(&mut self, cpu: &mut Cpu) -> Result<Option<RegionId>, Exception> {
         self.drop_stale();
-        let (linear, context) = (cpu.regs[RIP], cpu.jump_context());
-        if let Some(id) = self.cache.jump(linear, context) {
+        let linear = cpu.regs[RIP];
+        let address = translate_fetch(cpu, linear)?;
+        if let Some(id) = self.cache.jump(address) {
             return Ok(Some(id));
         }
-        let address = self.fetch.translate(cpu, linear, context)?;
         if near_hole(linear) {
             return Ok(None);
         }
-        let known = self.cache.jump_before(linear, address).or_else(|| self.cache.find(address));
-        let Some(id) = known.or_else(|| self.warm(cpu, address)) else { return Ok(None) };
-        self.cache.remember(linear, context, id);
+        let Some(id) = self.cache.find(address).or_else(|| self.warm(cpu, address)) else { return Ok(None) };
+        self.cache.remember(id);
         Ok(Some(id))
     }
 

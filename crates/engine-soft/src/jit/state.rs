@@ -39,8 +39,10 @@ pub struct State {
     pub(super) passing: u32,
     /// Address of the table of jump targets.
     pub(super) jumps: u64,
-    /// What entries of that table must carry: mode, privilege, TLB generation.
+    /// What the host's stack and the run loop rely on: mode, privilege, TLB generation.
     pub(super) context: u64,
+    /// Table of the soft TLB for instruction fetches by the current privilege.
+    pub(super) fetch_table: u64,
     /// Which vector registers are in the host's: a [`crate::vector::pass::Level`], or 0.
     pub(super) level: u64,
     /// Table of the soft TLB for reads by the current class.
@@ -70,6 +72,7 @@ impl State {
             passing: 0,
             jumps: 0,
             context: 0,
+            fetch_table: 0,
             level: 0,
             read_table: 0,
             write_table: 0,
@@ -86,16 +89,20 @@ impl Default for State {
 }
 
 impl Cpu {
-    /// Which tables the soft TLB answers from; called where the class changes.
+    /// Which tables the soft TLB answers from; called where the class, the privilege or the address space changes.
     #[inline(always)]
     pub(crate) fn select_tables(&mut self) {
         (self.translated.read_table, self.translated.write_table) = self.tlb.tables(self.class);
+        self.translated.fetch_table = self.tlb.fetch_table(self.cpl == 3);
     }
 
     /// What a jump target depends on besides its address.
     #[inline(always)]
     pub(super) fn jump_context(&self) -> u64 {
-        u64::from(self.tlb.generation) << 32 | 1 << 4 | u64::from(self.cpl == 3) << 2 | self.code_size as u64
+        u64::from(self.tlb.generation(self.cpl == 3)) << 32
+            | 1 << 4
+            | u64::from(self.cpl == 3) << 2
+            | self.code_size as u64
     }
 }
 
@@ -125,7 +132,7 @@ pub(super) mod field {
         budget,
         page,
         jumps,
-        context,
+        fetch_table,
         entry,
         slot,
         interpret,

@@ -10,35 +10,32 @@ use super::asm::{Assembler, Imm, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
 use super::registers::{A, B, C, PIN, STACK, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
+use crate::mmu::tlb::FETCH_ENTRIES;
 use crate::vector::pass::{Level, offset};
 
 /// log2 of the number of jump targets remembered.
-pub(super) const JUMP_BITS: u32 = 13;
-/// log2 of the size of [`Jump`].
-const JUMP_SHIFT: u8 = 5;
+pub(super) const JUMP_BITS: u32 = 14;
+/// log2 of the size of [`Jump`] and of an entry of the soft TLB.
+const ENTRY_SHIFT: u8 = 4;
 
-/// Where a linear address leads, under which circumstances.
+/// The code for a guest physical address.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Jump {
-    /// The address.
-    pub(super) linear: u64,
-    /// See `Cpu::jump_context`.
-    pub(super) context: u64,
-    /// Host address of the code.
+    /// The guest physical address.
+    pub(super) physical: u64,
+    /// The host's address.
     pub(super) host: u64,
-    /// Index of the region.
-    pub(super) region: u64,
 }
 
-/// No target: its context is none that a vCPU has.
-pub(super) const NO_JUMP: Jump = Jump { linear: 0, context: 0, host: 0, region: 0 };
+/// No code: no guest has such an address.
+pub(super) const NO_JUMP: Jump = Jump { physical: u64::MAX, host: 0 };
 
-const _: () = assert!(size_of::<Jump>() == 1 << JUMP_SHIFT);
+const _: () = assert!(size_of::<Jump>() == 1 << ENTRY_SHIFT);
 
 /// The entry of the table for an address; the code below computes the same.
-pub(super) fn jump_index(linear: u64) -> usize {
-    (linear ^ linear >> 12) as usize & ((1 << JUMP_BITS) - 1)
+pub(super) fn jump_index(physical: u64) -> usize {
+    (physical ^ physical >> 12) as usize & ((1 << JUMP_BITS) - 1)
 }
 
 /// Why translated code was left.
@@ -64,6 +61,9 @@ pub(super) struct Stubs {
     pub(super) enter: usize,
     /// Called with a site in [`A`]: runs its handler.
     pub(super) interpret: usize,
+    /// Called with a linear address in [`A`], which stays: "equal" and the host's address of its code in [`B`] if there is
+    /// some. Uses [`C`].
+    pub(super) look_up: usize,
     /// Jumped to with a linear address in [`A`].
     pub(super) dispatch: usize,
     /// Jumped to with the unit's length and offset in [`A`] (see [`pack_unit`]): the budget does not cover it.
@@ -109,20 +109,12 @@ fn load_registers(a: &mut Assembler) {
     }
 }
 
-/// Looks for the linear address in [`A`] among the jump targets: [`B`] is its entry where the branches returned are not
-/// taken. Uses [`C`].
-pub(super) fn look_up(a: &mut Assembler) -> [usize; 2] {
+/// Finds the soft TLB's entry for fetches at the linear address in [`A`]: it is at [`B`] then. Changes flags.
+pub(super) fn fetch_entry(a: &mut Assembler) {
     a.rr32(Two::Load, B, A);
-    a.shr32(B, 12);
-    a.rr32(Two::Xor, B, A);
-    a.imm(Imm::And, false, B, (1 << JUMP_BITS) - 1);
-    a.shl32(B, JUMP_SHIFT);
-    a.rm(Two::Add, B, field::jumps());
-    a.rm(Two::Cmp, A, at(B, 0));
-    let other_address = a.jcc(cc::NE);
-    a.rm(Two::Load, C, field::context());
-    a.rm(Two::Cmp, C, at(B, 8));
-    [other_address, a.jcc(cc::NE)]
+    a.shr32(B, 12 - ENTRY_SHIFT);
+    a.imm(Imm::And, false, B, (FETCH_ENTRIES as i32 - 1) << ENTRY_SHIFT);
+    a.rm(Two::Add, B, field::fetch_table());
 }
 
 /// Makes the page of the address in [`A`] the one whose code runs.
@@ -131,10 +123,27 @@ pub(super) fn enter_page(a: &mut Assembler) {
     a.rm(Two::Store, A, field::page());
 }
 
-/// Goes to the target that [`look_up`] found for the address still in [`A`].
-pub(super) fn go(a: &mut Assembler) {
-    enter_page(a);
-    a.jmp_mem(at(B, 16));
+/// The code of [`Stubs::look_up`].
+fn look_up(a: &mut Assembler) {
+    fetch_entry(a);
+    a.copy(C, A);
+    a.imm(Imm::And, true, C, -0x1000);
+    a.rm(Two::Cmp, C, at(B, 0));
+    let unknown = a.jcc(cc::NE);
+    a.rm(Two::Load, B, at(B, 8));
+    a.rr32(Two::Load, C, A);
+    a.imm(Imm::And, false, C, 0xfff);
+    a.rr(Two::Add, B, C);
+    a.copy(C, B);
+    a.shr(C, 12);
+    a.rr32(Two::Xor, C, B);
+    a.imm(Imm::And, false, C, (1 << JUMP_BITS) - 1);
+    a.shl32(C, ENTRY_SHIFT);
+    a.rm(Two::Add, C, field::jumps());
+    a.rm(Two::Cmp, B, at(C, 0));
+    a.rm(Two::Load, B, at(C, 8));
+    a.bind(unknown);
+    a.ret();
 }
 
 /// `op xmmN, [base + disp]` or the reverse, legacy or VEX (256 bits).
@@ -276,13 +285,17 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.rm32(Two::Store, A, field::link());
     leave_for(&mut a, reason::LINK);
 
+    let look_up_start = a.here();
+    look_up(&mut a);
+
     a.bind(nowhere);
     let dispatch = a.here();
-    let missing = look_up(&mut a);
-    go(&mut a);
-    for site in missing {
-        a.bind(site);
-    }
+    let site = a.call();
+    a.patch(site, look_up_start as i64);
+    let missing = a.jcc(cc::NE);
+    enter_page(&mut a);
+    a.jmp_reg(B);
+    a.bind(missing);
     a.rm(Two::Store, A, field::rip());
     leave_for(&mut a, reason::LOOKUP);
 
@@ -304,19 +317,19 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     let site = a.jmp();
     a.patch(site, leave_stored as i64);
 
-    let ret = ret(&mut a, interpret, dispatch);
+    let ret = ret(&mut a, interpret, look_up_start, dispatch);
     let load = [Level::Sse, Level::Avx].map(|level| {
         let start = a.here();
         load(&mut a, level, avx, avx512);
         start
     });
     let length = a.here();
-    (a.code, Stubs { enter, interpret, dispatch, budget, link, ret, load, length })
+    (a.code, Stubs { enter, interpret, look_up: look_up_start, dispatch, budget, link, ret, load, length })
 }
 
 /// A return that does not match. As the host's predictor would, take one call off: code that drops return addresses (return
 /// thunks do) matches the next.
-fn ret(a: &mut Assembler, interpret: usize, dispatch: usize) -> usize {
+fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize) -> usize {
     let start = a.here();
     a.rm32(Two::Store, C, field::link());
     a.rm(Two::Cmp, RSP, field::base());
@@ -328,12 +341,13 @@ fn ret(a: &mut Assembler, interpret: usize, dispatch: usize) -> usize {
     a.ret();
     a.bind(empty);
     a.bind(other);
-    let missing = look_up(a);
+    let site = a.call();
+    a.patch(site, look_up as i64);
+    let missing = a.jcc(cc::NE);
     a.rm(Two::Lea, STACK, at(STACK, 8));
-    go(a);
-    for site in missing {
-        a.bind(site);
-    }
+    enter_page(a);
+    a.jmp_reg(B);
+    a.bind(missing);
     // Where it may fault, the handler executes it.
     a.rm32(Two::Load, A, field::link());
     let site = a.call();

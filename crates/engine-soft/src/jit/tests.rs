@@ -138,11 +138,7 @@ impl Pair {
     /// One run of the translator, and the interpreter up to the same count. The exception, if there was one.
     fn advance(&mut self, limit: u64) -> Option<Exception> {
         let before = self.subject.cpu.retired;
-        let exits = |jit: &Jit| jit.exits[reason::LEAVE as usize] + jit.exits[reason::BUDGET as usize];
-        let left = exits(&self.jit);
         let outcome = self.jit.run(&mut self.subject, limit);
-        // Left in the middle of a region: flags that nothing in it would have looked at may differ.
-        let early = outcome.is_err() || left != exits(&self.jit);
         let count = self.subject.cpu.retired - before;
         assert!(count <= limit, "{count} instructions where {limit} were allowed");
         let (start, mut expected) = (self.reference.cpu.retired, Ok(()));
@@ -155,9 +151,6 @@ impl Pair {
             expected = self.reference.run_block(left as usize);
         }
         assert_eq!(outcome, expected, "{}", self.context());
-        if early && !self.exact {
-            self.reference.cpu.status = self.subject.cpu.status;
-        }
         self.compare(outcome.is_err());
         outcome.err()
     }
@@ -167,7 +160,10 @@ impl Pair {
         assert_eq!(a.regs, b.regs, "registers: {}", self.context());
         assert_eq!(a.retired, b.retired, "count: {}", self.context());
         assert_eq!(a.flags, b.flags, "system flags: {}", self.context());
-        assert_eq!(a.status.canonical(), b.status.canonical(), "flags: {}", self.context());
+        if self.exact {
+            // Otherwise flags that nothing will look at may differ; a wrong one that something looks at shows there.
+            assert_eq!(a.status.canonical(), b.status.canonical(), "flags: {}", self.context());
+        }
         if faulted {
             assert_eq!(a.fault_address, b.fault_address, "fault address: {}", self.context());
         }
@@ -233,6 +229,8 @@ fn rounds(seed: u64, count: u64, options: Options) -> u64 {
             if pair.advance(limit).is_some() {
                 faults += 1;
                 let next = pair.start & !0x1fff | random.pick(&program.starts) as u64;
+                // Going on elsewhere, where other flags are looked at.
+                pair.subject.cpu.status = pair.reference.cpu.status;
                 for machine in [&mut pair.reference, &mut pair.subject] {
                     machine.cpu.regs[RIP] = next;
                     machine.cpu.regs[4] = DATA + 0x1800;

@@ -2,10 +2,24 @@
 //!
 //! One direct-mapped table per access class and kind. An entry matches only an access that lies within its
 //! page, that the page tables permit, and that needs no further thought: pages with decoded code, device
-//! registers, ROM and clean pages never get a write entry, so one comparison decides.
+//! registers, ROM and clean pages never get a write entry, so one comparison decides. Instruction fetches have tables of
+//! their own, which lead to guest physical pages: code is known by those.
+//!
+//! Each address space that a process-context identifier names has such tables ([`slot`]), for as long as there is room:
+//! [`Tlb::switch`] puts those of another one in place. A processor may forget any translation at any time (SDM 3A 4.10.2),
+//! so more is forgotten than must be where that is simpler; what must go is said at each function.
+
+mod filter;
+mod slot;
+
+use slot::{Contents, NOTHING, Slot};
 
 /// Entries per table.
 pub const ENTRIES: usize = 1024;
+/// Entries per table of fetches.
+pub const FETCH_ENTRIES: usize = 1024;
+/// Address spaces remembered. Linux takes turns with six identifiers.
+const SLOTS: usize = 8;
 
 /// Who makes an access, as far as permissions differ. Each has tables of its own, so a change of privilege
 /// needs no flush.
@@ -22,11 +36,6 @@ pub enum Class {
     Slow = 3,
 }
 
-const CLASSES: usize = 4;
-/// No address equals it whose bits 5 to 11 are clear: translated code compares the page, with bits below that must be clear
-/// in an aligned address.
-const EMPTY: u64 = 0x800;
-
 /// One entry: the linear page, and what to add to a linear address to get the host's.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -35,183 +44,326 @@ pub struct Entry {
     addend: u64,
 }
 
-const NO_ENTRY: Entry = Entry { tag: EMPTY, addend: 0 };
+impl Entry {
+    fn host_page(&self) -> u64 {
+        self.tag.wrapping_add(self.addend)
+    }
+}
 
-type Table = [Entry; ENTRIES];
+/// One entry of a table of fetches. That it is there means that an instruction fetch from the page, by the privilege that
+/// the table is for, is permitted and reads that physical page.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FetchEntry {
+    /// The linear page's address; no multiple of the page size if there is none.
+    tag: u64,
+    /// The guest physical page's address, A20 applied.
+    physical: u64,
+}
+
+/// What the page tables say of a page besides its address.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// Size in bytes of the guest's mapping.
+    pub size: u64,
+    /// Global page: stays when its address space is flushed.
+    pub global: bool,
+}
+
+/// An address space: what CR3 says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Process-context identifier, zero without CR4.PCIDE.
+    pub pcid: u16,
+    /// Address of the topmost table.
+    pub base: u64,
+}
+
+/// Figures for `-v`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Times that all pages, or all of an address space, had to be forgotten.
+    pub flushes: u64,
+    /// Times that one page had to be.
+    pub page_flushes: u64,
+    /// Changes of the address space that found its tables in place.
+    pub kept: u64,
+    /// Entries made for loads and stores.
+    pub fills: u64,
+    /// Entries made for fetches.
+    pub fetch_fills: u64,
+}
 
 /// The soft TLB of one vCPU.
 pub struct Tlb {
-    read: [Table; CLASSES],
-    write: [Table; CLASSES],
-    /// The smallest aligned region that holds every large page with an entry: `(address & mask) == base`.
-    large: Option<(u64, u64)>,
-    /// Counts flushes; whatever else depends on translations compares it.
-    pub generation: u32,
+    /// Of the address space in use.
+    current: Box<Slot>,
+    /// Of others, made when they are first needed.
+    parked: Vec<Box<Slot>>,
+    /// See [`Tlb::generation`]: below CPL 3, and there.
+    generations: [u32; 2],
+    /// The newest generation.
+    newest: u32,
+    /// The generation of supervisor code in global pages, which all address spaces share.
+    shared: u32,
+    /// The pages that such code was fetched from.
+    shared_code: Contents,
+    /// Counts switches; orders slots by their last use.
+    switches: u64,
+    /// What it has done.
+    pub counters: Counters,
 }
 
 impl std::fmt::Debug for Tlb {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tlb").field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("Tlb").field("generations", &self.generations).finish_non_exhaustive()
     }
 }
 
-#[inline(always)]
-fn index(linear: u64) -> usize {
-    (linear >> 12) as usize % ENTRIES
+impl Default for Tlb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Makes `generation` one that nothing had before.
+fn renew(generation: &mut u32, newest: &mut u32) {
+    // Zero is left out: tables of jump targets use it for "none".
+    *newest = newest.checked_add(1).unwrap_or(1);
+    *generation = *newest;
 }
 
 impl Tlb {
     /// An empty TLB.
-    pub fn new() -> Box<Self> {
-        Box::new(Self {
-            read: [[NO_ENTRY; ENTRIES]; CLASSES],
-            write: [[NO_ENTRY; ENTRIES]; CLASSES],
-            large: None,
-            generation: 0,
-        })
+    pub fn new() -> Self {
+        Self {
+            current: Slot::new(1),
+            parked: Vec::new(),
+            generations: [2, 1],
+            newest: 2,
+            shared: 2,
+            shared_code: NOTHING,
+            switches: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Names the translations that code at CPL 3 (`user`) or below is fetched through: the number changes with every flush
+    /// that may concern code, and with the address space, whose own comes back with it. So what was found by a fetch under
+    /// a number may be used whenever the number is the same. Supervisor code has one number in all address spaces as long
+    /// as it lies in global pages.
+    ///
+    /// The number is known after the fetch only, which may change it.
+    #[inline(always)]
+    pub fn generation(&self, user: bool) -> u32 {
+        self.generations[usize::from(user)]
+    }
+
+    /// How many numbers [`Tlb::generation`] has had, for `-v`.
+    pub fn generations_made(&self) -> u32 {
+        self.newest
+    }
+
+    fn update_generations(&mut self) {
+        let own = self.current.epoch;
+        self.generations = [if self.current.own_kernel_code { own } else { self.shared }, own];
     }
 
     #[inline(always)]
-    fn find(table: &Table, linear: u64, size: u64) -> Option<*mut u8> {
-        let entry = &table[index(linear)];
+    fn find(entry: &Entry, linear: u64, size: u64) -> Option<*mut u8> {
         // An access that leaves the page has a last byte whose page differs from the tag.
         (linear.wrapping_add(size - 1) & !0xfff == entry.tag)
             .then(|| linear.wrapping_add(entry.addend) as *mut u8)
     }
 
     /// Addresses of a class's tables for reads and for writes, for translated code: [`ENTRIES`] of [`Entry`] each, indexed
-    /// by the low bits of the page number. They stay where they are as long as the TLB does.
+    /// by the low bits of the page number. They hold until the next [`Tlb::switch`].
     #[inline(always)]
     pub(crate) fn tables(&self, class: Class) -> (u64, u64) {
-        (self.read[class as usize].as_ptr() as u64, self.write[class as usize].as_ptr() as u64)
+        self.current.tables(class)
+    }
+
+    /// Address of the table of fetches at CPL 3 (`user`) or below, for translated code: [`FETCH_ENTRIES`] of [`FetchEntry`],
+    /// indexed by the low bits of the page number. It holds until the next [`Tlb::switch`].
+    #[inline(always)]
+    pub fn fetch_table(&self, user: bool) -> u64 {
+        self.current.fetch_table(user)
     }
 
     /// The host address for a read of `size` bytes.
     #[inline(always)]
     pub fn read(&self, class: Class, linear: u64, size: u64) -> Option<*mut u8> {
-        Self::find(&self.read[class as usize], linear, size)
+        Self::find(self.current.read(class, linear), linear, size)
     }
 
     /// The host address for a write (or read and write) of `size` bytes.
     #[inline(always)]
     pub fn write(&self, class: Class, linear: u64, size: u64) -> Option<*mut u8> {
-        Self::find(&self.write[class as usize], linear, size)
+        Self::find(self.current.write(class, linear), linear, size)
     }
 
-    /// Remembers a page. `page_size` is that of the guest's mapping, in bytes.
-    pub fn fill(&mut self, class: Class, linear: u64, host: *mut u8, write: bool, page_size: u64) {
+    /// The guest physical address that an instruction fetch reads from, if it is known to be permitted.
+    #[inline(always)]
+    pub fn fetch(&self, user: bool, linear: u64) -> Option<u64> {
+        let entry = self.current.fetch(user, linear);
+        (linear & !0xfff == entry.tag).then_some(entry.physical | linear & 0xfff)
+    }
+
+    /// Remembers a page for loads, and for stores if `write`.
+    pub fn fill(&mut self, class: Class, linear: u64, host: *mut u8, write: bool, page: Page) {
         if class == Class::Slow {
             return;
         }
-        if page_size > 4096 {
-            self.note_large(linear, page_size);
+        self.counters.fills += 1;
+        let tag = linear & !0xfff;
+        self.current.fill(class, Entry { tag, addend: (host as u64).wrapping_sub(tag) }, write, page);
+    }
+
+    /// Remembers a page for fetches.
+    pub fn fill_fetch(&mut self, user: bool, linear: u64, physical: u64, page: Page) {
+        self.counters.fetch_fills += 1;
+        let entry = FetchEntry { tag: linear & !0xfff, physical: physical & !0xfff };
+        let before = self.current.own_kernel_code;
+        self.current.fill_fetch(user, entry, page);
+        if !user && page.global {
+            self.shared_code.note_code(entry.tag, page.size);
         }
-        let entry = Entry { tag: linear & !0xfff, addend: (host as u64).wrapping_sub(linear & !0xfff) };
-        self.read[class as usize][index(linear)] = entry;
-        if write {
-            self.write[class as usize][index(linear)] = entry;
+        if self.current.own_kernel_code != before {
+            // Whoever has asked for the number before the fetch leaves nothing behind that another address space finds.
+            renew(&mut self.shared, &mut self.newest);
+            self.update_generations();
         }
     }
 
-    fn note_large(&mut self, linear: u64, page_size: u64) {
-        let mut mask = !(page_size - 1);
-        if let Some((base, old)) = self.large {
-            mask &= old;
-            while (base ^ linear) & mask != 0 {
-                mask <<= 1;
-            }
+    fn flush_current(&mut self, keep_global: bool) {
+        if self.current.flush(keep_global) {
+            renew(&mut self.current.epoch, &mut self.newest);
         }
-        self.large = Some((linear & mask, mask));
+        self.update_generations();
     }
 
     /// Forgets everything.
     pub fn flush(&mut self) {
-        for table in self.read.iter_mut().chain(&mut self.write) {
-            table.fill(NO_ENTRY);
-        }
-        self.large = None;
-        self.generation = self.generation.wrapping_add(1);
-    }
-
-    /// Forgets one page, and with it all pages if it may be part of a large one.
-    pub fn flush_page(&mut self, linear: u64) {
-        if self.large.is_some_and(|(base, mask)| linear & mask == base) {
-            return self.flush();
-        }
-        for table in self.read.iter_mut().chain(&mut self.write) {
-            let entry = &mut table[index(linear)];
-            if entry.tag == linear & !0xfff {
-                *entry = NO_ENTRY;
+        self.counters.flushes += 1;
+        self.shared_code = NOTHING;
+        renew(&mut self.shared, &mut self.newest);
+        self.flush_current(false);
+        for slot in &mut self.parked {
+            slot.owner = None;
+            if slot.flush(false) {
+                renew(&mut slot.epoch, &mut self.newest);
             }
         }
-        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Forgets all that is not global, in every address space.
+    pub fn flush_all_but_global(&mut self) {
+        self.counters.flushes += 1;
+        self.flush_current(true);
+        for slot in &mut self.parked {
+            slot.owner = None;
+            if slot.flush(true) {
+                renew(&mut slot.epoch, &mut self.newest);
+            }
+        }
+    }
+
+    /// Forgets all that is not global in one address space: the one in use if `pcid` is `None`.
+    pub fn flush_space(&mut self, pcid: Option<u16>) {
+        self.counters.flushes += 1;
+        match pcid {
+            None => self.flush_current(true),
+            Some(pcid) => {
+                // An orphan is flushed when it is next taken.
+                if let Some(slot) = self.parked_slot(pcid) {
+                    slot.owner = None;
+                }
+            }
+        }
+    }
+
+    fn parked_slot(&mut self, pcid: u16) -> Option<&mut Box<Slot>> {
+        self.parked.iter_mut().find(|slot| slot.owner.is_some_and(|owner| owner.pcid == pcid))
+    }
+
+    /// Forgets one page of the address space in use, and global ones at that address in all (SDM 3A 4.10.4.1, INVLPG). All
+    /// pages go if it may be part of a large one.
+    pub fn flush_page(&mut self, linear: u64) {
+        self.counters.page_flushes += 1;
+        if self.current.flush_page(linear) {
+            renew(&mut self.current.epoch, &mut self.newest);
+        }
+        if self.shared_code.may_have_code_at(linear) {
+            renew(&mut self.shared, &mut self.newest);
+        }
+        self.update_generations();
+        for slot in self.parked.iter_mut().filter(|slot| slot.has_global_near(linear)) {
+            if slot.flush_page(linear) {
+                renew(&mut slot.epoch, &mut self.newest);
+            }
+        }
+    }
+
+    /// Forgets one page of an address space that is not in use.
+    pub fn flush_page_of(&mut self, pcid: u16, linear: u64) {
+        self.counters.page_flushes += 1;
+        let mut newest = self.newest;
+        if let Some(slot) = self.parked_slot(pcid)
+            && slot.flush_page(linear)
+        {
+            renew(&mut slot.epoch, &mut newest);
+        }
+        self.newest = newest;
+    }
+
+    /// Goes from one address space to another, or loads CR3 with the same. All that is not global in the new one is
+    /// forgotten, unless `keep` and nothing else had its identifier (SDM 3A 4.10.4.1, MOV to CR3).
+    pub fn switch(&mut self, leaving: Space, entering: Space, keep: bool) {
+        if leaving.pcid != entering.pcid {
+            self.switches += 1;
+            self.current.owner = Some(leaving);
+            self.current.used = self.switches;
+            let place = self.place_for(entering.pcid);
+            std::mem::swap(&mut self.current, &mut self.parked[place]);
+            let same = self.current.owner == Some(entering);
+            self.current.owner = None;
+            if keep && same {
+                self.counters.kept += 1;
+                self.update_generations();
+                return;
+            }
+        } else if keep && leaving == entering {
+            return;
+        }
+        self.counters.flushes += 1;
+        self.flush_current(true);
+    }
+
+    /// Where among the parked slots the one for an identifier is, or one that can be had for it.
+    fn place_for(&mut self, pcid: u16) -> usize {
+        let owned = |slot: &Slot| slot.owner.is_some_and(|owner| owner.pcid == pcid);
+        if let Some(place) = self.parked.iter().position(|slot| owned(slot)) {
+            return place;
+        }
+        let free = self.parked.iter().position(|slot| slot.owner.is_none());
+        if free.is_none() && self.parked.len() + 1 < SLOTS {
+            let mut slot = Slot::new(0);
+            renew(&mut slot.epoch, &mut self.newest);
+            self.parked.push(slot);
+            return self.parked.len() - 1;
+        }
+        let oldest = || (0..self.parked.len()).min_by_key(|&i| self.parked[i].used);
+        free.or_else(oldest).unwrap_or(0)
     }
 
     /// Forgets every write entry for a host page: it now holds decoded code.
     pub fn protect(&mut self, host_page: *mut u8) {
-        for table in &mut self.write {
-            for entry in table.iter_mut() {
-                if entry.tag != EMPTY && entry.tag.wrapping_add(entry.addend) == host_page as u64 {
-                    *entry = NO_ENTRY;
-                }
-            }
+        self.current.protect(host_page as u64);
+        for slot in &mut self.parked {
+            slot.protect(host_page as u64);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn host(n: u64) -> *mut u8 {
-        (0x7000_0000_0000 + n * 0x1000) as *mut u8
-    }
-
-    #[test]
-    fn access_that_leaves_the_page_misses() {
-        let mut tlb = Tlb::new();
-        tlb.fill(Class::User, 0x5000, host(0), true, 4096);
-        assert_eq!(tlb.read(Class::User, 0x5ff8, 8), Some(host(0).wrapping_add(0xff8)));
-        assert_eq!(tlb.read(Class::User, 0x5ff9, 8), None);
-        assert_eq!(tlb.write(Class::Kernel, 0x5000, 1), None);
-    }
-
-    #[test]
-    fn address_that_wraps_never_hits() {
-        let mut tlb = Tlb::new();
-        tlb.fill(Class::User, 0xffff_ffff_ffff_f000, host(0), true, 4096);
-        tlb.fill(Class::User, 0, host(1), true, 4096);
-        assert_eq!(tlb.read(Class::User, u64::MAX, 2), None);
-    }
-
-    #[test]
-    fn flush_of_a_page_inside_a_large_one_drops_all_its_parts() {
-        let mut tlb = Tlb::new();
-        tlb.fill(Class::User, 0x20_0000, host(0), false, 2 << 20);
-        tlb.fill(Class::User, 0x20_3000, host(3), false, 2 << 20);
-        tlb.fill(Class::User, 0x9000, host(9), false, 4096);
-        tlb.flush_page(0x9000);
-        assert_eq!(tlb.read(Class::User, 0x9000, 1), None);
-        assert!(tlb.read(Class::User, 0x20_3000, 1).is_some());
-        tlb.flush_page(0x20_1000);
-        assert_eq!(tlb.read(Class::User, 0x20_3000, 1), None);
-    }
-
-    #[test]
-    fn two_large_pages_far_apart_are_both_covered() {
-        let mut tlb = Tlb::new();
-        tlb.fill(Class::Kernel, 0xffff_8880_0020_0000, host(0), false, 2 << 20);
-        tlb.fill(Class::Kernel, 0x40_0000, host(5), false, 2 << 20);
-        tlb.flush_page(0x50_0000);
-        assert_eq!(tlb.read(Class::Kernel, 0x40_0000, 1), None);
-    }
-
-    #[test]
-    fn protected_page_keeps_its_read_entry() {
-        let mut tlb = Tlb::new();
-        tlb.fill(Class::Kernel, 0x5000, host(2), true, 4096);
-        tlb.protect(host(2));
-        assert!(tlb.read(Class::Kernel, 0x5000, 1).is_some());
-        assert_eq!(tlb.write(Class::Kernel, 0x5000, 1), None);
-    }
-}
+mod tests;

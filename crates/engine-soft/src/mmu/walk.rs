@@ -54,6 +54,8 @@ pub struct Translation {
     pub page_size: u64,
     /// Global page.
     pub global: bool,
+    /// Page of user mode, which SMAP and SMEP keep a supervisor from.
+    pub user: bool,
 }
 
 /// A page fault's error code. CR2 is the address walked.
@@ -101,7 +103,7 @@ pub fn translate(
     let a20 = memory.a20_mask();
     if !context.cr0.contains(Cr0::PG) {
         let address = GuestAddress(linear & 0xffff_ffff & a20);
-        return Ok(Translation { address, writable: true, page_size: 4096, global: false });
+        return Ok(Translation { address, writable: true, page_size: 4096, global: false, user: false });
     }
     loop {
         // Another CPU may change an entry between our reading and marking it: walk again then.
@@ -204,6 +206,7 @@ fn attempt(
             writable: writable && dirty,
             page_size,
             global: flags.contains(Entry::GLOBAL) && context.cr4.contains(Cr4::PGE),
+            user: user_page,
         }));
     }
     // Every table of levels ends with a leaf.

@@ -8,6 +8,7 @@ mod lab;
 mod long;
 mod modes;
 mod platform;
+mod translations;
 
 use lab::{Guest, Lab, Report};
 use ringfence_engine::Engine;
@@ -52,4 +53,9 @@ fn real_and_protected_mode_guests_give_the_expected_results() {
 #[test]
 fn platform_guests_get_their_interrupts() {
     run_all(platform::CASES);
+}
+
+#[test]
+fn guests_that_remap_their_code_run_the_new_one() {
+    run_all(translations::CASES);
 }

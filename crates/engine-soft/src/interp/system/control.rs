@@ -8,6 +8,7 @@ use ringfence_x86::{Cr0, Cr4, Efer, Exception, SegmentRegister};
 
 use crate::interp::cpu::Cpu;
 use crate::interp::op::{Handler, Op};
+use crate::mmu::tlb::Space;
 
 /// Bits of CR0 that exist. Writing others in the lower half has no effect.
 const CR0_BITS: u64 = 0xe005_003f;
@@ -71,13 +72,18 @@ impl Cpu {
         if self.pae_paging() {
             self.pdpte = self.read_pdptes(value)?;
         }
-        // Translations of other PCIDs may not be used, and the soft TLB has no room for their tags.
-        if !keep || self.cr3 != value {
-            self.tlb.flush();
-        }
+        let leaving = self.address_space();
         self.cr3 = value;
+        self.tlb.switch(leaving, self.address_space(), keep);
+        self.select_tables();
         self.leave_block = true;
         Ok(())
+    }
+
+    /// The address space that CR3 names (SDM 3A 4.10.1).
+    fn address_space(&self) -> Space {
+        let pcid = if self.cr4.contains(Cr4::PCIDE) { (self.cr3 & 0xfff) as u16 } else { 0 };
+        Space { pcid, base: self.cr3 & !0xfff }
     }
 
     fn pae_paging(&self) -> bool {
@@ -232,12 +238,14 @@ fn invpcid<T: Scalar>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     if bad {
         return Err(Exception::GP0);
     }
-    let current = if cpu.cr4.contains(Cr4::PCIDE) { cpu.cr3 & 0xfff } else { 0 };
+    let pcid = (pcid & 0xfff) as u16;
+    let current = pcid == cpu.address_space().pcid;
     match kind {
-        0 if pcid == current => cpu.invalidate_page(address),
-        // Translations of other PCIDs are never kept.
-        0 | 1 if pcid != current => {}
-        _ => cpu.tlb.flush(),
+        0 if current => cpu.invalidate_page(address),
+        0 => cpu.tlb.flush_page_of(pcid, address),
+        1 => cpu.tlb.flush_space((!current).then_some(pcid)),
+        2 => cpu.tlb.flush(),
+        _ => cpu.tlb.flush_all_but_global(),
     }
     cpu.leave_block = true;
     Ok(())

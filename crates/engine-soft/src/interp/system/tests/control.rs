@@ -7,7 +7,7 @@ use crate::interp::op::RIP;
 use crate::interp::testing::{Lab, at, sel};
 
 /// `mov crN, rax`.
-fn write(lab: &mut Lab, number: u8, value: u64) -> Result<(), Exception> {
+pub(super) fn write(lab: &mut Lab, number: u8, value: u64) -> Result<(), Exception> {
     lab.m.cpu.regs[0] = value;
     lab.m.cpu.regs[RIP] = at::CODE;
     if number == 8 {

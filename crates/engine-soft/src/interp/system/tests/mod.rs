@@ -14,3 +14,4 @@ mod segments;
 mod state;
 mod syscalls;
 mod tasks;
+mod translations;
