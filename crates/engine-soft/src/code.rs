@@ -50,9 +50,23 @@ impl StaleCode {
     }
 }
 
+/// Writes beside its code that a page bears before its code is given up. Every one takes the slow path; a page that once
+/// held code and now holds data would otherwise never get rid of it. Decoding anew costs about as much as so many writes, so
+/// a page that is really both is at most twice as slow.
+const PATIENCE: u32 = 128;
+
+/// A page with decoded code.
+#[derive(Default)]
+struct Marked {
+    /// Granules in use.
+    granules: u64,
+    /// Writes to others.
+    beside: u32,
+}
+
 #[derive(Default)]
 struct Pages {
-    granules: HashMap<GuestAddress, u64>,
+    marked: HashMap<GuestAddress, Marked>,
     vcpus: Vec<Arc<StaleCode>>,
 }
 
@@ -87,27 +101,30 @@ impl CodeMap {
     /// writable soft-TLB entries must go before the bytes are read.
     pub fn mark(&self, address: GuestAddress, len: u64) -> bool {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        let mask = pages.granules.entry(address.page()).or_default();
-        let fresh = *mask == 0;
-        *mask |= granules(address.page_offset(), len);
+        let page = pages.marked.entry(address.page()).or_default();
+        let fresh = page.granules == 0;
+        page.granules |= granules(address.page_offset(), len);
         if fresh {
             self.memory.set_code_page(address, true);
         }
         fresh
     }
 
-    /// `len` bytes from `address` (in one page) were written: hands code made from them to the vCPUs' lists.
-    /// True if there was any.
+    /// `len` bytes from `address` (in one page) were written: hands code made from them to the vCPUs' lists, and code
+    /// beside them if it has been written beside for long. True if there was any.
     pub fn written(&self, address: GuestAddress, len: u64) -> bool {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         let page = address.page();
-        let Some(mask) = pages.granules.get_mut(&page) else { return false };
-        if *mask & granules(address.page_offset(), len) == 0 {
-            return false;
+        let Some(marked) = pages.marked.get_mut(&page) else { return false };
+        if marked.granules & granules(address.page_offset(), len) == 0 {
+            marked.beside += 1;
+            if marked.beside < PATIENCE {
+                return false;
+            }
         }
         // A block may span granules, so the bits of one cannot be cleared alone: drop the page as a whole.
-        let stale = *mask;
-        pages.granules.remove(&page);
+        let stale = marked.granules;
+        pages.marked.remove(&page);
         self.memory.set_code_page(address, false);
         for vcpu in &pages.vcpus {
             vcpu.push(page, stale);
@@ -154,5 +171,15 @@ mod tests {
             assert_eq!(vcpu.take(), [(GuestAddress(0x1000), 1)]);
         }
         assert!(map.mark(GuestAddress(0x1010), 8), "the page was given up as a whole");
+    }
+
+    #[test]
+    fn page_that_is_written_beside_its_code_for_long_gives_it_up() {
+        let memory = Arc::new(GuestMemory::flat(0x4000).unwrap());
+        let map = CodeMap::new(Arc::clone(&memory));
+        map.mark(GuestAddress(0x1010), 8);
+        let until = (1..).find(|_| map.written(GuestAddress(0x1800), 8)).unwrap();
+        assert_eq!(until, PATIENCE);
+        assert!(!memory.page(GuestAddress(0x1000)).unwrap().code);
     }
 }

@@ -127,13 +127,14 @@ impl GuestMemory {
         self.ram().map(|r| r.len).sum()
     }
 
+    /// There are few regions, so asking each beats any search.
+    #[inline]
     fn region(&self, address: GuestAddress) -> Option<&Region> {
-        let after = self.regions.partition_point(|r| r.range.start <= address);
-        let region = self.regions.get(after.checked_sub(1)?)?;
-        region.range.contains(address, 1).then_some(region)
+        self.regions.iter().find(|r| address.0.wrapping_sub(r.range.start.0) < r.range.len)
     }
 
     /// The host page behind a guest page, or `None` in a hole.
+    #[inline]
     pub fn page(&self, address: GuestAddress) -> Option<HostPage> {
         let region = self.region(address)?;
         let offset = address.page().0 - region.range.start.0;
@@ -157,6 +158,7 @@ impl GuestMemory {
 
     /// The mask that every guest physical address passes through: all ones, or bit 20 clear while the A20
     /// gate is closed.
+    #[inline]
     pub fn a20_mask(&self) -> u64 {
         self.a20_mask.load(Ordering::Acquire)
     }
@@ -241,9 +243,10 @@ impl GuestMemory {
     ///
     /// # Errors
     /// [`MemoryError::OutOfRange`] if any byte is in a hole.
+    #[inline]
     pub fn read<T: Scalar>(&self, address: GuestAddress) -> Result<T, MemoryError> {
         if let Some(region) = self.region(address)
-            && region.range.contains(address, T::SIZE as u64)
+            && address.0 - region.range.start.0 <= region.range.len - T::SIZE as u64
         {
             let offset = (address.0 - region.range.start.0) as usize;
             // SAFETY: the whole access lies inside the region's mapping, as just checked.

@@ -116,3 +116,27 @@ pub unsafe fn fill(into: *mut u8, byte: u8, len: usize) {
              options(nostack, preserves_flags));
     }
 }
+
+/// Fills guest-visible memory with `count` copies of a value, upwards.
+///
+/// # Safety
+/// `into` must be valid for writes of `count` times [`Scalar::SIZE`] bytes.
+#[inline]
+pub unsafe fn fill_with<T: Scalar>(into: *mut u8, value: T, count: usize) {
+    let value = value.widen();
+    macro_rules! stos {
+        ($instruction:literal) => {
+            // SAFETY: the caller vouches for `into`. The direction flag is clear by the ABI.
+            unsafe {
+                asm!($instruction, inout("rcx") count => _, inout("rdi") into => _, in("rax") value,
+                     options(nostack, preserves_flags));
+            }
+        };
+    }
+    match T::SIZE {
+        1 => stos!("rep stosb"),
+        2 => stos!("rep stosw"),
+        4 => stos!("rep stosd"),
+        _ => stos!("rep stosq"),
+    }
+}

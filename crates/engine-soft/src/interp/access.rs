@@ -11,7 +11,7 @@ use ringfence_x86::{Cr4, Exception, SegmentRegister, Vector};
 use super::cpu::Cpu;
 use super::op::Op;
 use crate::hostop::Int;
-use crate::mmu::tlb::{Class, Page};
+use crate::mmu::tlb::{Class, Grant, Page};
 use crate::mmu::walk::{Access, Rights, translate};
 
 /// What stands behind a page.
@@ -414,18 +414,22 @@ impl Cpu {
             None => Target::Device,
             Some(page) => {
                 let host = page.host.wrapping_add(found.address.page_offset() as usize);
-                let write = found.writable && page.writable && !page.code;
+                let grant = match access {
+                    _ if !(found.writable && page.writable) || page.code => Grant::Read,
+                    Access::Write => Grant::Write,
+                    _ => Grant::ReadOfWritable,
+                };
                 let class = match rights {
                     Rights { user: true, .. } => Class::User,
                     Rights { smap_open: false, .. } => Class::Kernel,
                     Rights { smap_open: true, .. } => Class::KernelAc,
                 };
                 let mapping = Page { size: found.page_size, global: found.global };
-                self.tlb.fill(class, linear, page.host, write, mapping);
+                self.tlb.fill(class, linear, page.host, grant, mapping);
                 if !rights.user && !found.user && self.cr4.contains(Cr4::SMAP) {
                     // AC makes no difference to a supervisor's page, and kernels turn it on and off all the time.
                     let other = if class == Class::Kernel { Class::KernelAc } else { Class::Kernel };
-                    self.tlb.fill(other, linear, page.host, write, mapping);
+                    self.tlb.fill(other, linear, page.host, grant, mapping);
                 }
                 if page.writable { Target::Memory { host, code: page.code } } else { Target::Rom(host) }
             }

@@ -70,6 +70,17 @@ pub struct Page {
     pub global: bool,
 }
 
+/// What a page that is filled in may be used for, and what was asked of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Reads, and that was asked for.
+    Read,
+    /// A read was asked for, writes may be done as well.
+    ReadOfWritable,
+    /// A write was asked for.
+    Write,
+}
+
 /// An address space: what CR3 says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -209,14 +220,14 @@ impl Tlb {
         (linear & !0xfff == entry.tag).then_some(entry.physical | linear & 0xfff)
     }
 
-    /// Remembers a page for loads, and for stores if `write`.
-    pub fn fill(&mut self, class: Class, linear: u64, host: *mut u8, write: bool, page: Page) {
+    /// Remembers a page for loads and stores.
+    pub fn fill(&mut self, class: Class, linear: u64, host: *mut u8, grant: Grant, page: Page) {
         if class == Class::Slow {
             return;
         }
         self.counters.fills += 1;
         let tag = linear & !0xfff;
-        self.current.fill(class, Entry { tag, addend: (host as u64).wrapping_sub(tag) }, write, page);
+        self.current.fill(class, Entry { tag, addend: (host as u64).wrapping_sub(tag) }, grant, page);
     }
 
     /// Remembers a page for fetches.

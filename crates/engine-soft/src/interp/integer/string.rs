@@ -5,7 +5,7 @@
 //! when an interrupt had come (SDM 2B, REP). The bound is fixed, so counted runs repeat.
 
 use iced_x86::{Instruction, Mnemonic};
-use ringfence_memory::host;
+use ringfence_memory::{Scalar, host};
 use ringfence_x86::{Exception, Gpr, Rflags, SegmentRegister};
 
 use super::operand::for_size;
@@ -103,7 +103,7 @@ fn span<T: Int>(
     wanted: u64,
     write: bool,
 ) -> u64 {
-    if cpu.flags.contains(Rflags::DF) {
+    if wanted == 1 || cpu.flags.contains(Rflags::DF) {
         return 1;
     }
     let count = wanted.min(room::<T>(linear)).max(1);
@@ -127,13 +127,7 @@ fn movs<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
         };
         let count = span::<T>(cpu, op.segment, RSI, mask, from, wanted, false)
             .min(span::<T>(cpu, ES, RDI, mask, to, wanted, true));
-        let bytes = count as usize * T::SIZE;
-        let fast = if count > 1 {
-            cpu.host_span(op.segment, from, bytes, false).zip(cpu.host_span(ES, to, bytes, true))
-        } else {
-            None
-        };
-        let done = match fast {
+        let done = match host_spans::<T>(cpu, (op.segment, from, false), (ES, to, true), count) {
             Some((source, target)) => {
                 copy::<T>(source, target, count);
                 count
@@ -148,6 +142,20 @@ fn movs<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
         advance::<T>(cpu, RDI, done, mask);
         Ok((done, true))
     })
+}
+
+/// Host addresses of `count` elements in each of two places (segment, linear address, whether to write), the first looked at
+/// first; `None` if there is but one element, or the long way must be gone.
+#[inline(always)]
+fn host_spans<T: Int>(
+    cpu: &mut Cpu,
+    first: (u8, u64, bool),
+    second: (u8, u64, bool),
+    count: u64,
+) -> Option<(*mut u8, *mut u8)> {
+    let bytes = count as usize * T::SIZE;
+    let mut look = |(segment, linear, write)| cpu.host_span(segment, linear, bytes, write);
+    if count > 1 { Some((look(first)?, look(second)?)) } else { None }
 }
 
 /// Copies upwards, element after element, so that overlapping copies come out as the guest's own would.
@@ -177,10 +185,8 @@ fn stos<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
         let fast = if count > 1 { cpu.host_span(ES, to, count as usize * T::SIZE, true) } else { None };
         let done = match fast {
             Some(target) => {
-                for i in 0..count as usize {
-                    // SAFETY: the soft-TLB hit covers `count` elements.
-                    unsafe { value.store(target.add(i * T::SIZE)) };
-                }
+                // SAFETY: the soft-TLB hit covers `count` elements.
+                unsafe { host::fill_with(target, value, count as usize) };
                 count
             }
             None => {
@@ -195,12 +201,19 @@ fn stos<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
 
 fn lods<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let mask = op.address_mask;
-    repeat(cpu, op, |cpu, _| {
+    repeat(cpu, op, |cpu, wanted| {
         let from = element::<T>(cpu, op.segment, RSI, mask, false)?;
-        let value = cpu.load::<T>(op.segment, from)?;
+        let count = span::<T>(cpu, op.segment, RSI, mask, from, wanted, false);
+        let bytes = count as usize * T::SIZE;
+        let fast = if count > 1 { cpu.host_span(op.segment, from, bytes, false) } else { None };
+        let (done, value) = match fast {
+            // SAFETY: the soft-TLB hit covers `count` elements; of plain memory only the last one loaded can be seen.
+            Some(source) => (count, unsafe { T::load(source.add(bytes - T::SIZE)) }),
+            None => (1, cpu.load::<T>(op.segment, from)?),
+        };
         cpu.set_reg(RAX, value);
-        advance::<T>(cpu, RSI, 1, mask);
-        Ok((1, true))
+        advance::<T>(cpu, RSI, done, mask);
+        Ok((done, true))
     })
 }
 
@@ -210,29 +223,105 @@ fn goes_on(cpu: &Cpu, op: &Op) -> bool {
     cpu.status.zf() != op.has(prefix::REPNE)
 }
 
+/// Whether a part of `value`, as wide as an element, is zero.
+#[inline(always)]
+fn has_zero<T: Int>(value: u64) -> bool {
+    let ones = u64::MAX / (u64::MAX >> (64 - 8 * T::SIZE));
+    value.wrapping_sub(ones) & !value & ones << (8 * T::SIZE - 1) != 0
+}
+
+/// Compares pairs of elements, up to the first at which the repetition ends or the last of `count`: how many, and the last
+/// pair. `words` gives eight bytes of each side at an offset, `pair` one element.
+///
+/// Whole words are only looked at to pass over them: what ends it is decided by the pair returned, whatever others write
+/// to the memory meanwhile.
+#[inline(always)]
+fn compare<T: Int>(
+    count: u64,
+    while_equal: bool,
+    words: impl Fn(usize) -> (u64, u64),
+    pair: impl Fn(usize) -> (T, T),
+) -> (u64, (T, T)) {
+    let bytes = count as usize * T::SIZE;
+    let mut at = 0;
+    loop {
+        while at + 8 < bytes {
+            let (a, b) = words(at);
+            if if while_equal { a != b } else { has_zero::<T>(a ^ b) } {
+                break;
+            }
+            at += 8;
+        }
+        for _ in 0..8 / T::SIZE {
+            let (a, b) = pair(at);
+            at += T::SIZE;
+            if at >= bytes || (a.widen() == b.widen()) != while_equal {
+                return ((at / T::SIZE) as u64, (a, b));
+            }
+        }
+    }
+}
+
 fn cmps<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let mask = op.address_mask;
-    repeat(cpu, op, |cpu, _| {
+    repeat(cpu, op, |cpu, wanted| {
         // The manuals do not say which operand comes first; AMD's processors begin with the second.
         let to = element::<T>(cpu, ES, RDI, mask, false)?;
-        let b = cpu.load::<T>(ES, to)?;
-        let from = element::<T>(cpu, op.segment, RSI, mask, false)?;
-        let a = cpu.load::<T>(op.segment, from)?;
+        let from = element::<T>(cpu, op.segment, RSI, mask, false);
+        let count = match from {
+            Ok(from) => span::<T>(cpu, op.segment, RSI, mask, from, wanted, false)
+                .min(span::<T>(cpu, ES, RDI, mask, to, wanted, false)),
+            Err(_) => 1,
+        };
+        let fast = match from {
+            Ok(from) => host_spans::<T>(cpu, (ES, to, false), (op.segment, from, false), count),
+            Err(_) => None,
+        };
+        let (done, (a, b)) = match fast {
+            // SAFETY: the soft-TLB hits cover `count` elements, and `compare` stays inside them.
+            Some((second, first)) => unsafe {
+                compare::<T>(
+                    count,
+                    !op.has(prefix::REPNE),
+                    |at| (u64::load(first.add(at)), u64::load(second.add(at))),
+                    |at| (T::load(first.add(at)), T::load(second.add(at))),
+                )
+            },
+            None => {
+                let b = cpu.load::<T>(ES, to)?;
+                (1, (cpu.load::<T>(op.segment, from?)?, b))
+            }
+        };
         cpu.status = a.sub(b).1;
-        advance::<T>(cpu, RSI, 1, mask);
-        advance::<T>(cpu, RDI, 1, mask);
-        Ok((1, goes_on(cpu, op)))
+        advance::<T>(cpu, RSI, done, mask);
+        advance::<T>(cpu, RDI, done, mask);
+        Ok((done, goes_on(cpu, op)))
     })
 }
 
 fn scas<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let mask = op.address_mask;
-    repeat(cpu, op, |cpu, _| {
+    let value = cpu.reg::<T>(RAX);
+    let spread = value.widen().wrapping_mul(u64::MAX / (u64::MAX >> (64 - 8 * T::SIZE)));
+    repeat(cpu, op, |cpu, wanted| {
         let to = element::<T>(cpu, ES, RDI, mask, false)?;
-        let b = cpu.load::<T>(ES, to)?;
-        cpu.status = cpu.reg::<T>(RAX).sub(b).1;
-        advance::<T>(cpu, RDI, 1, mask);
-        Ok((1, goes_on(cpu, op)))
+        let count = span::<T>(cpu, ES, RDI, mask, to, wanted, false);
+        let fast = if count > 1 { cpu.host_span(ES, to, count as usize * T::SIZE, false) } else { None };
+        let (done, (_, b)) = match fast {
+            // SAFETY: the soft-TLB hit covers `count` elements, and `compare` stays inside them.
+            Some(at) => unsafe {
+                compare::<T>(
+                    count,
+                    !op.has(prefix::REPNE),
+                    |offset| (spread, u64::load(at.add(offset))),
+                    |offset| (value, T::load(at.add(offset))),
+                )
+            },
+            None => (1, (value, cpu.load::<T>(ES, to)?)),
+        };
+        cpu.status = value.sub(b).1;
+        advance::<T>(cpu, RDI, done, mask);
+        Ok((done, goes_on(cpu, op)))
     })
 }
 
@@ -261,3 +350,6 @@ pub(super) fn handler(instruction: &Instruction) -> Option<Handler> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

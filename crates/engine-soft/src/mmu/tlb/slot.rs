@@ -1,7 +1,7 @@
 //! The tables of one address space.
 
 use super::filter::Filter;
-use super::{Class, ENTRIES, Entry, FETCH_ENTRIES, FetchEntry, Page, Space};
+use super::{Class, ENTRIES, Entry, FETCH_ENTRIES, FetchEntry, Grant, Page, Space};
 
 const CLASSES: usize = 4;
 
@@ -211,8 +211,16 @@ impl Slot {
         if page.global { &mut self.global } else { &mut self.local }
     }
 
-    pub(super) fn fill(&mut self, class: Class, entry: Entry, write: bool, page: Page) {
-        self.read[class as usize].set(entry.tag, entry, page.global);
+    pub(super) fn fill(&mut self, class: Class, entry: Entry, grant: Grant, page: Page) {
+        let write = grant != Grant::Read;
+        // A write leaves the read entry of another page alone: a loop that copies between pages of one row would
+        // otherwise miss at every step.
+        let read = &mut self.read[class as usize];
+        if grant != Grant::Write
+            || matches!(read.row(entry.tag).tag, tag if tag == NO_PAGE || tag == entry.tag)
+        {
+            read.set(entry.tag, entry, page.global);
+        }
         if write {
             self.write[class as usize].set(entry.tag, entry, page.global);
         }

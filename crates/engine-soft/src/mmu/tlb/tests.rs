@@ -15,7 +15,7 @@ fn space(pcid: u16) -> Space {
 #[test]
 fn access_that_leaves_the_page_misses() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::User, 0x5000, host(0), true, SMALL);
+    tlb.fill(Class::User, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
     assert_eq!(tlb.read(Class::User, 0x5ff8, 8), Some(host(0).wrapping_add(0xff8)));
     assert_eq!(tlb.read(Class::User, 0x5ff9, 8), None);
     assert_eq!(tlb.write(Class::Kernel, 0x5000, 1), None);
@@ -24,17 +24,17 @@ fn access_that_leaves_the_page_misses() {
 #[test]
 fn address_that_wraps_never_hits() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::User, 0xffff_ffff_ffff_f000, host(0), true, SMALL);
-    tlb.fill(Class::User, 0, host(1), true, SMALL);
+    tlb.fill(Class::User, 0xffff_ffff_ffff_f000, host(0), Grant::ReadOfWritable, SMALL);
+    tlb.fill(Class::User, 0, host(1), Grant::ReadOfWritable, SMALL);
     assert_eq!(tlb.read(Class::User, u64::MAX, 2), None);
 }
 
 #[test]
 fn flush_of_a_page_inside_a_large_one_drops_all_its_parts() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::User, 0x40_0000, host(0), false, LARGE);
-    tlb.fill(Class::User, 0x40_3000, host(3), false, LARGE);
-    tlb.fill(Class::User, 0x9000, host(9), false, SMALL);
+    tlb.fill(Class::User, 0x40_0000, host(0), Grant::Read, LARGE);
+    tlb.fill(Class::User, 0x40_3000, host(3), Grant::Read, LARGE);
+    tlb.fill(Class::User, 0x9000, host(9), Grant::Read, SMALL);
     tlb.flush_page(0x9000);
     assert_eq!(tlb.read(Class::User, 0x9000, 1), None);
     assert!(tlb.read(Class::User, 0x40_3000, 1).is_some());
@@ -47,7 +47,7 @@ fn flush_of_a_page_drops_parts_of_every_size_of_large_page() {
     for (size, distance) in [(2_u64 << 20, 0x1f_f000), (4 << 20, 0x3f_f000), (1 << 30, 0x3fff_f000)] {
         for base in [0x1_4000_0000, 0xffff_8880_0000_0000] {
             let mut tlb = Tlb::new();
-            tlb.fill(Class::Kernel, base, host(0), true, Page { size, global: true });
+            tlb.fill(Class::Kernel, base, host(0), Grant::ReadOfWritable, Page { size, global: true });
             tlb.flush_page(base + distance);
             assert_eq!(tlb.read(Class::Kernel, base, 1), None, "{size:#x} at {base:#x}");
         }
@@ -57,9 +57,9 @@ fn flush_of_a_page_drops_parts_of_every_size_of_large_page() {
 #[test]
 fn flush_of_a_small_page_leaves_large_ones_elsewhere() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::Kernel, 0xffff_8880_0020_0000, host(0), true, LARGE);
-    tlb.fill(Class::Kernel, 0xffff_ffff_8100_0000, host(1), true, LARGE);
-    tlb.fill(Class::Kernel, 0xffff_c900_0123_4000, host(2), true, SMALL);
+    tlb.fill(Class::Kernel, 0xffff_8880_0020_0000, host(0), Grant::ReadOfWritable, LARGE);
+    tlb.fill(Class::Kernel, 0xffff_ffff_8100_0000, host(1), Grant::ReadOfWritable, LARGE);
+    tlb.fill(Class::Kernel, 0xffff_c900_0123_4000, host(2), Grant::ReadOfWritable, SMALL);
     let before = tlb.generation(true);
     tlb.flush_page(0xffff_c900_0123_4000);
     tlb.flush_page(0x7fff_ffff_e000);
@@ -72,17 +72,27 @@ fn flush_of_a_small_page_leaves_large_ones_elsewhere() {
 #[test]
 fn protected_page_keeps_its_read_entry() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::Kernel, 0x5000, host(2), true, SMALL);
+    tlb.fill(Class::Kernel, 0x5000, host(2), Grant::ReadOfWritable, SMALL);
     tlb.protect(host(2));
     assert!(tlb.read(Class::Kernel, 0x5000, 1).is_some());
     assert_eq!(tlb.write(Class::Kernel, 0x5000, 1), None);
 }
 
 #[test]
+fn copy_between_pages_of_one_row_keeps_both() {
+    let mut tlb = Tlb::new();
+    let other = 0x5000 + 0x1000 * ENTRIES as u64;
+    tlb.fill(Class::Kernel, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
+    tlb.fill(Class::Kernel, other, host(1), Grant::Write, SMALL);
+    assert!(tlb.read(Class::Kernel, 0x5000, 8).is_some() && tlb.write(Class::Kernel, other, 8).is_some());
+    assert_eq!((tlb.write(Class::Kernel, 0x5000, 8), tlb.read(Class::Kernel, other, 8)), (None, None));
+}
+
+#[test]
 fn page_is_protected_in_every_address_space() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::User, 0x5000, host(2), true, SMALL);
-    tlb.fill(Class::User, 0x6000, host(3), true, GLOBAL);
+    tlb.fill(Class::User, 0x5000, host(2), Grant::ReadOfWritable, SMALL);
+    tlb.fill(Class::User, 0x6000, host(3), Grant::ReadOfWritable, GLOBAL);
     tlb.switch(space(0), space(1), true);
     tlb.protect(host(2));
     tlb.protect(host(3));
@@ -95,14 +105,14 @@ fn page_is_protected_in_every_address_space() {
 #[test]
 fn address_space_comes_back_with_its_pages_and_its_generation() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::User, 0x5000, host(0), true, SMALL);
+    tlb.fill(Class::User, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
     tlb.fill_fetch(true, 0x7000, 0x9000, SMALL);
     let first = tlb.generation(true);
     tlb.switch(space(0), space(1), false);
     assert_ne!(tlb.generation(true), first);
     assert_eq!(tlb.read(Class::User, 0x5000, 1), None);
     assert_eq!(tlb.fetch(true, 0x7000), None);
-    tlb.fill(Class::User, 0x5000, host(1), true, SMALL);
+    tlb.fill(Class::User, 0x5000, host(1), Grant::ReadOfWritable, SMALL);
     tlb.switch(space(1), space(0), true);
     assert_eq!(tlb.generation(true), first);
     assert_eq!(tlb.read(Class::User, 0x5000, 1), Some(host(0)));
@@ -115,8 +125,8 @@ fn address_space_comes_back_with_its_pages_and_its_generation() {
 #[test]
 fn switch_without_keeping_drops_all_but_global_pages() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::Kernel, 0x5000, host(0), true, SMALL);
-    tlb.fill(Class::Kernel, 0x6000, host(1), true, GLOBAL);
+    tlb.fill(Class::Kernel, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
+    tlb.fill(Class::Kernel, 0x6000, host(1), Grant::ReadOfWritable, GLOBAL);
     tlb.fill_fetch(false, 0x5000, 0x5000, SMALL);
     tlb.fill_fetch(false, 0x6000, 0x6000, GLOBAL);
     let before = (tlb.generation(false), tlb.generation(true));
@@ -137,8 +147,8 @@ fn switch_without_keeping_drops_all_but_global_pages() {
 #[test]
 fn local_page_in_a_global_ones_place_is_dropped_with_the_others() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::Kernel, 0x5000, host(0), true, GLOBAL);
-    tlb.fill(Class::Kernel, 0x5000, host(1), true, SMALL);
+    tlb.fill(Class::Kernel, 0x5000, host(0), Grant::ReadOfWritable, GLOBAL);
+    tlb.fill(Class::Kernel, 0x5000, host(1), Grant::ReadOfWritable, SMALL);
     tlb.flush_space(None);
     assert_eq!(tlb.read(Class::Kernel, 0x5000, 1), None);
 }
@@ -146,10 +156,10 @@ fn local_page_in_a_global_ones_place_is_dropped_with_the_others() {
 #[test]
 fn other_tables_under_a_known_identifier_get_none_of_its_pages() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::User, 0x5000, host(0), true, SMALL);
+    tlb.fill(Class::User, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
     tlb.switch(space(0), Space { pcid: 0, base: 0x77000 }, true);
     assert_eq!(tlb.read(Class::User, 0x5000, 1), None);
-    tlb.fill(Class::User, 0x5000, host(0), true, SMALL);
+    tlb.fill(Class::User, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
     tlb.switch(Space { pcid: 0, base: 0x77000 }, space(1), true);
     tlb.switch(space(1), space(0), true);
     assert_eq!(tlb.read(Class::User, 0x5000, 1), None);
@@ -160,7 +170,7 @@ fn least_recently_used_address_space_makes_room() {
     let mut tlb = Tlb::new();
     let slots = SLOTS as u16;
     for pcid in 0..slots {
-        tlb.fill(Class::User, 0x5000, host(u64::from(pcid)), true, SMALL);
+        tlb.fill(Class::User, 0x5000, host(u64::from(pcid)), Grant::ReadOfWritable, SMALL);
         tlb.switch(space(pcid), space(pcid + 1), false);
     }
     // The newcomer has taken the place of 0; 1 is the oldest now.
@@ -179,8 +189,8 @@ fn whole_flush_reaches_every_address_space() {
     for keep_global in [false, true] {
         let mut tlb = Tlb::new();
         for pcid in 0..3 {
-            tlb.fill(Class::User, 0x5000, host(0), true, SMALL);
-            tlb.fill(Class::User, 0x6000, host(1), true, GLOBAL);
+            tlb.fill(Class::User, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
+            tlb.fill(Class::User, 0x6000, host(1), Grant::ReadOfWritable, GLOBAL);
             tlb.switch(space(pcid), space(pcid + 1), true);
         }
         if keep_global {
@@ -204,8 +214,8 @@ fn whole_flush_reaches_every_address_space() {
 fn one_address_space_is_flushed_from_outside() {
     let mut tlb = Tlb::new();
     for pcid in 0..3 {
-        tlb.fill(Class::User, 0x5000, host(0), true, SMALL);
-        tlb.fill(Class::User, 0x6000, host(0), true, SMALL);
+        tlb.fill(Class::User, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
+        tlb.fill(Class::User, 0x6000, host(0), Grant::ReadOfWritable, SMALL);
         tlb.switch(space(pcid), space(pcid + 1), true);
     }
     tlb.flush_space(Some(1));
@@ -220,11 +230,11 @@ fn one_address_space_is_flushed_from_outside() {
 #[test]
 fn flush_of_a_page_drops_global_ones_everywhere_and_others_here() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::Kernel, 0x5000, host(0), true, GLOBAL);
+    tlb.fill(Class::Kernel, 0x5000, host(0), Grant::ReadOfWritable, GLOBAL);
     tlb.fill_fetch(false, 0x6000, 0x6000, GLOBAL);
     let first = tlb.generation(true);
     tlb.switch(space(0), space(1), true);
-    tlb.fill(Class::Kernel, 0x5000, host(1), true, SMALL);
+    tlb.fill(Class::Kernel, 0x5000, host(1), Grant::ReadOfWritable, SMALL);
     tlb.flush_page(0x5000);
     tlb.flush_page(0x6000);
     assert_eq!(tlb.read(Class::Kernel, 0x5000, 1), None);
@@ -237,7 +247,7 @@ fn flush_of_a_page_drops_global_ones_everywhere_and_others_here() {
 #[test]
 fn flush_of_a_page_changes_the_generation_only_if_code_was_fetched_from_it() {
     let mut tlb = Tlb::new();
-    tlb.fill(Class::User, 0x5000, host(0), true, SMALL);
+    tlb.fill(Class::User, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
     tlb.fill_fetch(true, 0x6000, 0x9000, SMALL);
     // Another page takes its place in the table; the code is still known.
     tlb.fill_fetch(true, 0x6000 + 0x1000 * FETCH_ENTRIES as u64, 0xa000, SMALL);
@@ -332,7 +342,13 @@ fn random_use_never_shows_what_a_flush_has_taken() {
             }
             6..12 => {
                 let size = if page == 3 || page == 18 { 2 << 20 } else { 4096 };
-                tlb.fill(Class::User, linear, host(page), next(2) == 0, Page { size, global });
+                tlb.fill(
+                    Class::User,
+                    linear,
+                    host(page),
+                    if next(2) == 0 { Grant::Write } else { Grant::Read },
+                    Page { size, global },
+                );
                 tlb.fill_fetch(true, linear, linear, Page { size, global });
                 may.insert((here, page), global);
             }
