@@ -1,6 +1,5 @@
 //! The state of one vCPU as the interpreter keeps it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringfence_engine::{Activity, Bus, EngineError, VirtualClock};
@@ -11,6 +10,7 @@ use ringfence_x86::segment::{DescriptorTable, Segment, attribute};
 use ringfence_x86::{Cr0, Cr4, Efer, Rflags, SegmentRegister};
 
 use super::features::Features;
+use super::msrs::Msrs;
 use super::op::RIP;
 use super::system::System;
 use crate::code::{CodeMap, StaleCode};
@@ -86,7 +86,7 @@ pub struct Cpu {
     /// DR7.
     pub dr7: u64,
     /// The model-specific registers that are mere storage, by number.
-    pub msrs: BTreeMap<u32, u64>,
+    pub msrs: Msrs,
     /// Current privilege level.
     pub cpl: u8,
     /// What code bytes mean; kept by [`Cpu::update_mode`].
@@ -132,7 +132,7 @@ pub struct Cpu {
     /// The local APIC.
     pub apic: Option<LocalApic>,
     /// What system instructions keep.
-    pub(super) system: System,
+    pub(crate) system: System,
     /// Data breakpoints that the instruction under way has hit, as DR6 bits 0 to 3.
     pub breakpoints_hit: u64,
 }
@@ -202,7 +202,7 @@ impl Cpu {
             dr: [0; 4],
             dr6: state.dr6,
             dr7: state.dr7,
-            msrs: BTreeMap::new(),
+            msrs: Msrs::default(),
             cpl: 0,
             code_size: CodeSize::Bits16,
             stack_mask: 0xffff,

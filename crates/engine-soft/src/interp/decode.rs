@@ -182,6 +182,33 @@ pub fn peek(cpu: &mut Cpu, address: GuestAddress, most: usize, mut look: impl Fn
     }
 }
 
+/// The instruction of 64-bit code at `linear`, whose first byte is at `address` and whose last is in the next page, with its
+/// operation and the physical address of that page. `None` if it is another kind of instruction or cannot be fetched now.
+pub fn decode_straddling(
+    cpu: &mut Cpu,
+    linear: u64,
+    address: GuestAddress,
+) -> Option<(Instruction, Op, GuestAddress)> {
+    let mut window = Window::new(address);
+    window.want(cpu, MAX_LENGTH);
+    let head = window.bytes.len();
+    if head >= MAX_LENGTH || !matches!(decode_one(cpu, &window.bytes, CodeSize::Bits64), Decoded::Truncated) {
+        return None;
+    }
+    let second = translate_fetch(cpu, (linear | 0xfff).wrapping_add(1)).ok()?;
+    let mut tail = Window::new(second);
+    tail.want(cpu, MAX_LENGTH);
+    let mut bytes = window.bytes;
+    bytes.extend_from_slice(&tail.bytes[..MAX_LENGTH]);
+    match decode_one(cpu, &bytes, CodeSize::Bits64) {
+        Decoded::Instruction(mut instruction) => {
+            cpu.features.disguise(&mut instruction, &bytes);
+            Some((instruction, lower(cpu, &instruction, &bytes), second))
+        }
+        Decoded::Bad(_) | Decoded::Truncated => None,
+    }
+}
+
 /// A block of one instruction that straddles a page boundary; `head` is its part in the first page.
 fn straddling(cpu: &mut Cpu, linear: u64, key: BlockKey, head: &[u8]) -> Result<Block, Exception> {
     let mask = if cpu.long_mode() { u64::MAX } else { 0xffff_ffff };

@@ -23,6 +23,7 @@ pub mod decode;
 pub mod event;
 pub mod features;
 pub mod integer;
+pub(crate) mod msrs;
 pub mod op;
 pub mod run;
 pub mod stack;

@@ -33,7 +33,7 @@ impl Cpu {
             dr: self.dr,
             dr6: self.dr6,
             dr7: self.dr7,
-            msrs: self.msrs.clone(),
+            msrs: self.msrs.to_map(),
             vector: ringfence_engine::VectorState::default(),
             x87: ringfence_engine::X87State::default(),
             interrupt_shadow: self.interrupt_shadow,
@@ -60,7 +60,7 @@ impl Cpu {
         };
         self.vector.load(state).map_err(EngineError::BadState)?;
         self.set_registers(state);
-        self.msrs.clone_from(&state.msrs);
+        self.msrs = super::msrs::Msrs::from_map(&state.msrs);
         self.pdpte = pdpte;
         self.publish_tsc_offset();
         self.refresh_kvmclock();

@@ -42,6 +42,10 @@ pub(super) enum Two {
     Add = 0x03,
     /// `add rm, reg`
     AddTo = 0x01,
+    /// `sub reg, rm`
+    Sub = 0x2b,
+    /// `or reg, rm`
+    Or = 0x0b,
     /// `xor reg, rm`
     Xor = 0x33,
     /// `cmp reg, rm`
@@ -55,6 +59,8 @@ pub(super) enum Two {
 pub(super) enum Imm {
     /// `add`
     Add = 0,
+    /// `or`
+    Or = 1,
     /// `and`
     And = 4,
     /// `sub`
@@ -69,6 +75,8 @@ pub(super) mod cc {
     pub(in super::super) const AE: u8 = 3;
     pub(in super::super) const E: u8 = 4;
     pub(in super::super) const NE: u8 = 5;
+    pub(in super::super) const BE: u8 = 6;
+    pub(in super::super) const A: u8 = 7;
     pub(in super::super) const S: u8 = 8;
 }
 
@@ -210,6 +218,34 @@ impl Assembler {
         self.code.push(value);
     }
 
+    /// `cmp reg, value`, 64 bits wide.
+    pub(super) fn compare_imm(&mut self, reg: Reg, value: i32) {
+        self.imm(Imm::Cmp, true, reg, value);
+    }
+
+    /// `cmp byte ptr mem, value`.
+    pub(super) fn compare_byte(&mut self, mem: Mem, value: u8) {
+        self.with_mem(false, &[0x80], Imm::Cmp as u8, mem);
+        self.code.push(value);
+    }
+
+    /// `mov byte ptr mem, value`.
+    pub(super) fn store_byte(&mut self, mem: Mem, value: u8) {
+        self.with_mem(false, &[0xc6], 0, mem);
+        self.code.push(value);
+    }
+
+    /// `movzx reg32, byte ptr mem`.
+    pub(super) fn load_byte(&mut self, reg: Reg, mem: Mem) {
+        self.with_mem(false, &[0x0f, 0xb6], reg.0, mem);
+    }
+
+    /// `test dword ptr mem, value`.
+    pub(super) fn test_imm32(&mut self, mem: Mem, value: u32) {
+        self.with_mem(false, &[0xf7], 0, mem);
+        self.bytes(&value.to_le_bytes());
+    }
+
     /// `cmp dword ptr mem, value`, with all four bytes of the value.
     pub(super) fn compare_imm32(&mut self, mem: Mem, value: u32) {
         self.with_mem(false, &[0x81], Imm::Cmp as u8, mem);
@@ -282,6 +318,11 @@ impl Assembler {
     /// `call reg`.
     pub(super) fn call_reg(&mut self, reg: Reg) {
         self.with_reg(false, &[0xff], 2, reg);
+    }
+
+    /// `movsxd to, from32`.
+    pub(super) fn sign_extend(&mut self, to: Reg, from: Reg) {
+        self.with_reg(true, &[0x63], to.0, from);
     }
 
     /// `shl reg32, count`.

@@ -182,6 +182,9 @@ impl Cache {
         self.regions.push(Some(Region { address, mask: source.granules, entry, incoming: Vec::new() }));
         self.by_address.insert(address, id);
         self.by_page.entry(address.page()).or_default().push(id);
+        if let Some(second) = source.second {
+            self.by_page.entry(second).or_default().push(id);
+        }
         for mut link in links {
             link.site += entry;
             link.stub += entry;
@@ -262,7 +265,7 @@ impl Cache {
     pub(super) fn invalidate(&mut self, page: GuestAddress, mask: u64) {
         let Some(ids) = self.by_page.remove(&page) else { return };
         let (stale, kept): (Vec<_>, Vec<_>) =
-            ids.into_iter().partition(|&id| self.get(id).is_some_and(|r| r.mask & mask != 0));
+            ids.into_iter().partition(|&id| self.get(id).is_some_and(|r| r.address.page() != page || r.mask & mask != 0));
         for id in stale {
             let Some(region) = self.regions[id as usize].take() else { continue };
             self.by_address.remove(&region.address);

@@ -19,6 +19,7 @@ use super::region::{Source, Step};
 use super::registers::{A, B};
 use super::state::field;
 use super::stubs::{Stubs, pack_unit};
+use super::special::StackCheck;
 use super::vector::Side;
 use crate::interp::op::Op;
 use crate::vector::pass::Level;
@@ -39,9 +40,23 @@ pub(super) enum Cold {
         /// Vector registers are expected to be in the host's there.
         level: Option<Level>,
     },
+    /// The stack is not in the page that it was in. Then, where it cannot be brought into place, the instruction by its
+    /// handler.
+    Stack {
+        site: usize,
+        step: usize,
+        /// Where to go on with the check, and behind the instruction.
+        back: (usize, usize),
+        /// The last offset in a page at which the access fits.
+        limit: i32,
+        restore: bool,
+        level: Option<Level>,
+    },
     /// The steps of a row, each with its own check.
     Apart {
         sites: Vec<usize>,
+        /// The check of the stack, tried again first.
+        stack: Option<StackCheck>,
         steps: std::ops::Range<usize>,
         /// Where to go on.
         back: usize,
@@ -68,6 +83,8 @@ pub(super) enum Cold {
     Load { site: usize, level: Level, step: usize, side: Side, back: usize },
     /// The way of a link, by its index in `links`, while it leads nowhere.
     Unlinked { link: usize },
+    /// The only instruction ends in another page than it did.
+    OtherSecond { sites: [usize; 2] },
     /// The way of a call to another page.
     Tail { site: usize, target: i64 },
     /// A return that does not match the call on top.
@@ -153,6 +170,9 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
         labels: vec![None; total],
         forward: Vec::new(),
     };
+    if let Some(second) = source.second {
+        e.check_second_page(second);
+    }
     let mut interpreted = 0;
     let mut open = true;
     let mut i = 0;
@@ -252,6 +272,14 @@ impl Emitter<'_> {
             Kind::Divide => self.divide(i, false),
             Kind::DivideSigned => self.divide(i, true),
             Kind::Address => self.load_address(i),
+            Kind::PushMemory => self.push_memory(i),
+            Kind::PushFlags => self.push_flags(i),
+            Kind::ClearInterrupts => self.clear_interrupts(i),
+            Kind::SetInterrupts => self.set_interrupts(i),
+            Kind::ClearAc => self.access_user_pages(i, false),
+            Kind::SetAc => self.access_user_pages(i, true),
+            Kind::SwapGs => self.swap_gs(i),
+            Kind::BitString => self.bit_string(i),
             Kind::Push => self.push(i),
             Kind::Pop => self.pop(i),
             Kind::Leave => self.leave(i),
@@ -287,7 +315,8 @@ impl Emitter<'_> {
     /// The number under which step `i` is known to its handler's caller.
     pub(super) fn site(&mut self, i: usize) -> u64 {
         let step = &self.source.steps[i];
-        self.add_site(Site { op: step.op, next: step.next, behind: step.behind, ends: self.ends(i) })
+        let resumes = super::helper::resumes(step.op.code);
+        self.add_site(Site { op: step.op, next: step.next, behind: step.behind, ends: self.ends(i), resumes })
     }
 
     /// Likewise, with marks of its own.
@@ -387,7 +416,10 @@ impl Emitter<'_> {
 
     fn emit_one_cold(&mut self, cold: Cold) {
         match cold {
-            Cold::Apart { sites, steps, back, before, behind, level } => {
+            Cold::Apart { sites, stack, steps, back, before, behind, level } => {
+                if let Some(StackCheck { site, back, limit }) = stack {
+                    self.cold_stack(site, limit, back);
+                }
                 for site in sites {
                     self.a.bind(site);
                 }
@@ -456,6 +488,10 @@ impl Emitter<'_> {
                     None => self.exit_to(target),
                 }
             }
+            Cold::Stack { site, step, back, limit, restore, level } => {
+                self.cold_stack(site, limit, back.0);
+                self.emit_one_cold(Cold::Slow { sites: Vec::new(), step, back: back.1, restore, level });
+            }
             Cold::Exceeded { site, step } => {
                 let step = &self.source.steps[step];
                 self.a.bind(site);
@@ -464,6 +500,13 @@ impl Emitter<'_> {
             }
             Cold::Load { site, level, step, side, back } => self.cold_load(site, level, step, side, back),
             Cold::Unlinked { link } => self.unlinked(link),
+            Cold::OtherSecond { sites } => {
+                for site in sites {
+                    self.a.bind(site);
+                }
+                self.a.constant(A, self.source.address.page_offset());
+                self.jump_out(self.stubs.by_interpreter);
+            }
             Cold::Tail { site, target } => {
                 self.a.bind(site);
                 self.to_other_page(target);

@@ -67,6 +67,7 @@ impl Emitter<'_> {
         let stack = |from, write| Some(Access { base: RSP, from, to: from + 8, write, alignment: 1 });
         match step.kind {
             Kind::Push | Kind::Call => stack(-8, true),
+            Kind::Pop if op.dst == RSP => None,
             Kind::Pop | Kind::Return => stack(0, false),
             Kind::Same | Kind::Vector => {
                 let operand = (0..step.instruction.op_count())
@@ -104,7 +105,8 @@ impl Emitter<'_> {
         let scratch = match step.kind {
             Kind::Nothing => true,
             Kind::Same | Kind::Vector => slots <= 2,
-            Kind::Push | Kind::Pop | Kind::Call | Kind::Return => return true,
+            Kind::Pop => return step.op.dst != RSP,
+            Kind::Push | Kind::Call | Kind::Return => return true,
             Kind::Address => {
                 let op = &step.op;
                 let in_register = |n: u8| n == 17 || n < 16 && home(n) != Home::Slot;
@@ -200,15 +202,22 @@ impl Emitter<'_> {
             self.want_level(level, i);
         }
         let first = self.level;
-        let base = self.fetch(row.base, A);
-        self.a.rm(Two::Lea, A, at(base, row.lowest as i32));
         let mut sites = Vec::new();
+        let span = (row.highest - row.lowest) as i32;
+        let mut stack = None;
         if let Some((alignment, address)) = row.alignment {
-            self.a.rm(Two::Lea, C, at(A, (address - row.lowest) as i32));
+            let base = self.fetch(row.base, A);
+            self.a.rm(Two::Lea, C, at(base, address as i32));
             self.a.test_low(C, alignment - 1);
             sites.push(self.a.jcc(cc::NE));
         }
-        sites.push(self.check((row.highest - row.lowest) as usize, 1, row.write));
+        if row.base == RSP {
+            stack = Some(self.check_stack(row.lowest as i32, span));
+        } else {
+            let base = self.fetch(row.base, A);
+            self.a.rm(Two::Lea, A, at(base, row.lowest as i32));
+            sites.push(self.check(span as usize, 1, row.write));
+        }
         let stored = self.stored_flags;
         self.group = Some(Group { lowest: row.lowest, moved: 0 });
         let mut done = Some(());
@@ -236,6 +245,7 @@ impl Emitter<'_> {
         }
         self.cold.push(Cold::Apart {
             sites,
+            stack,
             steps: i..row.end,
             back: self.a.here(),
             before: (false, stored),

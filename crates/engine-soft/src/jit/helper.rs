@@ -1,5 +1,7 @@
 //! The one function that translated code calls: it runs an instruction's handler.
 
+use iced_x86::Code;
+use ringfence_engine::Activity;
 use ringfence_x86::Rflags;
 
 use super::stubs::reason;
@@ -16,6 +18,8 @@ pub(super) struct Site {
     pub(super) behind: u16,
     /// The region ends with it: it may have gone anywhere and changed any mode.
     pub(super) ends: bool,
+    /// It only changes what translated code can follow: where it leads, code can go on at once.
+    pub(super) resumes: bool,
 }
 
 /// Runs the handler of a site with the guest's registers in the vCPU and says whether translated code goes on.
@@ -44,9 +48,43 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
     }
     if cpu.leave_block || site.ends && must_leave(cpu) {
         cpu.translated.budget = after;
-        return reason::LEAVE;
+        if !(site.resumes && may_resume(cpu)) {
+            return reason::LEAVE;
+        }
+        cpu.leave_block = false;
+        cpu.translated.context = cpu.jump_context();
+        cpu.find_stack();
+        return reason::RESUME;
     }
+    cpu.find_stack();
     reason::CONTINUE
+}
+
+/// Whether nothing keeps translated code from going on at RIP after an instruction that has changed mode, privilege or
+/// address space.
+fn may_resume(cpu: &Cpu) -> bool {
+    cpu.code_size == CodeSize::Bits64
+        && cpu.activity == Activity::Active
+        && !cpu.steps_singly()
+        && !cpu.translated.stale.as_ref().is_some_and(|stale| stale.any())
+        && !cpu.apic.as_ref().is_some_and(|apic| apic.inbox().pending() != 0)
+}
+
+/// Whether an instruction is one after which that may be so.
+pub(super) fn resumes(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Syscall
+            | Code::Sysretq
+            | Code::Iretq
+            | Code::Sti
+            | Code::Clac
+            | Code::Stac
+            | Code::Popfq
+            | Code::Mov_cr_r64
+            | Code::Invlpg_m
+            | Code::Invpcid_r64_m128
+    )
 }
 
 /// Whether an instruction that may change anything did change what jump targets or the run loop depend on.

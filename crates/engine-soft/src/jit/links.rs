@@ -6,6 +6,7 @@ use super::registers::{A, B, C, STACK};
 use super::state::field;
 use super::stubs::{enter_page, fetch_entry};
 use iced_x86::OpKind;
+use ringfence_memory::GuestAddress;
 
 /// A direct branch that can be made to go straight to its target's code. Offsets are those in the region's code.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,17 @@ impl Emitter<'_> {
         let site = self.a.jmp();
         let guard = Guard { page: guarded, misses: [unknown, other], elsewhere: 0 };
         self.new_link(NewLink { site, stub: 0, target, guard: Some(guard) });
+    }
+
+    /// Makes sure that the next page is the physical one in which the region's only instruction ends.
+    pub(super) fn check_second_page(&mut self, second: GuestAddress) {
+        self.linear(0x1000);
+        fetch_entry(&mut self.a);
+        self.a.rm(Two::Cmp, A, at(B, 0));
+        let unknown = self.a.jcc(cc::NE);
+        self.a.compare_imm32(at(B, 9), (second.0 >> 8) as u32);
+        let other = self.a.jcc(cc::NE);
+        self.cold.push(Cold::OtherSecond { sites: [unknown, other] });
     }
 
     fn new_link(&mut self, link: NewLink) {
@@ -166,7 +178,7 @@ impl Emitter<'_> {
     }
 
     pub(super) fn call(&mut self, i: usize) -> Option<()> {
-        let (slot, sites) = self.check_push(i);
+        let (slot, check) = self.check_push(i);
         self.push_return(i, slot);
         self.save_flags();
         self.a.push(B);
@@ -177,7 +189,7 @@ impl Emitter<'_> {
             None => self.cold.push(Cold::Tail { site, target }),
         }
         self.come_back(i);
-        self.slow_unless_covered(i, sites);
+        self.slow_unless_covered(i, check);
         Some(())
     }
 
@@ -237,14 +249,14 @@ impl Emitter<'_> {
         }
         // A row keeps its address in A.
         self.save_flags_with(B);
-        let (slot, sites) = self.check_pop(i);
+        let (slot, check) = self.check_pop(i);
         self.a.rm(Two::Load, A, slot);
         self.a.rm(Two::Cmp, A, at(RSP, 8));
         let site = self.a.jcc(cc::NE);
         self.a.rm(Two::Lea, STACK, at(STACK, 8));
         self.a.ret();
         self.cold.push(Cold::Return { site, step: i });
-        self.slow_unless_covered(i, sites);
+        self.slow_unless_covered(i, check);
         Some(())
     }
 

@@ -33,11 +33,14 @@ mod registers;
 mod special;
 mod state;
 mod stubs;
+mod system;
 #[cfg(test)]
 mod tests;
 mod vector;
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use ringfence_memory::GuestAddress;
 use ringfence_x86::Exception;
@@ -92,10 +95,12 @@ pub enum JitError {
 const MAX_RUN: u64 = 1 << 14;
 /// More than any unit is long.
 const MAX_UNIT: u64 = 1 << 10;
+/// The inbox of a vCPU that has none.
+static NOTHING_PENDING: AtomicU32 = AtomicU32::new(0);
 /// Entries of the table that counts executions.
 const HEAT: usize = 1 << 14;
-/// A count that stays: the block cannot be translated.
-const NEVER: u8 = u8::MAX;
+/// Most addresses remembered as those of code that cannot be translated. Others are tried again and again, slowly.
+const MAX_NEVER: usize = 1 << 16;
 
 /// Where executions of the block at an address are counted.
 fn heat_index(address: GuestAddress) -> usize {
@@ -119,7 +124,9 @@ pub struct Jit {
     /// Stale code, as the code map tells.
     stale: Arc<StaleCode>,
     heat: Box<[u8]>,
-    exits: [u64; 6],
+    /// Addresses of code that could not be translated.
+    never: HashSet<GuestAddress>,
+    exits: [u64; 8],
 }
 
 impl Jit {
@@ -134,7 +141,7 @@ impl Jit {
         }
         let cache = Cache::new(options.code_size)?;
         let heat = vec![0; HEAT].into_boxed_slice();
-        Ok(Self { options, host, cache, stale: code.register(), heat, exits: [0; 6] })
+        Ok(Self { options, host, cache, stale: code.register(), heat, never: HashSet::new(), exits: [0; 8] })
     }
 
     /// Executes up to `limit` instructions at RIP. Returns early wherever [`Interpreter::run_block`] would, and after any
@@ -158,12 +165,13 @@ impl Jit {
             }
             let cpu = &mut interpreter.cpu;
             let reason = self.enter(cpu, id, &mut left);
-            self.exits[reason as usize % 6] += 1;
+            self.exits[reason as usize % 8] += 1;
             match reason {
                 reason::FAULT => return cpu.translated.exception.take().map_or(Ok(()), Err),
                 reason::BUDGET if left == 0 => return Ok(()),
                 // Not even one unit fits, or a run has been long enough.
                 reason::BUDGET if left < MAX_UNIT => return interpreter.run_block(as_limit(left)),
+                reason::INTERPRET => return interpreter.run_block(as_limit(left)),
                 reason::BUDGET | reason::LOOKUP => {}
                 reason::LINK => {
                     link = Some(cpu.translated.link);
@@ -183,6 +191,7 @@ impl Jit {
         if self.stale.any() {
             for (page, mask) in self.stale.take() {
                 self.cache.invalidate(page, mask);
+                self.never.retain(|address| address.page() != page);
             }
         }
     }
@@ -193,7 +202,15 @@ impl Jit {
         let budget = (*left).min(MAX_RUN) as i64;
         cpu.leave_block = false;
         cpu.select_tables();
+        cpu.find_stack();
         let context = cpu.jump_context();
+        cpu.translated.inbox = match &cpu.apic {
+            Some(apic) => apic.inbox().pending_word().as_ptr() as u64,
+            None => NOTHING_PENDING.as_ptr() as u64,
+        };
+        if cpu.translated.stale.is_none() {
+            cpu.translated.stale = Some(Arc::clone(&self.stale));
+        }
         let state = &mut cpu.translated;
         state.entry = self.cache.host(region.entry);
         state.jumps = self.cache.jumps();
@@ -231,11 +248,8 @@ impl Jit {
     /// Counts an execution of the block at `address`, and translates it if it is due.
     fn warm(&mut self, cpu: &mut Cpu, address: GuestAddress) -> Option<RegionId> {
         let heat = &mut self.heat[heat_index(address)];
-        if *heat == NEVER {
-            return None;
-        }
-        *heat += 1;
-        if *heat < self.options.threshold {
+        *heat = heat.saturating_add(1);
+        if *heat < self.options.threshold || self.never.contains(&address) {
             return None;
         }
         let page = address.page();
@@ -244,7 +258,7 @@ impl Jit {
             let target = GuestAddress(page.0 + u64::from(offset));
             if cache.find(target).is_some() {
                 Seen::Translated
-            } else if matches!(counts[heat_index(target)], 0 | NEVER) {
+            } else if counts[heat_index(target)] == 0 {
                 Seen::No
             } else {
                 Seen::Executed
@@ -252,9 +266,10 @@ impl Jit {
         };
         let source = Source::decode(cpu, address, &self.host, &self.options, seen);
         let id = source.and_then(|source| self.cache.translate(&source));
-        let heat = &mut self.heat[heat_index(address)];
-        // An address that shares its count with one that cannot be translated only stays in the interpreter.
-        *heat = if id.is_some() { 0 } else { NEVER };
+        self.heat[heat_index(address)] = 0;
+        if id.is_none() && self.never.len() < MAX_NEVER {
+            self.never.insert(address);
+        }
         id
     }
 
@@ -262,6 +277,7 @@ impl Jit {
     pub fn clear(&mut self) {
         self.cache.flush();
         self.heat.fill(0);
+        self.never.clear();
     }
 
     /// Named figures for `-v`.

@@ -1,6 +1,6 @@
 //! Which instructions are translated, and how.
 
-use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind};
 
 use crate::vector::pass::{Passed, passes};
 
@@ -19,6 +19,22 @@ pub(super) enum Kind {
     Address,
     /// PUSH of a register or constant.
     Push,
+    /// PUSH of an operand in memory.
+    PushMemory,
+    /// PUSHFQ.
+    PushFlags,
+    /// CLI.
+    ClearInterrupts,
+    /// STI.
+    SetInterrupts,
+    /// CLAC.
+    ClearAc,
+    /// STAC.
+    SetAc,
+    /// SWAPGS.
+    SwapGs,
+    /// BT, BTS, BTR and BTC of a bit string in memory.
+    BitString,
     /// POP of a register.
     Pop,
     /// LEAVE.
@@ -104,13 +120,25 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Push => push(instruction),
         M::Pop => match instruction.code() {
             Code::Pop_r64 | Code::Pop_rm64
-                if instruction.op0_kind() == OpKind::Register
-                    && instruction.op0_register() != Register::RSP =>
+                if instruction.op0_kind() == OpKind::Register =>
             {
                 Kind::Pop
             }
             _ => Kind::Interpreted,
         },
+        M::Pushfq => Kind::PushFlags,
+        M::Cli => Kind::ClearInterrupts,
+        M::Sti => Kind::SetInterrupts,
+        M::Clac => Kind::ClearAc,
+        M::Stac => Kind::SetAc,
+        M::Swapgs => Kind::SwapGs,
+        M::Bt | M::Bts | M::Btr | M::Btc
+            if instruction.op0_kind() == OpKind::Memory
+                && instruction.op1_kind() == OpKind::Register
+                && instruction.op1_register().size() > 2 =>
+        {
+            Kind::BitString
+        }
         M::Leave if instruction.code() == Code::Leaveq => Kind::Leave,
         M::Nop
         | M::Pause
@@ -139,6 +167,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
 fn push(instruction: &Instruction) -> Kind {
     match instruction.code() {
         Code::Push_r64 | Code::Push_rm64 if instruction.op0_kind() == OpKind::Register => Kind::Push,
+        Code::Push_rm64 => Kind::PushMemory,
         Code::Pushq_imm32 | Code::Pushq_imm8 => Kind::Push,
         _ => Kind::Interpreted,
     }

@@ -143,8 +143,13 @@ impl Emitter<'_> {
             .find(|&n| instruction.op_kind(n) == OpKind::Memory)
             .map(|n| n as usize);
         let mut sites = Vec::new();
+        let mut check = None;
         if let (Some(_), Some(group)) = (memory, self.group) {
             place_memory(&mut instruction, group.offset(self.at(i).1.displacement));
+        } else if let (Some(_), Some(displacement)) = (memory, self.on_stack(i, alignment)) {
+            self.keep_flags(i);
+            check = Some(self.check_stack(displacement, instruction.memory_size().size() as i32));
+            place_memory(&mut instruction, 0);
         } else if let Some(operand) = memory {
             self.keep_flags(i);
             self.address(i)?;
@@ -192,10 +197,22 @@ impl Emitter<'_> {
             }
         }
         self.flags_changed(i);
+        self.slow_unless_covered(i, check);
         if !sites.is_empty() {
             self.slow(i, sites);
         }
         Some(())
+    }
+
+    /// The displacement of a memory operand that is one from the stack pointer alone.
+    fn on_stack(&self, i: usize, alignment: u8) -> Option<i32> {
+        let op = self.at(i).1;
+        let simple = op.base == 4
+            && usize::from(op.index) == ZERO
+            && op.address_mask == u64::MAX
+            && !matches!(op.segment, FS | GS)
+            && alignment == 1;
+        if simple { i32::try_from(op.displacement).ok() } else { None }
     }
 
     /// LEA.
@@ -219,7 +236,7 @@ impl Emitter<'_> {
 }
 
 /// Makes the memory operand the one `displacement` behind what [`A`] points at.
-fn place_memory(instruction: &mut Instruction, displacement: i32) {
+pub(super) fn place_memory(instruction: &mut Instruction, displacement: i32) {
     instruction.set_memory_base(sized(A, 8));
     instruction.set_memory_index(Register::None);
     instruction.set_memory_index_scale(1);

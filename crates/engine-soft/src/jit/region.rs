@@ -16,8 +16,8 @@ use super::flags::{self, Effect, Set};
 use super::native::{Host, Kind, kind};
 use crate::code::granules;
 use crate::interp::cpu::Cpu;
-use crate::interp::decode::{decode_run, peek, undefined};
-use crate::interp::op::{Handler, Op};
+use crate::interp::decode::{decode_run, decode_straddling, peek, undefined};
+use crate::interp::op::{Handler, Op, RIP};
 use crate::vector::pass::Passed;
 
 /// One instruction of a region.
@@ -44,6 +44,36 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// An instruction that ends at `next`.
+    fn new(instruction: Option<Instruction>, op: Op, next: u32, host: &Host, options: &Options) -> Self {
+        // Nothing is native that the interpreter does not know.
+        let known = !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
+        let (kind, passed) =
+            instruction.filter(|_| known).map_or((Kind::Interpreted, None), |i| kind(&i, host));
+        let instruction = instruction.unwrap_or_default();
+        let mut effect = match kind {
+            // Whatever it is, it finds the flags in the vCPU and leaves them there.
+            Kind::Interpreted => Effect { reads: flags::ALL, changes: flags::ALL, kills: flags::ALL },
+            _ => flags::effect(&instruction),
+        };
+        if options.exact_flags && may_fault(&instruction, kind) {
+            effect.reads = flags::ALL;
+        }
+        Self {
+            instruction,
+            kind,
+            op,
+            passed,
+            effect,
+            wanted: 0,
+            next,
+            last: false,
+            label: false,
+            unit: 0,
+            behind: 0,
+        }
+    }
+
     /// Offset of the instruction in the page.
     pub(super) fn start(&self) -> u32 {
         self.next - u32::from(self.op.length)
@@ -72,6 +102,8 @@ pub(super) struct Source {
     /// Physical address of its first instruction.
     pub(super) address: GuestAddress,
     pub(super) steps: Vec<Step>,
+    /// The page in which its only instruction ends, if that is not the one in which it starts.
+    pub(super) second: Option<GuestAddress>,
     /// Granules of the page that it was made from.
     pub(super) granules: u64,
     /// Bytes of guest code.
@@ -97,6 +129,7 @@ impl Source {
         let mut source = Self {
             address,
             steps: Vec::with_capacity(32),
+            second: None,
             granules: 0,
             bytes: 0,
             outside: Vec::new(),
@@ -111,7 +144,7 @@ impl Source {
             }
         }
         if source.steps.is_empty() {
-            return None;
+            source.decode_straddling(cpu, host, options)?;
         }
         source.put_labels();
         if !options.exact_flags {
@@ -152,34 +185,9 @@ impl Source {
         let mut next = offset;
         for (instruction, op) in run {
             next += u32::from(op.length);
-            // Nothing is native that the interpreter does not know.
-            let known = !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
-            let (kind, passed) =
-                instruction.filter(|_| known).map_or((Kind::Interpreted, None), |i| kind(&i, host));
-            let instruction = instruction.unwrap_or_default();
-            let mut effect = match kind {
-                // Whatever it is, it finds the flags in the vCPU and leaves them there.
-                Kind::Interpreted => Effect { reads: flags::ALL, changes: flags::ALL, kills: flags::ALL },
-                _ => flags::effect(&instruction),
-            };
-            if options.exact_flags && may_fault(&instruction, kind) {
-                effect.reads = flags::ALL;
-            }
-            let step = Step {
-                instruction,
-                kind,
-                op,
-                passed,
-                effect,
-                wanted: 0,
-                next,
-                last: false,
-                label: false,
-                unit: 0,
-                behind: 0,
-            };
+            let step = Step::new(instruction, op, next, host, options);
             let target = u32::try_from(step.target()).ok().filter(|&target| target < 0x1000);
-            match (kind, target) {
+            match (step.kind, target) {
                 (Kind::Branch, Some(target)) if seen(target) == Seen::Executed => ahead.push_back(target),
                 (Kind::Jump, Some(target)) => ahead.push_front(target),
                 (Kind::Call | Kind::CallIndirect, _) if next < 0x1000 => ahead.push_front(next),
@@ -194,6 +202,21 @@ impl Source {
                 step.last = true;
             }
         }
+    }
+
+    /// The one instruction of a region that ends in the next page.
+    fn decode_straddling(&mut self, cpu: &mut Cpu, host: &Host, options: &Options) -> Option<()> {
+        let linear = cpu.regs[RIP];
+        let offset = self.address.page_offset();
+        let (instruction, op, second) = decode_straddling(cpu, linear, self.address)?;
+        let next = offset as u32 + u32::from(op.length);
+        let mut step = Step::new(Some(instruction), op, next, host, options);
+        step.last = true;
+        self.steps.push(step);
+        self.second = Some(second.page());
+        self.granules = granules(offset, 0x1000 - offset);
+        self.bytes = u32::from(op.length);
+        Some(())
     }
 
     /// The step that follows step `i` when it does not branch, if it is in the region.

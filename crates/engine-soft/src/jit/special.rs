@@ -3,47 +3,82 @@
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::asm::{Imm, Mem, RAX, Reg, Two, at, cc};
-use super::emit::Emitter;
+use super::emit::{Cold, Emitter};
 use super::registers::{A, B, C, Home, STACK, home, sized};
 use super::state::field;
 
 const RDX: Reg = Reg(2);
 const RBP: Reg = Reg(5);
-/// "Below or equal".
-const BE: u8 = 6;
+const RSP: u8 = 4;
+
+/// A check of the stack: the branch taken where it fails, where to go on with it, and the last offset that fits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StackCheck {
+    pub(super) site: usize,
+    pub(super) back: usize,
+    pub(super) limit: i32,
+}
 
 impl Emitter<'_> {
-    /// Checks the slot below the stack's top for writing: where its host address is then, and the branch to the slow way.
-    pub(super) fn check_push(&mut self, i: usize) -> (Mem, Vec<usize>) {
+    /// Checks the slot below the stack's top for writing: where its host address is then, and where the check is left.
+    pub(super) fn check_push(&mut self, i: usize) -> (Mem, Option<StackCheck>) {
         if let Some(group) = self.group {
-            return (at(A, group.offset(-8)), Vec::new());
+            return (at(A, group.offset(-8)), None);
         }
         self.keep_flags(i);
-        self.a.rm(Two::Lea, A, at(STACK, -8));
-        let miss = self.check(8, 1, true);
-        (at(A, 0), vec![miss])
+        (at(A, 0), Some(self.check_stack(-8, 8)))
     }
 
     /// Likewise for reading the slot at the stack's top.
-    pub(super) fn check_pop(&mut self, i: usize) -> (Mem, Vec<usize>) {
+    pub(super) fn check_pop(&mut self, i: usize) -> (Mem, Option<StackCheck>) {
         if let Some(group) = self.group {
-            return (at(A, group.offset(0)), Vec::new());
+            return (at(A, group.offset(0)), None);
         }
         self.keep_flags(i);
-        self.a.copy(A, STACK);
-        let miss = self.check(8, 1, false);
-        (at(A, 0), vec![miss])
+        (at(A, 0), Some(self.check_stack(0, 8)))
+    }
+
+    /// The host address of `size` bytes, `displacement` from the stack pointer, to [`A`], if they lie in the stack's page. It
+    /// is writable. Changes flags.
+    pub(super) fn check_stack(&mut self, displacement: i32, size: i32) -> StackCheck {
+        self.host_flags = false;
+        match displacement {
+            0 => self.a.copy(A, STACK),
+            _ => self.a.rm(Two::Lea, A, at(STACK, displacement)),
+        }
+        self.a.rm(Two::Sub, A, field::stack_page());
+        let limit = 0x1000 - size;
+        self.a.compare_imm(A, limit);
+        let site = self.a.jcc(cc::A);
+        let back = self.a.here();
+        self.a.rm(Two::Add, A, field::stack_host());
+        StackCheck { site, back, limit }
+    }
+
+    /// Emits what happens where a check of the stack fails: another page is made the stack's, and the check goes on. Where
+    /// that cannot be, control comes to what is emitted next.
+    pub(super) fn cold_stack(&mut self, site: usize, limit: i32, back: usize) {
+        self.a.bind(site);
+        let site = self.a.call();
+        self.a.patch(site, self.stubs.stack as i64 - self.base as i64);
+        let unknown = self.a.jcc(cc::NE);
+        self.a.compare_imm(A, limit);
+        let at = self.a.jcc(cc::BE);
+        self.a.patch(at, back as i64);
+        self.a.bind(unknown);
     }
 
     /// The slow way for step `i`, unless a row's check covers it.
-    pub(super) fn slow_unless_covered(&mut self, i: usize, sites: Vec<usize>) {
-        if !sites.is_empty() {
-            self.slow(i, sites);
+    pub(super) fn slow_unless_covered(&mut self, i: usize, check: Option<StackCheck>) {
+        if let Some(StackCheck { site, back, limit }) = check {
+            let restore = self.host_flags && self.at(i).0.wanted != 0;
+            let back = (back, self.a.here());
+            self.cold.push(Cold::Stack { site, step: i, back, limit, restore, level: self.level });
         }
     }
 
     pub(super) fn push(&mut self, i: usize) -> Option<()> {
-        let (slot, sites) = self.check_push(i);
+        let (slot, check) = self.check_push(i);
         let (step, op) = self.at(i);
         let (kind, op) = (step.instruction.op0_kind(), *op);
         let value = if kind == OpKind::Register {
@@ -54,13 +89,18 @@ impl Emitter<'_> {
         };
         self.a.rm(Two::Store, value, slot);
         self.a.rm(Two::Lea, STACK, at(STACK, -8));
-        self.slow_unless_covered(i, sites);
+        self.slow_unless_covered(i, check);
         Some(())
     }
 
     pub(super) fn pop(&mut self, i: usize) -> Option<()> {
-        let (slot, sites) = self.check_pop(i);
+        let (slot, check) = self.check_pop(i);
         let to = self.at(i).1.dst;
+        if to == RSP {
+            self.a.rm(Two::Load, STACK, slot);
+            self.slow_unless_covered(i, check);
+            return Some(());
+        }
         match home(to) {
             Home::Host(reg) => self.a.rm(Two::Load, reg, slot),
             Home::Slot => {
@@ -69,7 +109,7 @@ impl Emitter<'_> {
             }
         }
         self.a.rm(Two::Lea, STACK, at(STACK, 8));
-        self.slow_unless_covered(i, sites);
+        self.slow_unless_covered(i, check);
         Some(())
     }
 
@@ -114,7 +154,7 @@ impl Emitter<'_> {
             // Neither 0 nor -1, and the dividend no wider than the divisor.
             self.a.rm(Two::Lea, B, at(C, 1));
             self.a.imm(Imm::Cmp, wide, B, 1);
-            sites.push(self.a.jcc(BE));
+            sites.push(self.a.jcc(cc::BE));
             self.a.copy(B, RAX);
             self.a.sar(wide, B, if wide { 63 } else { 31 });
             compare(self, B, RDX);

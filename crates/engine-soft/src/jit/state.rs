@@ -1,13 +1,17 @@
 //! What translated code keeps in the vCPU, and where it finds the rest.
 
 use std::mem::offset_of;
+use std::sync::Arc;
 
 use ringfence_x86::Exception;
+use ringfence_x86::segment::Segment;
 
 use super::asm::{Mem, at};
 use super::registers::PIN;
+use crate::code::StaleCode;
 use crate::interp::cpu::Cpu;
 use crate::interp::op::RIP;
+use crate::mmu::tlb::Class;
 
 /// Fields of the vCPU that only translated code and its run loop use. Addresses are numbers here, so that a vCPU can
 /// change threads; those into other allocations are set anew on every entry. What is used most comes last, next to
@@ -33,6 +37,14 @@ pub struct State {
     pub(super) base: u64,
     /// Address of the guest's vector registers when they are not in the host's.
     pub(super) vectors: u64,
+    /// Address of the word that says whether something waits for the CPU.
+    pub(super) inbox: u64,
+    /// Tables of the soft TLB for reads and writes below CPL 3: without and with access to user pages.
+    pub(super) kernel_tables: [(u64, u64); 2],
+    /// What [`crate::mmu::tlb::Tlb::changes`] was when the stack's page was found.
+    pub(super) stack_changes: u64,
+    /// Code of the translator's that has become stale.
+    pub(super) stale: Option<Arc<StaleCode>>,
     /// The link or site through which a region was left.
     pub(super) link: u32,
     /// The highest level at which vector instructions may run as they are.
@@ -45,6 +57,9 @@ pub struct State {
     pub(super) fetch_table: u64,
     /// Which vector registers are in the host's: a [`crate::vector::pass::Level`], or 0.
     pub(super) level: u64,
+    /// The page that the guest's stack was last found in, writable: its linear address, and the host's.
+    pub(super) stack_page: u64,
+    pub(super) stack_host: u64,
     /// Table of the soft TLB for reads by the current class.
     pub(crate) read_table: u64,
     /// Table for writes.
@@ -68,12 +83,18 @@ impl State {
             slot: 0,
             base: 0,
             vectors: 0,
+            inbox: 0,
+            kernel_tables: [(0, 0); 2],
+            stack_changes: 0,
+            stale: None,
             link: 0,
             passing: 0,
             jumps: 0,
             context: 0,
             fetch_table: 0,
             level: 0,
+            stack_page: NO_STACK,
+            stack_host: 0,
             read_table: 0,
             write_table: 0,
             page: 0,
@@ -88,12 +109,34 @@ impl Default for State {
     }
 }
 
+/// No page: the stack pointer is never so near to it as to be in it.
+pub(super) const NO_STACK: u64 = 1 << 63;
+
 impl Cpu {
+    /// Finds the page of the stack for translated code, if there is a soft-TLB entry for it. What was found before holds
+    /// only as long as the TLB has not changed.
+    #[inline(always)]
+    pub(super) fn find_stack(&mut self) {
+        let pointer = self.regs[4];
+        let state = &mut self.translated;
+        if state.stack_changes == self.tlb.changes && pointer.wrapping_sub(state.stack_page) < 0x1000 {
+            return;
+        }
+        let page = pointer & !0xfff;
+        state.stack_changes = self.tlb.changes;
+        match self.tlb.write(self.class, page, 1) {
+            Some(host) => (state.stack_page, state.stack_host) = (page, host as u64),
+            None => state.stack_page = NO_STACK,
+        }
+    }
+
     /// Which tables the soft TLB answers from; called where the class, the privilege or the address space changes.
     #[inline(always)]
     pub(crate) fn select_tables(&mut self) {
         (self.translated.read_table, self.translated.write_table) = self.tlb.tables(self.class);
         self.translated.fetch_table = self.tlb.fetch_table(self.cpl == 3);
+        self.translated.kernel_tables = [self.tlb.tables(Class::Kernel), self.tlb.tables(Class::KernelAc)];
+        self.translated.stack_page = NO_STACK;
     }
 
     /// What a jump target depends on besides its address.
@@ -122,6 +165,18 @@ macro_rules! fields {
     )*};
 }
 
+fn at_distance(offset: usize) -> Mem {
+    at(PIN, distance(offset))
+}
+
+macro_rules! fields_of_cpu {
+    ($($name:ident),* $(,)?) => {$(
+        pub(in super::super) fn $name() -> Mem {
+            at_distance(offset_of!(Cpu, $name))
+        }
+    )*};
+}
+
 /// Fields as operands.
 pub(super) mod field {
     use super::*;
@@ -140,8 +195,30 @@ pub(super) mod field {
         base,
         vectors,
         level,
-        passing
+        passing,
+        stack_page,
+        stack_host,
+        inbox
     );
+
+    fields_of_cpu!(cpl, flags, class, cr4);
+
+    /// The tables for supervisor accesses, without and with access to user pages: reads, then writes.
+    pub(in super::super) fn kernel_tables(user_pages: bool) -> [Mem; 2] {
+        let tables = offset_of!(Cpu, translated) + offset_of!(State, kernel_tables);
+        [0, 8].map(|at| at_distance(tables + 16 * usize::from(user_pages) + at))
+    }
+
+    /// The base of GS, as it is and as it is used.
+    pub(in super::super) fn gs_base() -> [Mem; 2] {
+        let segment = offset_of!(Cpu, segments) + 5 * size_of::<Segment>() + offset_of!(Segment, base);
+        [at_distance(segment), segment_base(5)]
+    }
+
+    /// What SWAPGS exchanges it with.
+    pub(in super::super) fn kernel_gs_base() -> Mem {
+        at_distance(offset_of!(Cpu, msrs) + offset_of!(crate::interp::msrs::Msrs, kernel_gs_base))
+    }
 
     /// A guest register's slot.
     pub(in super::super) fn register(number: u8) -> Mem {

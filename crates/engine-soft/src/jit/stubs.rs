@@ -10,7 +10,7 @@ use super::asm::{Assembler, Imm, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
 use super::registers::{A, B, C, PIN, STACK, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
-use crate::mmu::tlb::FETCH_ENTRIES;
+use crate::mmu::tlb::{ENTRIES, FETCH_ENTRIES};
 use crate::vector::pass::{Level, offset};
 
 /// log2 of the number of jump targets remembered.
@@ -52,6 +52,10 @@ pub(super) mod reason {
     pub(in super::super) const LOOKUP: u64 = 4;
     /// A direct branch has not been linked yet.
     pub(in super::super) const LINK: u64 = 5;
+    /// Not left: go on at RIP, with no call remembered.
+    pub(in super::super) const RESUME: u64 = 6;
+    /// The interpreter is to execute what is at RIP.
+    pub(in super::super) const INTERPRET: u64 = 7;
 }
 
 /// Offsets of the fixed code in the arena.
@@ -72,6 +76,11 @@ pub(super) struct Stubs {
     pub(super) link: usize,
     /// Jumped to with a return address in [`A`] that is not the one on top, and the site in [`C`].
     pub(super) ret: usize,
+    /// Called with the distance of an address from the stack's page in [`A`]: makes the page of that address the stack's.
+    /// "Equal" and the distance from it in [`A`] if it could. Uses [`B`] and [`C`].
+    pub(super) stack: usize,
+    /// Jumped to with an offset in the page in [`A`]: the interpreter is to execute what is there.
+    pub(super) by_interpreter: usize,
     /// Called: brings the guest's vector registers of a level into the host's. Flags say "not equal" if that is not
     /// allowed. Uses [`A`], which must be saved.
     pub(super) load: [usize; 2],
@@ -313,6 +322,14 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     load_registers(&mut a);
     a.ret();
     a.bind(leaves);
+    a.imm(Imm::Cmp, false, RAX, reason::RESUME as i32);
+    let other = a.jcc(cc::NE);
+    a.rm(Two::Load, RSP, field::base());
+    load_registers(&mut a);
+    a.rm(Two::Load, A, field::rip());
+    let site = a.jmp();
+    a.patch(site, dispatch as i64);
+    a.bind(other);
     a.rr32(Two::Load, B, RAX);
     let site = a.jmp();
     a.patch(site, leave_stored as i64);
@@ -323,8 +340,35 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
         load(&mut a, level, avx, avx512);
         start
     });
+    let stack = a.here();
+    find_stack(&mut a);
+    let by_interpreter = a.here();
+    a.rm(Two::Add, A, field::page());
+    a.rm(Two::Store, A, field::rip());
+    leave_for(&mut a, reason::INTERPRET);
     let length = a.here();
-    (a.code, Stubs { enter, interpret, look_up: look_up_start, dispatch, budget, link, ret, load, length })
+    (a.code, Stubs { enter, interpret, look_up: look_up_start, dispatch, budget, link, ret, stack, by_interpreter, load, length })
+}
+
+/// The code of [`Stubs::stack`].
+fn find_stack(a: &mut Assembler) {
+    a.rm(Two::Add, A, field::stack_page());
+    a.rr32(Two::Load, B, A);
+    a.shr32(B, 12 - ENTRY_SHIFT);
+    a.imm(Imm::And, false, B, (ENTRIES as i32 - 1) << ENTRY_SHIFT);
+    a.rm(Two::Add, B, field::write_table());
+    a.copy(C, A);
+    a.imm(Imm::And, true, C, -0x1000);
+    a.rm(Two::Cmp, C, at(B, 0));
+    let unknown = a.jcc(cc::NE);
+    a.rm(Two::Load, B, at(B, 8));
+    a.rm(Two::Store, C, field::stack_page());
+    a.rr(Two::Add, C, B);
+    a.rm(Two::Store, C, field::stack_host());
+    a.imm(Imm::And, false, A, 0xfff);
+    a.rr32(Two::Cmp, A, A);
+    a.bind(unknown);
+    a.ret();
 }
 
 /// A return that does not match. As the host's predictor would, take one call off: code that drops return addresses (return

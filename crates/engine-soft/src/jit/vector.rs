@@ -64,7 +64,7 @@ impl Emitter<'_> {
             (step.next, step.behind, *op)
         };
         if side == Side::Before {
-            let id = self.add_site(Site { op, next, behind, ends: true });
+            let id = self.add_site(Site { op, next, behind, ends: true, resumes: false });
             self.a.constant(A, id);
             let site = self.a.call();
             self.a.patch(site, self.stubs.interpret as i64 - self.base as i64);

@@ -121,6 +121,8 @@ pub struct Tlb {
     shared_code: Contents,
     /// Counts switches; orders slots by their last use.
     switches: u64,
+    /// Counts whatever may take away a translation that somebody holds outside the tables.
+    pub(crate) changes: u64,
     /// What it has done.
     pub counters: Counters,
 }
@@ -155,6 +157,7 @@ impl Tlb {
             shared: 2,
             shared_code: NOTHING,
             switches: 0,
+            changes: 0,
             counters: Counters::default(),
         }
     }
@@ -247,6 +250,7 @@ impl Tlb {
     }
 
     fn flush_current(&mut self, keep_global: bool) {
+        self.changes += 1;
         if self.current.flush(keep_global) {
             renew(&mut self.current.epoch, &mut self.newest);
         }
@@ -300,6 +304,7 @@ impl Tlb {
     /// Forgets one page of the address space in use, and global ones at that address in all (SDM 3A 4.10.4.1, INVLPG). All
     /// pages go if it may be part of a large one.
     pub fn flush_page(&mut self, linear: u64) {
+        self.changes += 1;
         self.counters.page_flushes += 1;
         if self.current.flush_page(linear) {
             renew(&mut self.current.epoch, &mut self.newest);
@@ -330,6 +335,7 @@ impl Tlb {
     /// Goes from one address space to another, or loads CR3 with the same. All that is not global in the new one is
     /// forgotten, unless `keep` and nothing else had its identifier (SDM 3A 4.10.4.1, MOV to CR3).
     pub fn switch(&mut self, leaving: Space, entering: Space, keep: bool) {
+        self.changes += 1;
         if leaving.pcid != entering.pcid {
             self.switches += 1;
             self.current.owner = Some(leaving);
@@ -369,6 +375,7 @@ impl Tlb {
 
     /// Forgets every write entry for a host page: it now holds decoded code.
     pub fn protect(&mut self, host_page: *mut u8) {
+        self.changes += 1;
         self.current.protect(host_page as u64);
         for slot in &mut self.parked {
             slot.protect(host_page as u64);

@@ -95,6 +95,11 @@ impl LapicInbox {
         self.pending.load(Ordering::Relaxed)
     }
 
+    /// The word that [`LapicInbox::pending`] reads, for code that is generated.
+    pub fn pending_word(&self) -> &AtomicU32 {
+        &self.pending
+    }
+
     /// Registers what to call, on the sender's thread and with no lock of the controllers held, when a bit of
     /// the pending word has become set. The first registration holds.
     pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {

@@ -143,7 +143,7 @@ impl Cpu {
             _ if Self::is_apic_msr(number) => self.apic_msr_read(number)?,
             _ => {
                 let row = self.row(number).ok_or(Exception::GP0)?;
-                self.msrs.get(&number).copied().unwrap_or(row.reset)
+                self.msrs.get(number).unwrap_or(row.reset)
             }
         })
     }

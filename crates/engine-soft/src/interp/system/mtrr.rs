@@ -35,8 +35,8 @@ pub(super) fn is_memory_type_msr(number: u32) -> bool {
 
 impl Cpu {
     pub(super) fn read_memory_type_msr(&self, number: u32) -> u64 {
-        match self.msrs.get(&number) {
-            Some(&value) => value,
+        match self.msrs.get(number) {
+            Some(value) => value,
             None if number == msr::PAT => PAT_RESET,
             None => 0,
         }

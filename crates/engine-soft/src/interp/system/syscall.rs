@@ -17,7 +17,7 @@ const R11: usize = Gpr::R11 as usize;
 impl Cpu {
     /// A stored MSR, zero if it was never written.
     pub(super) fn stored_msr(&self, number: u32) -> u64 {
-        self.msrs.get(&number).copied().unwrap_or(0)
+        self.msrs.get(number).unwrap_or(0)
     }
 
     fn enter_flat(&mut self, cs: Segment, ss: Segment) {

@@ -1,0 +1,161 @@
+//! System instructions that kernels execute all the time, and others that need more than their operands put in place.
+//!
+//! What is emitted is the common case: CPL 0, nothing waiting, no change of what anything else depends on. The rest is the
+//! handler's.
+
+use ringfence_x86::{Cr4, Rflags};
+
+use super::asm::{Imm, Two, at, cc};
+use super::emit::Emitter;
+use super::registers::{A, B, C, STACK};
+use super::state::field;
+use crate::mmu::tlb::Class;
+
+impl Emitter<'_> {
+    /// Flags are stored; the branch is taken above CPL 0.
+    fn check_privilege(&mut self) -> usize {
+        self.save_flags();
+        self.host_flags = false;
+        self.a.compare_byte(field::cpl(), 0);
+        self.a.jcc(cc::NE)
+    }
+
+    /// CLI.
+    pub(super) fn clear_interrupts(&mut self, i: usize) -> Option<()> {
+        let site = self.check_privilege();
+        self.a.imm_mem32(Imm::And, field::flags(), !(Rflags::IF.bits() as i32));
+        self.slow(i, vec![site]);
+        Some(())
+    }
+
+    /// STI. Nothing waits, so nobody can tell when interrupts are let in; unless the run ends here, where somebody may look.
+    pub(super) fn set_interrupts(&mut self, i: usize) -> Option<()> {
+        let mut sites = vec![self.check_privilege()];
+        self.a.rm(Two::Load, A, field::inbox());
+        self.a.compare_imm32(at(A, 0), 0);
+        sites.push(self.a.jcc(cc::NE));
+        self.a.imm_mem(Imm::Cmp, field::budget(), 0);
+        sites.push(self.a.jcc(cc::E));
+        self.a.imm_mem32(Imm::Or, field::flags(), Rflags::IF.bits() as i32);
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// STAC and CLAC: RFLAGS.AC, and with it the tables of the soft TLB.
+    pub(super) fn access_user_pages(&mut self, i: usize, allow: bool) -> Option<()> {
+        let (from, to) = if allow { (Class::Kernel, Class::KernelAc) } else { (Class::KernelAc, Class::Kernel) };
+        self.save_flags();
+        self.host_flags = false;
+        self.a.compare_byte(field::class(), from as u8);
+        let mut sites = vec![self.a.jcc(cc::NE)];
+        if !allow {
+            // Without SMAP the class is the same whatever AC is.
+            self.a.test_imm32(field::cr4(), Cr4::SMAP.bits() as u32);
+            sites.push(self.a.jcc(cc::E));
+        }
+        let flag = Rflags::AC.bits() as i32;
+        if allow {
+            self.a.imm_mem32(Imm::Or, field::flags(), flag);
+        } else {
+            self.a.imm_mem32(Imm::And, field::flags(), !flag);
+        }
+        self.a.store_byte(field::class(), to as u8);
+        let [reads, writes] = field::kernel_tables(allow);
+        self.a.rm(Two::Load, A, reads);
+        self.a.rm(Two::Store, A, field::read_table());
+        self.a.rm(Two::Load, A, writes);
+        self.a.rm(Two::Store, A, field::write_table());
+        // The page of the stack was found with the other rights.
+        self.a.constant(A, super::state::NO_STACK);
+        self.a.rm(Two::Store, A, field::stack_page());
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// SWAPGS.
+    pub(super) fn swap_gs(&mut self, i: usize) -> Option<()> {
+        let site = self.check_privilege();
+        let [base, used] = field::gs_base();
+        self.a.rm(Two::Load, A, field::kernel_gs_base());
+        self.a.rm(Two::Load, B, base);
+        self.a.rm(Two::Store, B, field::kernel_gs_base());
+        self.a.rm(Two::Store, A, base);
+        self.a.rm(Two::Store, A, used);
+        self.slow(i, vec![site]);
+        Some(())
+    }
+
+    /// PUSHFQ.
+    pub(super) fn push_flags(&mut self, i: usize) -> Option<()> {
+        self.save_flags();
+        let (slot, check) = self.check_push(i);
+        // The status flags are in the form in which LAHF and SETO deliver them.
+        let status = field::status();
+        self.a.load_byte(B, at(super::registers::PIN, status.disp + 1));
+        self.a.imm(Imm::And, false, B, 0xd5);
+        self.a.load_byte(C, status);
+        self.a.shl32(C, 11);
+        self.a.rr(Two::Or, B, C);
+        self.a.rm(Two::Load, C, field::flags());
+        self.a.imm(Imm::And, true, C, !((Rflags::VM | Rflags::RF).bits() as i32));
+        self.a.rr(Two::Or, B, C);
+        self.a.rm(Two::Store, B, slot);
+        self.a.rm(Two::Lea, STACK, at(STACK, -8));
+        self.host_flags = false;
+        self.slow_unless_covered(i, check);
+        Some(())
+    }
+
+    /// PUSH of an operand in memory.
+    pub(super) fn push_memory(&mut self, i: usize) -> Option<()> {
+        self.keep_flags(i);
+        self.address(i)?;
+        let mut sites = vec![self.check(8, 1, false)];
+        self.a.rm(Two::Load, A, at(A, 0));
+        self.a.rm(Two::Store, A, field::slot());
+        self.a.rm(Two::Lea, A, at(STACK, -8));
+        sites.push(self.check(8, 1, true));
+        self.a.rm(Two::Load, B, field::slot());
+        self.a.rm(Two::Store, B, at(A, 0));
+        self.a.rm(Two::Lea, STACK, at(STACK, -8));
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// BT, BTS, BTR and BTC whose bit number reaches beyond the operand: the operand is the part of the string that holds the
+    /// bit (SDM 2A, BT).
+    pub(super) fn bit_string(&mut self, i: usize) -> Option<()> {
+        let (step, op) = self.at(i);
+        let (number, mut instruction) = (op.src, step.instruction);
+        let (effect, wanted) = (step.effect, step.wanted);
+        let wide = instruction.op1_register().size() == 8;
+        let size = if wide { 8 } else { 4 };
+        if op.address_mask != u64::MAX || !(wide || instruction.op1_register().size() == 4) {
+            return None;
+        }
+        self.keep_flags(i);
+        self.address(i)?;
+        let from = self.fetch(number, C);
+        if wide {
+            self.a.copy(C, from);
+        } else {
+            self.a.sign_extend(C, from);
+        }
+        self.a.sar(true, C, if wide { 6 } else { 5 });
+        let index = super::asm::Mem { base: Some(A), index: Some((C, if wide { 3 } else { 2 })), disp: 0 };
+        self.a.rm(Two::Lea, A, index);
+        let site = self.check(size, 1, instruction.mnemonic() != iced_x86::Mnemonic::Bt);
+        let from = self.fetch(number, C);
+        self.a.copy(C, from);
+        self.a.imm(Imm::And, false, C, if wide { 63 } else { 31 });
+        if effect.needs_flags(wanted) {
+            self.restore_flags(B);
+        }
+        super::operand::place_memory(&mut instruction, 0);
+        instruction.set_op1_register(super::registers::sized(C, size));
+        self.encode(&instruction)?;
+        self.flags_changed(i);
+        self.slow(i, vec![site]);
+        Some(())
+    }
+}
