@@ -15,8 +15,8 @@ use crate::interp::event::{Source, TripleFault};
 use crate::interp::run::Interpreter;
 use crate::jit::Jit;
 
-/// Instructions between two looks at the clock: some 20 µs.
-const BATCH: u64 = 4096;
+/// Instructions between two looks at the clock: some 20 µs of translated code.
+const BATCH: u64 = 1 << 14;
 
 /// One vCPU.
 #[derive(Debug)]

@@ -84,6 +84,8 @@ pub(super) mod cc {
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
     pub(super) code: Vec<u8>,
+    /// Branches: where their displacements are, and their targets. Targets before the buffer are outside it.
+    branches: Vec<(usize, i64)>,
 }
 
 impl Assembler {
@@ -378,8 +380,33 @@ impl Assembler {
 
     /// Makes the branch whose displacement is at `site` go to `target`, which may lie outside the buffer.
     pub(super) fn patch(&mut self, site: usize, target: i64) {
-        let distance = (target - (site as i64 + 4)) as i32;
-        self.code[site..site + 4].copy_from_slice(&distance.to_le_bytes());
+        self.branches.push((site, target));
+        self.displace(site, target - (site as i64 + 4));
+    }
+
+    fn displace(&mut self, site: usize, distance: i64) {
+        self.code[site..site + 4].copy_from_slice(&(distance as i32).to_le_bytes());
+    }
+
+    /// An empty buffer with room.
+    pub(super) fn with_capacity(bytes: usize) -> Self {
+        Self { code: Vec::with_capacity(bytes), branches: Vec::new() }
+    }
+
+    /// Drops what was emitted behind `length` bytes.
+    pub(super) fn truncate(&mut self, length: usize) {
+        self.code.truncate(length);
+        while self.branches.last().is_some_and(|(site, _)| *site >= length) {
+            self.branches.pop();
+        }
+    }
+
+    /// Makes branches right for code whose part from `split` on lies `moved` bytes behind where it was.
+    pub(super) fn part(&mut self, split: usize, moved: i64) {
+        let place = |at: i64| if at >= split as i64 { at + moved } else { at };
+        for (site, target) in std::mem::take(&mut self.branches) {
+            self.displace(site, place(target) - (place(site as i64) + 4));
+        }
     }
 
     /// Makes the branch at `site` come here.

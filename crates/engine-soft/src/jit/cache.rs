@@ -44,10 +44,18 @@ pub(super) struct Region {
     pub(super) address: GuestAddress,
     /// Granules of its page that it was made from.
     mask: u64,
-    /// Offset of its code in the arena.
-    pub(super) entry: usize,
+    /// Where it can be entered: guest physical addresses, and offsets in the arena.
+    entries: Vec<(GuestAddress, usize)>,
     /// Links that lead here.
     incoming: Vec<u32>,
+}
+
+/// Where to enter translated code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    region: RegionId,
+    /// Offset in the arena.
+    code: usize,
 }
 
 /// A direct branch of a region.
@@ -67,6 +75,8 @@ pub(super) struct Sizes {
     pub(super) interpreted: u64,
     pub(super) guest_bytes: u64,
     pub(super) host_bytes: u64,
+    /// Of those, what is rarely executed.
+    pub(super) rare_bytes: u64,
     pub(super) invalidated: u64,
     pub(super) flushes: u64,
     pub(super) links: u64,
@@ -76,17 +86,19 @@ pub(super) struct Sizes {
 #[derive(Debug)]
 pub(super) struct Cache {
     memory: CodeMemory,
+    /// Code is below, what is rarely executed from `rare` on.
     used: usize,
+    rare: usize,
     pub(super) stubs: Stubs,
     regions: Vec<Option<Region>>,
-    by_address: HashMap<GuestAddress, RegionId, BuildHasherDefault<AddressHasher>>,
+    by_address: HashMap<GuestAddress, Entry, BuildHasherDefault<AddressHasher>>,
     by_page: HashMap<GuestAddress, Vec<RegionId>>,
     links: Vec<Link>,
     /// What handlers are called for from translated code.
     sites: Vec<Site>,
     jumps: Box<[Jump]>,
-    /// The regions that those lead to.
-    jump_regions: Box<[RegionId]>,
+    /// The same, for Rust.
+    jump_entries: Box<[Entry]>,
     /// Code was written since it was last entered.
     pub(super) written: bool,
     pub(super) sizes: Sizes,
@@ -98,9 +110,11 @@ impl Cache {
         let (code, stubs) = stubs::emit();
         let mut memory = CodeMemory::new(size.max(1 << 20))?;
         memory.write(0, &code);
+        let rare = memory.size();
         Ok(Self {
             memory,
             used: stubs.length.next_multiple_of(ALIGN),
+            rare,
             stubs,
             regions: Vec::new(),
             by_address: HashMap::default(),
@@ -108,7 +122,7 @@ impl Cache {
             links: Vec::new(),
             sites: Vec::new(),
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
-            jump_regions: vec![0; 1 << JUMP_BITS].into_boxed_slice(),
+            jump_entries: vec![Entry { region: 0, code: 0 }; 1 << JUMP_BITS].into_boxed_slice(),
             written: true,
             sizes: Sizes::default(),
         })
@@ -129,70 +143,77 @@ impl Cache {
         self.sites.as_ptr() as u64
     }
 
-    /// The region that starts at a physical address.
-    pub(super) fn find(&self, address: GuestAddress) -> Option<RegionId> {
+    /// The code for a physical address.
+    pub(super) fn find(&self, address: GuestAddress) -> Option<Entry> {
         self.by_address.get(&address).copied()
     }
 
-    /// A region by its index.
-    pub(super) fn get(&self, id: RegionId) -> Option<&Region> {
-        self.regions.get(id as usize)?.as_ref()
+    /// Host address of an entry.
+    pub(super) fn entry(&self, entry: Entry) -> u64 {
+        self.host(entry.code)
     }
 
-    /// The region at a physical address, if it is among the jump targets.
+    /// The code for a physical address, if it is among the jump targets.
     #[inline(always)]
-    pub(super) fn jump(&self, address: GuestAddress) -> Option<RegionId> {
+    pub(super) fn jump(&self, address: GuestAddress) -> Option<Entry> {
         let index = jump_index(address.0);
-        (self.jumps[index].physical == address.0).then(|| self.jump_regions[index])
+        (self.jumps[index].physical == address.0).then(|| self.jump_entries[index])
     }
 
-    /// Makes a region a jump target.
-    pub(super) fn remember(&mut self, id: RegionId) {
-        if let Some(region) = self.get(id) {
-            let (physical, host) = (region.address.0, self.host(region.entry));
-            let index = jump_index(physical);
-            self.jumps[index] = Jump { physical, host };
-            self.jump_regions[index] = id;
-        }
+    /// Makes the code for a physical address a jump target.
+    pub(super) fn remember(&mut self, address: GuestAddress, entry: Entry) {
+        let index = jump_index(address.0);
+        self.jumps[index] = Jump { physical: address.0, host: self.host(entry.code) };
+        self.jump_entries[index] = entry;
     }
 
     /// Translates a region and links it with those there are. Everything else is dropped first if there is no room.
-    pub(super) fn translate(&mut self, source: &Source) -> Option<RegionId> {
+    pub(super) fn translate(&mut self, source: &Source) -> Option<Entry> {
         let mut output = emit(source, &self.stubs, self.place());
-        if self.used + output.code.len() > self.memory.size() {
+        if self.used + output.code.len() > self.rare {
             self.flush();
             output = emit(source, &self.stubs, self.place());
         }
-        let Output { code, links, sites, interpreted } = output;
-        if self.used + code.len() > self.memory.size() {
+        let Output { code, split, links, sites, entries, interpreted } = output;
+        if self.used + code.len() > self.rare {
             return None;
         }
-        let entry = self.used;
-        self.memory.write(entry, &code);
+        let start = self.used;
+        let (often, rarely) = code.split_at(split);
+        self.rare -= rarely.len();
+        self.memory.write(start, often);
+        self.memory.write(self.rare, rarely);
         self.written = true;
-        self.used = (entry + code.len()).next_multiple_of(ALIGN);
+        self.used = (start + often.len()).next_multiple_of(ALIGN);
         self.sites.extend(sites);
-        let address = source.address;
         self.sizes.regions += 1;
         self.sizes.instructions += source.steps.len() as u64;
         self.sizes.interpreted += interpreted as u64;
         self.sizes.guest_bytes += u64::from(source.bytes);
         self.sizes.host_bytes += code.len() as u64;
-        let id = self.regions.len() as RegionId;
-        self.regions.push(Some(Region { address, mask: source.granules, entry, incoming: Vec::new() }));
-        self.by_address.insert(address, id);
+        self.sizes.rare_bytes += rarely.len() as u64;
+        let (id, address) = (self.regions.len() as RegionId, source.address);
+        let first = Entry { region: id, code: start };
+        self.by_address.insert(address, first);
+        let mut all = vec![(address, start)];
+        // A region that starts with a look at another page can be entered there only.
+        let others = if source.second.is_none() { &entries[..] } else { &[] };
+        for &(offset, code) in others {
+            let at = GuestAddress(address.page().0 + u64::from(offset));
+            self.by_address.entry(at).or_insert(Entry { region: id, code });
+            all.push((at, code));
+        }
+        self.regions.push(Some(Region {
+            address,
+            mask: source.granules,
+            entries: all,
+            incoming: Vec::new(),
+        }));
         self.by_page.entry(address.page()).or_default().push(id);
         if let Some(second) = source.second {
             self.by_page.entry(second).or_default().push(id);
         }
-        for mut link in links {
-            link.site += entry;
-            link.stub += entry;
-            if let Some(guard) = &mut link.guard {
-                guard.page += entry;
-                guard.misses = guard.misses.map(|miss| miss + entry);
-                guard.elsewhere += entry;
-            }
+        for link in links {
             let index = self.links.len() as u32;
             self.links.push(Link { branch: link, page: address.page() });
             if link.guard.is_none()
@@ -201,12 +222,12 @@ impl Cache {
                 self.connect(index, to);
             }
         }
-        Some(id)
+        Some(first)
     }
 
     /// Where the next region goes.
     fn place(&self) -> Place {
-        Place { base: self.used, links: self.links.len(), sites: self.sites.len() }
+        Place { base: self.used, end: self.rare, links: self.links.len(), sites: self.sites.len() }
     }
 
     /// Where a link is meant to lead, from the start of its page.
@@ -214,29 +235,29 @@ impl Cache {
         self.links.get(link as usize).map(|link| link.branch.target)
     }
 
-    /// Makes a link lead to a region, which is the one that it is meant to lead to.
-    pub(super) fn connect(&mut self, link: u32, to: RegionId) {
+    /// Makes a link lead to code, which is what it is meant to lead to.
+    pub(super) fn connect(&mut self, link: u32, to: Entry) {
         let Some(&Link { branch: NewLink { site, guard, .. }, page: own }) = self.links.get(link as usize)
         else {
             return;
         };
-        let Some(region) = self.get(to) else { return };
-        let (entry, page) = (region.entry, region.address.page());
-        if let Some(guard) = guard {
-            let Ok(page) = u32::try_from(page.0 >> 8) else { return };
+        let Some(Some(region)) = self.regions.get_mut(to.region as usize) else { return };
+        let page = region.address.page();
+        let guarded = guard.map(|guard| (guard, u32::try_from(page.0 >> 8)));
+        match guarded {
+            // The page tables have changed since the branch was executed.
+            None if page != own => return,
+            Some((_, Err(_))) => return,
+            _ => region.incoming.push(link),
+        }
+        if let Some((guard, Ok(page))) = guarded {
             self.memory.write(guard.page, &page.to_le_bytes());
             for miss in guard.misses {
                 self.patch(miss, guard.elsewhere);
             }
-        } else if page != own {
-            // The page tables have changed since the branch was executed.
-            return;
-        }
-        if let Some(Some(region)) = self.regions.get_mut(to as usize) {
-            region.incoming.push(link);
         }
         self.sizes.links += 1;
-        self.patch(site, entry);
+        self.patch(site, to.code);
     }
 
     /// Makes a link lead nowhere again.
@@ -264,17 +285,23 @@ impl Cache {
     /// Drops every region made from the given granules of a page.
     pub(super) fn invalidate(&mut self, page: GuestAddress, mask: u64) {
         let Some(ids) = self.by_page.remove(&page) else { return };
-        let (stale, kept): (Vec<_>, Vec<_>) =
-            ids.into_iter().partition(|&id| self.get(id).is_some_and(|r| r.address.page() != page || r.mask & mask != 0));
+        let (stale, kept): (Vec<_>, Vec<_>) = ids.into_iter().partition(|&id| {
+            let region = self.regions.get(id as usize).and_then(Option::as_ref);
+            region.is_some_and(|r| r.address.page() != page || r.mask & mask != 0)
+        });
         for id in stale {
             let Some(region) = self.regions[id as usize].take() else { continue };
-            self.by_address.remove(&region.address);
             for link in region.incoming {
                 self.disconnect(link);
             }
-            let jump = &mut self.jumps[jump_index(region.address.0)];
-            if jump.physical == region.address.0 {
-                *jump = NO_JUMP;
+            for (address, _) in region.entries {
+                if self.by_address.get(&address).is_some_and(|entry| entry.region == id) {
+                    self.by_address.remove(&address);
+                }
+                let jump = &mut self.jumps[jump_index(address.0)];
+                if jump.physical == address.0 {
+                    *jump = NO_JUMP;
+                }
             }
             self.sizes.invalidated += 1;
         }
@@ -286,6 +313,7 @@ impl Cache {
     /// Drops everything. Dead code's room comes back only this way.
     pub(super) fn flush(&mut self) {
         self.used = self.stubs.length.next_multiple_of(ALIGN);
+        self.rare = self.memory.size();
         self.regions.clear();
         self.by_address.clear();
         self.by_page.clear();

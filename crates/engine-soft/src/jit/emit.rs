@@ -17,9 +17,9 @@ use super::links::NewLink;
 use super::native::Kind;
 use super::region::{Source, Step};
 use super::registers::{A, B};
+use super::special::StackCheck;
 use super::state::field;
 use super::stubs::{Stubs, pack_unit};
-use super::special::StackCheck;
 use super::vector::Side;
 use crate::interp::op::Op;
 use crate::vector::pass::Level;
@@ -132,7 +132,12 @@ impl std::fmt::Debug for Emitter<'_> {
 #[derive(Debug)]
 pub(super) struct Output {
     pub(super) code: Vec<u8>,
+    /// Where what is rarely executed starts in it. That goes to the end of the place.
+    pub(super) split: usize,
+    /// With offsets in the arena.
     pub(super) links: Vec<NewLink>,
+    /// Instructions besides the first at which the code can be entered: their offsets in the page and in the arena.
+    pub(super) entries: Vec<(u32, usize)>,
     pub(super) sites: Vec<Site>,
     /// Instructions that the interpreter's handlers execute.
     pub(super) interpreted: usize,
@@ -143,6 +148,8 @@ pub(super) struct Output {
 pub(super) struct Place {
     /// Offset in the arena.
     pub(super) base: usize,
+    /// Offset of the end of the room in the arena: what is rarely executed goes there.
+    pub(super) end: usize,
     /// Links and sites that there are already.
     pub(super) links: usize,
     pub(super) sites: usize,
@@ -152,7 +159,7 @@ pub(super) struct Place {
 pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
     let total = source.steps.len();
     let mut e = Emitter {
-        a: Assembler { code: Vec::with_capacity(total * 48) },
+        a: Assembler::with_capacity(total * 48),
         source,
         stubs,
         encoder: Encoder::new(64),
@@ -198,13 +205,23 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
         }
         i = end;
     }
+    let split = e.a.here();
     e.emit_cold();
     for (site, step) in std::mem::take(&mut e.forward) {
         if let Some(at) = e.labels[step] {
             e.a.patch(site, at as i64);
         }
     }
-    Output { code: e.a.code, links: e.links, sites: e.sites, interpreted }
+    let rare = e.a.here() - split;
+    let place_of_rare = place.end - rare;
+    e.a.part(split, place_of_rare as i64 - (place.base + split) as i64);
+    let in_place = |at: usize| if at < split { place.base + at } else { place_of_rare + (at - split) };
+    for link in &mut e.links {
+        link.put(in_place);
+    }
+    let labels = e.labels.iter().zip(&source.steps).skip(1);
+    let entries = labels.filter_map(|(label, step)| Some((step.start(), place.base + (*label)?))).collect();
+    Output { code: e.a.code, split, links: e.links, sites: e.sites, entries, interpreted }
 }
 
 /// Whether control never reaches the instruction behind, if this one is translated natively.
@@ -256,7 +273,7 @@ impl Emitter<'_> {
         if self.native(i, kind).is_some() {
             return Done { native: true, open: !closes(kind) };
         }
-        self.a.code.truncate(before.0);
+        self.a.truncate(before.0);
         self.cold.truncate(before.1);
         self.links.truncate(before.2);
         (self.host_flags, self.stored_flags, self.level) = state;

@@ -237,7 +237,7 @@ impl Emitter<'_> {
         }
         self.group = None;
         if done.is_none() {
-            self.a.code.truncate(before.0);
+            self.a.truncate(before.0);
             self.cold.truncate(before.1);
             self.links.truncate(before.2);
             (self.host_flags, self.stored_flags, self.level) = state;

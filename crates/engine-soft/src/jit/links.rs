@@ -32,6 +32,19 @@ pub(super) struct Guard {
     pub(super) elsewhere: usize,
 }
 
+impl NewLink {
+    /// Changes offsets in the region's code to offsets in the arena.
+    pub(super) fn put(&mut self, place: impl Fn(usize) -> usize) {
+        self.site = place(self.site);
+        self.stub = place(self.stub);
+        if let Some(guard) = &mut self.guard {
+            guard.page = place(guard.page);
+            guard.misses = guard.misses.map(&place);
+            guard.elsewhere = place(guard.elsewhere);
+        }
+    }
+}
+
 impl Emitter<'_> {
     /// Goes on behind step `i`, the last of its run, wherever that is.
     pub(super) fn go_on(&mut self, i: usize) {

@@ -51,7 +51,7 @@ use crate::interp::cpu::Cpu;
 use crate::interp::decode::translate_fetch;
 use crate::interp::op::RIP;
 use crate::interp::run::Interpreter;
-use cache::{Cache, RegionId};
+use cache::{Cache, Entry};
 use native::Host;
 use region::{Seen, Source};
 pub use state::State;
@@ -157,14 +157,14 @@ impl Jit {
         let mut left = limit;
         let mut link = None;
         while left > 0 {
-            let Some(id) = self.region_at_rip(&mut interpreter.cpu)? else {
+            let Some(entry) = self.code_at_rip(&mut interpreter.cpu)? else {
                 return interpreter.run_block(as_limit(left));
             };
             if let Some(link) = link.take() {
-                self.cache.connect(link, id);
+                self.cache.connect(link, entry);
             }
             let cpu = &mut interpreter.cpu;
-            let reason = self.enter(cpu, id, &mut left);
+            let reason = self.enter(cpu, entry, &mut left);
             self.exits[reason as usize % 8] += 1;
             match reason {
                 reason::FAULT => return cpu.translated.exception.take().map_or(Ok(()), Err),
@@ -197,8 +197,7 @@ impl Jit {
     }
 
     /// Runs translated code with a budget of `left` instructions, which becomes what is left of it.
-    fn enter(&mut self, cpu: &mut Cpu, id: RegionId, left: &mut u64) -> u64 {
-        let Some(region) = self.cache.get(id) else { return reason::LEAVE };
+    fn enter(&mut self, cpu: &mut Cpu, entry: Entry, left: &mut u64) -> u64 {
         let budget = (*left).min(MAX_RUN) as i64;
         cpu.leave_block = false;
         cpu.select_tables();
@@ -212,7 +211,7 @@ impl Jit {
             cpu.translated.stale = Some(Arc::clone(&self.stale));
         }
         let state = &mut cpu.translated;
-        state.entry = self.cache.host(region.entry);
+        state.entry = self.cache.entry(entry);
         state.jumps = self.cache.jumps();
         state.context = context;
         state.interpret = helper::interpret as *const () as u64;
@@ -229,24 +228,26 @@ impl Jit {
         reason
     }
 
-    /// The region at RIP, translated now if it is due; `None` if the interpreter is to run it.
-    fn region_at_rip(&mut self, cpu: &mut Cpu) -> Result<Option<RegionId>, Exception> {
+    /// The code for what is at RIP, translated now if it is due; `None` if the interpreter is to run it.
+    fn code_at_rip(&mut self, cpu: &mut Cpu) -> Result<Option<Entry>, Exception> {
         self.drop_stale();
         let linear = cpu.regs[RIP];
         let address = translate_fetch(cpu, linear)?;
-        if let Some(id) = self.cache.jump(address) {
-            return Ok(Some(id));
+        if let Some(entry) = self.cache.jump(address) {
+            return Ok(Some(entry));
         }
         if near_hole(linear) {
             return Ok(None);
         }
-        let Some(id) = self.cache.find(address).or_else(|| self.warm(cpu, address)) else { return Ok(None) };
-        self.cache.remember(id);
-        Ok(Some(id))
+        let Some(entry) = self.cache.find(address).or_else(|| self.warm(cpu, address)) else {
+            return Ok(None);
+        };
+        self.cache.remember(address, entry);
+        Ok(Some(entry))
     }
 
     /// Counts an execution of the block at `address`, and translates it if it is due.
-    fn warm(&mut self, cpu: &mut Cpu, address: GuestAddress) -> Option<RegionId> {
+    fn warm(&mut self, cpu: &mut Cpu, address: GuestAddress) -> Option<Entry> {
         let heat = &mut self.heat[heat_index(address)];
         *heat = heat.saturating_add(1);
         if *heat < self.options.threshold || self.never.contains(&address) {
@@ -265,12 +266,12 @@ impl Jit {
             }
         };
         let source = Source::decode(cpu, address, &self.host, &self.options, seen);
-        let id = source.and_then(|source| self.cache.translate(&source));
+        let entry = source.and_then(|source| self.cache.translate(&source));
         self.heat[heat_index(address)] = 0;
-        if id.is_none() && self.never.len() < MAX_NEVER {
+        if entry.is_none() && self.never.len() < MAX_NEVER {
             self.never.insert(address);
         }
-        id
+        entry
     }
 
     /// Forgets all translated code.
@@ -289,6 +290,7 @@ impl Jit {
             ("of these by handlers", sizes.interpreted),
             ("bytes of guest code translated", sizes.guest_bytes),
             ("bytes of host code", sizes.host_bytes),
+            ("of these rarely executed", sizes.rare_bytes),
             ("regions invalidated", sizes.invalidated),
             ("links made", sizes.links),
             ("code memory flushes", sizes.flushes),

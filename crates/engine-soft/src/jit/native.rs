@@ -119,11 +119,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Lea => Kind::Address,
         M::Push => push(instruction),
         M::Pop => match instruction.code() {
-            Code::Pop_r64 | Code::Pop_rm64
-                if instruction.op0_kind() == OpKind::Register =>
-            {
-                Kind::Pop
-            }
+            Code::Pop_r64 | Code::Pop_rm64 if instruction.op0_kind() == OpKind::Register => Kind::Pop,
             _ => Kind::Interpreted,
         },
         M::Pushfq => Kind::PushFlags,

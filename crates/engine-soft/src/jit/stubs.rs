@@ -14,7 +14,7 @@ use crate::mmu::tlb::{ENTRIES, FETCH_ENTRIES};
 use crate::vector::pass::{Level, offset};
 
 /// log2 of the number of jump targets remembered.
-pub(super) const JUMP_BITS: u32 = 14;
+pub(super) const JUMP_BITS: u32 = 15;
 /// log2 of the size of [`Jump`] and of an entry of the soft TLB.
 const ENTRY_SHIFT: u8 = 4;
 
@@ -347,7 +347,22 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.rm(Two::Store, A, field::rip());
     leave_for(&mut a, reason::INTERPRET);
     let length = a.here();
-    (a.code, Stubs { enter, interpret, look_up: look_up_start, dispatch, budget, link, ret, stack, by_interpreter, load, length })
+    (
+        a.code,
+        Stubs {
+            enter,
+            interpret,
+            look_up: look_up_start,
+            dispatch,
+            budget,
+            link,
+            ret,
+            stack,
+            by_interpreter,
+            load,
+            length,
+        },
+    )
 }
 
 /// The code of [`Stubs::stack`].

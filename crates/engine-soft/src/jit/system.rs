@@ -43,7 +43,8 @@ impl Emitter<'_> {
 
     /// STAC and CLAC: RFLAGS.AC, and with it the tables of the soft TLB.
     pub(super) fn access_user_pages(&mut self, i: usize, allow: bool) -> Option<()> {
-        let (from, to) = if allow { (Class::Kernel, Class::KernelAc) } else { (Class::KernelAc, Class::Kernel) };
+        let (from, to) =
+            if allow { (Class::Kernel, Class::KernelAc) } else { (Class::KernelAc, Class::Kernel) };
         self.save_flags();
         self.host_flags = false;
         self.a.compare_byte(field::class(), from as u8);

@@ -17,7 +17,7 @@ use slot::{Contents, NOTHING, Slot};
 /// Entries per table.
 pub const ENTRIES: usize = 1024;
 /// Entries per table of fetches.
-pub const FETCH_ENTRIES: usize = 1024;
+pub const FETCH_ENTRIES: usize = 4096;
 /// Address spaces remembered. Linux takes turns with six identifiers.
 const SLOTS: usize = 8;
 
