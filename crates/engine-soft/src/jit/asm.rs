@@ -86,6 +86,8 @@ pub(super) struct Assembler {
     pub(super) code: Vec<u8>,
     /// Branches: where their displacements are, and their targets. Targets before the buffer are outside it.
     branches: Vec<(usize, i64)>,
+    /// The host has RORX.
+    bmi2: bool,
 }
 
 impl Assembler {
@@ -306,6 +308,18 @@ impl Assembler {
         self.code.push(count);
     }
 
+    /// Bits of `from` from `count` on to the low bits of `to`, 32 bits wide; what comes into the high ones is not said.
+    pub(super) fn shifted(&mut self, to: Reg, from: Reg, count: u8) {
+        if self.bmi2 {
+            // RORX, VEX.LZ.F2.0F3A.W0 F0 /r ib (SDM 2B).
+            let first = (!(to.0 >> 3) & 1) << 7 | 1 << 6 | (!(from.0 >> 3) & 1) << 5 | 3;
+            self.bytes(&[0xc4, first, 0x7b, 0xf0, 0xc0 | (to.0 & 7) << 3 | from.0 & 7, count]);
+        } else {
+            self.rr32(Two::Load, to, from);
+            self.shr32(to, count);
+        }
+    }
+
     /// `shr reg, count`.
     pub(super) fn shr(&mut self, reg: Reg, count: u8) {
         self.with_reg(true, &[0xc1], 5, reg);
@@ -390,7 +404,7 @@ impl Assembler {
 
     /// An empty buffer with room.
     pub(super) fn with_capacity(bytes: usize) -> Self {
-        Self { code: Vec::with_capacity(bytes), branches: Vec::new() }
+        Self { code: Vec::with_capacity(bytes), branches: Vec::new(), bmi2: is_x86_feature_detected!("bmi2") }
     }
 
     /// Drops what was emitted behind `length` bytes.

@@ -9,7 +9,7 @@ use super::emit::{Output, Place, emit};
 use super::helper::Site;
 use super::links::NewLink;
 use super::region::Source;
-use super::stubs::{self, JUMP_BITS, Jump, NO_JUMP, Stubs, jump_index};
+use super::stubs::{self, CELLS, Cell, JUMP_BITS, Jump, NO_JUMP, Stubs, jump_index};
 use crate::codemem::{CodeMemory, CodeMemoryError};
 
 /// Index of a region; valid until the cache is flushed.
@@ -96,6 +96,9 @@ pub(super) struct Cache {
     links: Vec<Link>,
     /// What handlers are called for from translated code.
     sites: Vec<Site>,
+    /// Where indirect branches went last, and how many of them are taken.
+    cells: Box<[Cell]>,
+    cells_used: usize,
     jumps: Box<[Jump]>,
     /// The same, for Rust.
     jump_entries: Box<[Entry]>,
@@ -121,6 +124,8 @@ impl Cache {
             by_page: HashMap::new(),
             links: Vec::new(),
             sites: Vec::new(),
+            cells: vec![Cell::default(); CELLS].into_boxed_slice(),
+            cells_used: 0,
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
             jump_entries: vec![Entry { region: 0, code: 0 }; 1 << JUMP_BITS].into_boxed_slice(),
             written: true,
@@ -136,6 +141,11 @@ impl Cache {
     /// Address of the table of jump targets.
     pub(super) fn jumps(&self) -> u64 {
         self.jumps.as_ptr() as u64
+    }
+
+    /// Address of the cells.
+    pub(super) fn cells(&self) -> u64 {
+        self.cells.as_ptr() as u64
     }
 
     /// Address of the sites.
@@ -174,7 +184,7 @@ impl Cache {
             self.flush();
             output = emit(source, &self.stubs, self.place());
         }
-        let Output { code, split, links, sites, entries, interpreted } = output;
+        let Output { code, split, links, sites, cells, entries, interpreted } = output;
         if self.used + code.len() > self.rare {
             return None;
         }
@@ -186,6 +196,7 @@ impl Cache {
         self.written = true;
         self.used = (start + often.len()).next_multiple_of(ALIGN);
         self.sites.extend(sites);
+        self.cells_used += cells;
         self.sizes.regions += 1;
         self.sizes.instructions += source.steps.len() as u64;
         self.sizes.interpreted += interpreted as u64;
@@ -227,7 +238,13 @@ impl Cache {
 
     /// Where the next region goes.
     fn place(&self) -> Place {
-        Place { base: self.used, end: self.rare, links: self.links.len(), sites: self.sites.len() }
+        Place {
+            base: self.used,
+            end: self.rare,
+            links: self.links.len(),
+            sites: self.sites.len(),
+            cells: self.cells_used,
+        }
     }
 
     /// Where a link is meant to lead, from the start of its page.
@@ -319,6 +336,8 @@ impl Cache {
         self.by_page.clear();
         self.links.clear();
         self.sites.clear();
+        self.cells.fill(Cell::default());
+        self.cells_used = 0;
         self.jumps.fill(NO_JUMP);
         self.sizes.flushes += 1;
     }

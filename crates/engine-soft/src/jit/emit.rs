@@ -83,6 +83,8 @@ pub(super) enum Cold {
     Load { site: usize, level: Level, step: usize, side: Side, back: usize },
     /// The way of a link, by its index in `links`, while it leads nowhere.
     Unlinked { link: usize },
+    /// An indirect branch whose cell does not know the target.
+    Cell { sites: [usize; 2], cell: usize, step: usize, back: usize },
     /// The only instruction ends in another page than it did.
     OtherSecond { sites: [usize; 2] },
     /// The way of a call to another page.
@@ -108,6 +110,10 @@ pub(super) struct Emitter<'a> {
     pub(super) sites: Vec<Site>,
     /// Index of the first of `sites` in the cache.
     pub(super) first_site: usize,
+    /// Cells of indirect branches.
+    pub(super) cells: usize,
+    /// Index of the first of them in the cache.
+    pub(super) first_cell: usize,
     /// The host's flags are the guest's.
     pub(super) host_flags: bool,
     /// The flags in the vCPU are the guest's.
@@ -139,6 +145,8 @@ pub(super) struct Output {
     /// Instructions besides the first at which the code can be entered: their offsets in the page and in the arena.
     pub(super) entries: Vec<(u32, usize)>,
     pub(super) sites: Vec<Site>,
+    /// Cells of indirect branches.
+    pub(super) cells: usize,
     /// Instructions that the interpreter's handlers execute.
     pub(super) interpreted: usize,
 }
@@ -150,9 +158,10 @@ pub(super) struct Place {
     pub(super) base: usize,
     /// Offset of the end of the room in the arena: what is rarely executed goes there.
     pub(super) end: usize,
-    /// Links and sites that there are already.
+    /// Links, sites and cells that there are already.
     pub(super) links: usize,
     pub(super) sites: usize,
+    pub(super) cells: usize,
 }
 
 /// Translates a region.
@@ -170,6 +179,8 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
         first_link: place.links,
         sites: Vec::new(),
         first_site: place.sites,
+        cells: 0,
+        first_cell: place.cells,
         host_flags: false,
         stored_flags: true,
         level: None,
@@ -221,7 +232,7 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
     }
     let labels = e.labels.iter().zip(&source.steps).skip(1);
     let entries = labels.filter_map(|(label, step)| Some((step.start(), place.base + (*label)?))).collect();
-    Output { code: e.a.code, split, links: e.links, sites: e.sites, entries, interpreted }
+    Output { code: e.a.code, split, links: e.links, sites: e.sites, cells: e.cells, entries, interpreted }
 }
 
 /// Whether control never reaches the instruction behind, if this one is translated natively.
@@ -270,6 +281,7 @@ impl Emitter<'_> {
         let kind = self.source.steps[i].kind;
         let before = (self.a.here(), self.cold.len(), self.links.len());
         let state = (self.host_flags, self.stored_flags, self.level);
+        let cells = self.cells;
         if self.native(i, kind).is_some() {
             return Done { native: true, open: !closes(kind) };
         }
@@ -277,6 +289,7 @@ impl Emitter<'_> {
         self.cold.truncate(before.1);
         self.links.truncate(before.2);
         (self.host_flags, self.stored_flags, self.level) = state;
+        self.cells = cells;
         self.interpreted(i);
         Done { native: false, open: !self.ends(i) }
     }
@@ -517,6 +530,7 @@ impl Emitter<'_> {
             }
             Cold::Load { site, level, step, side, back } => self.cold_load(site, level, step, side, back),
             Cold::Unlinked { link } => self.unlinked(link),
+            Cold::Cell { sites, cell, step, back } => self.cold_cell(sites, cell, step, back),
             Cold::OtherSecond { sites } => {
                 for site in sites {
                     self.a.bind(site);

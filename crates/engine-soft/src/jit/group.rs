@@ -1,19 +1,19 @@
 //! One check for several accesses: instructions in a row whose memory operands all lie at small distances from the same
-//! register.
+//! register, or the same sum of registers.
 //!
 //! Prologues and epilogues, stack frames and structures are such rows. The check covers the span from the lowest to the
 //! highest byte, which must lie in one page; the row itself then runs without interruption, with its host address in
 //! [`A`]. Where the check fails, the same instructions run from a second translation out of line, each with a check of its
 //! own.
 
-use iced_x86::{OpAccess, OpKind, Register};
+use iced_x86::{OpAccess, OpKind};
 
-use super::asm::{Two, at, cc};
+use super::asm::{Mem, Two, cc};
 use super::emit::{Cold, Emitter};
 use super::native::Kind;
 use super::operand::writes;
-use super::registers::{A, C, Home, home};
-use crate::interp::op::{RIP, register_number};
+use super::registers::{A, B, C, Home, home};
+use crate::interp::op::{RIP, ZERO, register_number};
 use crate::vector::pass::Level;
 
 /// The longest span, in bytes. Spans are rarely longer, and a longer one crosses pages more often.
@@ -39,17 +39,27 @@ impl Group {
 /// What a step accesses: register, first byte, byte behind the last, whether it writes, and what the address must be a
 /// multiple of.
 struct Access {
-    base: u8,
+    base: Base,
     from: i64,
     to: i64,
     write: bool,
     alignment: u8,
 }
 
+/// What displacements are counted from: a base register and, if it is not [`ZERO`], an index register and its shift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Base {
+    register: u8,
+    index: u8,
+    scale: u8,
+}
+
+const STACK_POINTER: Base = Base { register: RSP, index: ZERO as u8, scale: 0 };
+
 /// A row: the steps up to `end`, and what to check.
 struct Row {
     end: usize,
-    base: u8,
+    base: Base,
     lowest: i64,
     highest: i64,
     write: bool,
@@ -64,7 +74,8 @@ impl Emitter<'_> {
     fn access(&mut self, i: usize) -> Option<Access> {
         let step = &self.source.steps[i];
         let op = &step.op;
-        let stack = |from, write| Some(Access { base: RSP, from, to: from + 8, write, alignment: 1 });
+        let stack =
+            |from, write| Some(Access { base: STACK_POINTER, from, to: from + 8, write, alignment: 1 });
         match step.kind {
             Kind::Push | Kind::Call => stack(-8, true),
             Kind::Pop if op.dst == RSP => None,
@@ -73,7 +84,7 @@ impl Emitter<'_> {
                 let operand = (0..step.instruction.op_count())
                     .find(|&n| step.instruction.op_kind(n) == OpKind::Memory)?;
                 let simple = usize::from(op.base) < RIP
-                    && step.instruction.memory_index() == Register::None
+                    && !step.instruction.memory_index().is_vector_register()
                     && op.address_mask == u64::MAX
                     && !matches!(op.segment, 4 | 5)
                     && op.displacement.unsigned_abs() < 1 << 30;
@@ -88,14 +99,15 @@ impl Emitter<'_> {
                     None if size == 16 => 16,
                     None => 1,
                 };
-                Some(Access { base: op.base, from, to: from + size, write, alignment })
+                let base = Base { register: op.base, index: op.index, scale: op.scale };
+                Some(Access { base, from, to: from + size, write, alignment })
             }
             _ => None,
         }
     }
 
-    /// Whether step `i` leaves register `base` and the scratch register [`A`] alone.
-    fn spares(&mut self, i: usize, base: u8) -> bool {
+    /// Whether step `i` leaves the registers of `base` and the scratch register [`A`] alone.
+    fn spares(&mut self, i: usize, base: Base) -> bool {
         let step = &self.source.steps[i];
         let slots = (0..step.instruction.op_count())
             .filter(|&n| step.instruction.op_kind(n) == OpKind::Register)
@@ -120,7 +132,8 @@ impl Emitter<'_> {
                     !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
                 !(changes
                     && used.register().is_gpr()
-                    && register_number(used.register().full_register()) == base)
+                    && [base.register, base.index]
+                        .contains(&register_number(used.register().full_register())))
             })
     }
 
@@ -192,6 +205,13 @@ impl Emitter<'_> {
         (accesses >= 2).then_some(row)
     }
 
+    /// The address `displacement` from what a row counts from. Uses [`A`] and [`B`].
+    fn row_address(&mut self, base: Base, displacement: i32) -> Mem {
+        let register = self.fetch(base.register, A);
+        let index = (usize::from(base.index) != ZERO).then(|| (self.fetch(base.index, B), base.scale));
+        Mem { base: Some(register), index, disp: displacement }
+    }
+
     /// Emits the row that starts with step `i` and returns the index behind it; `None` if there is none.
     pub(super) fn try_row(&mut self, i: usize) -> Option<usize> {
         let row = self.row(i)?;
@@ -206,16 +226,16 @@ impl Emitter<'_> {
         let span = (row.highest - row.lowest) as i32;
         let mut stack = None;
         if let Some((alignment, address)) = row.alignment {
-            let base = self.fetch(row.base, A);
-            self.a.rm(Two::Lea, C, at(base, address as i32));
+            let address = self.row_address(row.base, address as i32);
+            self.a.rm(Two::Lea, C, address);
             self.a.test_low(C, alignment - 1);
             sites.push(self.a.jcc(cc::NE));
         }
-        if row.base == RSP {
+        if row.base == STACK_POINTER {
             stack = Some(self.check_stack(row.lowest as i32, span));
         } else {
-            let base = self.fetch(row.base, A);
-            self.a.rm(Two::Lea, A, at(base, row.lowest as i32));
+            let address = self.row_address(row.base, row.lowest as i32);
+            self.a.rm(Two::Lea, A, address);
             sites.push(self.check(span as usize, 1, row.write));
         }
         let stored = self.stored_flags;

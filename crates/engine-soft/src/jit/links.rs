@@ -1,10 +1,10 @@
 //! How translated code goes from place to place: direct branches, calls and returns.
 
-use super::asm::{Imm, Mem, RSP, Two, at, cc};
+use super::asm::{Imm, Mem, RAX, RSP, Two, at, cc};
 use super::emit::{Cold, Emitter};
 use super::registers::{A, B, C, STACK};
 use super::state::field;
-use super::stubs::{enter_page, fetch_entry};
+use super::stubs::{CELLS, Cell, enter_page, fetch_entry};
 use iced_x86::OpKind;
 use ringfence_memory::GuestAddress;
 
@@ -218,10 +218,53 @@ impl Emitter<'_> {
             let from = self.fetch(number, A);
             self.a.copy(A, from);
         }
+        if self.first_cell + self.cells >= CELLS {
+            let site = self.a.call();
+            self.a.patch(site, self.stubs.look_up as i64 - self.base as i64);
+            sites.push(self.a.jcc(cc::NE));
+            return Some(());
+        }
+        let [linear, context, host] = self.cell(self.cells);
+        self.a.rm(Two::Load, C, field::cells());
+        self.a.rm(Two::Cmp, A, linear);
+        let other = self.a.jcc(cc::NE);
+        self.a.rm(Two::Load, B, context);
+        self.a.rm(Two::Cmp, B, field::context());
+        let stale = self.a.jcc(cc::NE);
+        self.a.rm(Two::Load, B, host);
+        let back = self.a.here();
+        self.cold.push(Cold::Cell { sites: [other, stale], cell: self.cells, step: i, back });
+        self.cells += 1;
+        Some(())
+    }
+
+    /// A cell's fields, where its address is in [`C`].
+    fn cell(&self, cell: usize) -> [Mem; 3] {
+        let offset = ((self.first_cell + cell) * size_of::<Cell>()) as i32;
+        [0, 8, 16].map(|field| at(C, offset + field))
+    }
+
+    /// Looks up where an indirect branch goes that went elsewhere the last time.
+    pub(super) fn cold_cell(&mut self, sites: [usize; 2], cell: usize, step: usize, back: usize) {
+        for site in sites {
+            self.a.bind(site);
+        }
         let site = self.a.call();
         self.a.patch(site, self.stubs.look_up as i64 - self.base as i64);
-        sites.push(self.a.jcc(cc::NE));
-        Some(())
+        let unknown = self.a.jcc(cc::NE);
+        let [linear, context, host] = self.cell(cell);
+        self.a.rm(Two::Load, C, field::cells());
+        self.a.rm(Two::Store, A, linear);
+        self.a.rm(Two::Store, B, host);
+        self.a.push(RAX);
+        self.a.rm(Two::Load, RAX, field::context());
+        self.a.rm(Two::Store, RAX, context);
+        self.a.pop(RAX);
+        let site = self.a.jmp();
+        self.a.patch(site, back as i64);
+        self.a.bind(unknown);
+        self.call_handler(step);
+        self.follow_rip();
     }
 
     pub(super) fn jump_indirect(&mut self, i: usize) -> Option<()> {

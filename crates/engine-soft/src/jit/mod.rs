@@ -187,8 +187,9 @@ impl Jit {
 
     /// Drops regions whose bytes have changed.
     #[inline(always)]
-    fn drop_stale(&mut self) {
+    fn drop_stale(&mut self, cpu: &mut Cpu) {
         if self.stale.any() {
+            cpu.translated.epoch = cpu.translated.epoch.wrapping_add(1);
             for (page, mask) in self.stale.take() {
                 self.cache.invalidate(page, mask);
                 self.never.retain(|address| address.page() != page);
@@ -216,6 +217,7 @@ impl Jit {
         state.context = context;
         state.interpret = helper::interpret as *const () as u64;
         state.sites = self.cache.sites();
+        state.cells = self.cache.cells();
         state.vectors = cpu.vector.registers_address();
         state.passing = cpu.vector.passing_level().into();
         state.page = cpu.regs[RIP] & !0xfff;
@@ -230,7 +232,7 @@ impl Jit {
 
     /// The code for what is at RIP, translated now if it is due; `None` if the interpreter is to run it.
     fn code_at_rip(&mut self, cpu: &mut Cpu) -> Result<Option<Entry>, Exception> {
-        self.drop_stale();
+        self.drop_stale(cpu);
         let linear = cpu.regs[RIP];
         let address = translate_fetch(cpu, linear)?;
         if let Some(entry) = self.cache.jump(address) {

@@ -91,8 +91,7 @@ impl Emitter<'_> {
             _ => self.a.rm(Two::Lea, C, at(A, size as i32 - 1)),
         }
         // Entries are 16 bytes, pages 4096: the shift leaves the index in place.
-        self.a.rr32(Two::Load, B, A);
-        self.a.shr32(B, 8);
+        self.a.shifted(B, A, 8);
         self.a.imm(Imm::And, false, B, (ENTRIES as i32 - 1) << 4);
         self.a.rm(Two::Add, B, if write { field::write_table() } else { field::read_table() });
         // Entries are those of whole pages: low bits that are left make the comparison fail.

@@ -31,6 +31,10 @@ pub struct State {
     pub(super) interpret: u64,
     /// Address of the operations that handlers are given.
     pub(super) sites: u64,
+    /// Address of the cells of indirect branches.
+    pub(super) cells: u64,
+    /// Counts the times that code became stale.
+    pub(super) epoch: u32,
     /// Host address of a stack slot that has been checked.
     pub(super) slot: u64,
     /// The host's stack pointer while no call of the guest is remembered.
@@ -80,6 +84,8 @@ impl State {
             entry: 0,
             interpret: 0,
             sites: 0,
+            cells: 0,
+            epoch: 0,
             slot: 0,
             base: 0,
             vectors: 0,
@@ -139,10 +145,11 @@ impl Cpu {
         self.translated.stack_page = NO_STACK;
     }
 
-    /// What a jump target depends on besides its address.
+    /// What the target of a branch depends on besides its address, as long as no code becomes stale. Never zero.
     #[inline(always)]
     pub(super) fn jump_context(&self) -> u64 {
         u64::from(self.tlb.generation(self.cpl == 3)) << 32
+            | u64::from(self.translated.epoch & 0xff_ffff) << 8
             | 1 << 4
             | u64::from(self.cpl == 3) << 2
             | self.code_size as u64
@@ -188,6 +195,7 @@ pub(super) mod field {
         page,
         jumps,
         fetch_table,
+        context,
         entry,
         slot,
         interpret,
@@ -198,7 +206,8 @@ pub(super) mod field {
         passing,
         stack_page,
         stack_host,
-        inbox
+        inbox,
+        cells
     );
 
     fields_of_cpu!(cpl, flags, class, cr4);

@@ -28,6 +28,21 @@ pub(super) struct Jump {
     pub(super) host: u64,
 }
 
+/// Where an indirect branch went last.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Cell {
+    /// The linear address.
+    pub(super) linear: u64,
+    /// Under which circumstances; see `Cpu::jump_context`. Zero for none.
+    pub(super) context: u64,
+    /// The host's address.
+    pub(super) host: u64,
+}
+
+/// Most indirect branches that have a cell.
+pub(super) const CELLS: usize = 1 << 16;
+
 /// No code: no guest has such an address.
 pub(super) const NO_JUMP: Jump = Jump { physical: u64::MAX, host: 0 };
 
@@ -120,8 +135,7 @@ fn load_registers(a: &mut Assembler) {
 
 /// Finds the soft TLB's entry for fetches at the linear address in [`A`]: it is at [`B`] then. Changes flags.
 pub(super) fn fetch_entry(a: &mut Assembler) {
-    a.rr32(Two::Load, B, A);
-    a.shr32(B, 12 - ENTRY_SHIFT);
+    a.shifted(B, A, 12 - ENTRY_SHIFT);
     a.imm(Imm::And, false, B, (FETCH_ENTRIES as i32 - 1) << ENTRY_SHIFT);
     a.rm(Two::Add, B, field::fetch_table());
 }
@@ -247,7 +261,7 @@ fn load(a: &mut Assembler, level: Level, avx: bool, avx512: bool) {
 pub(super) fn emit() -> (Vec<u8>, Stubs) {
     let avx = is_x86_feature_detected!("avx");
     let avx512 = is_x86_feature_detected!("avx512f");
-    let mut a = Assembler::default();
+    let mut a = Assembler::with_capacity(0x1000);
     let enter = a.here();
     for reg in SAVED {
         a.push(Reg(reg));
@@ -368,8 +382,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
 /// The code of [`Stubs::stack`].
 fn find_stack(a: &mut Assembler) {
     a.rm(Two::Add, A, field::stack_page());
-    a.rr32(Two::Load, B, A);
-    a.shr32(B, 12 - ENTRY_SHIFT);
+    a.shifted(B, A, 12 - ENTRY_SHIFT);
     a.imm(Imm::And, false, B, (ENTRIES as i32 - 1) << ENTRY_SHIFT);
     a.rm(Two::Add, B, field::write_table());
     a.copy(C, A);

@@ -15,7 +15,7 @@ mod slot;
 use slot::{Contents, NOTHING, Slot};
 
 /// Entries per table.
-pub const ENTRIES: usize = 1024;
+pub const ENTRIES: usize = 4096;
 /// Entries per table of fetches.
 pub const FETCH_ENTRIES: usize = 4096;
 /// Address spaces remembered. Linux takes turns with six identifiers.

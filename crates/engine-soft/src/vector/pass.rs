@@ -36,12 +36,14 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
         EncodingKind::VEX => Level::Avx,
         _ => return None,
     };
-    let zero =
-        matches!(table::special(instruction), Some(table::Special::ZeroUpper | table::Special::ZeroAll));
-    if !table::concerns(instruction) || table::special(instruction).is_some() && !zero {
+    let plain = matches!(
+        table::special(instruction),
+        Some(table::Special::ZeroUpper | table::Special::ZeroAll | table::Special::StoreMxcsr)
+    );
+    if !table::concerns(instruction) || table::special(instruction).is_some() && !plain {
         return None;
     }
-    let mut vector = zero;
+    let mut vector = plain;
     let mut alignment = 1;
     for operand in 0..instruction.op_count() {
         match instruction.op_kind(operand) {
