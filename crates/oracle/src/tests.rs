@@ -55,7 +55,11 @@ fn every_register_goes_in_and_comes_out() {
     assert_eq!(outcome.gpr, case.gpr);
     assert_eq!(outcome.rflags, case.rflags);
     assert_eq!((outcome.fs_base, outcome.gs_base), (case.fs_base, case.gs_base));
-    let lanes = if std::arch::is_x86_feature_detected!("avx512f") { 8 } else { 2 };
+    let lanes = match () {
+        () if std::arch::is_x86_feature_detected!("avx512f") => 8,
+        () if std::arch::is_x86_feature_detected!("avx") => 4,
+        () => 2,
+    };
     for i in 0..if lanes == 8 { 32 } else { 16 } {
         assert_eq!(outcome.vectors.zmm[i][..lanes], case.vectors.zmm[i][..lanes], "register {i}");
     }

@@ -199,7 +199,8 @@ fn moves(register: Register, legacy: bool, host: Host) -> ((Code, Register), (Co
     } else {
         (Code::VEX_Vmovups_xmm_xmmm128, xmm)
     };
-    // The whole register, as the instruction has left it: VEX and EVEX forms clear the upper parts.
+    // The whole register, as the instruction has left it: VEX and EVEX forms clear the upper parts. What a host without
+    // AVX-512 does not have of it, no guest on it can set: it is zero.
     let store = match host.width {
         Width::Zmm => (Code::EVEX_Vmovups_zmmm512_k1z_zmm, zmm),
         _ => (Code::VEX_Vmovups_ymmm256_ymm, ymm),

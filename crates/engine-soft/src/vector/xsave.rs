@@ -384,7 +384,10 @@ impl VectorUnit {
     }
 
     fn take_x87(&mut self, bytes: &[u8], view: View) {
-        let offset = |at: usize| if view.wide { word(bytes, at) } else { u64::from(short(bytes, at)) };
+        let quirks = self.quirks;
+        let offset = |at: usize| {
+            if view.wide { quirks.keep_pointer(word(bytes, at)) } else { u64::from(short(bytes, at)) }
+        };
         let selector = |at: usize| if view.wide { 0 } else { short(bytes, at) as u16 };
         let pointers = Pointers {
             fop: (short(bytes, 4) >> 16) as u16 & 0x7ff,
@@ -401,7 +404,7 @@ impl VectorUnit {
         }
         settle(&mut image);
         let pending = image.0[2] & 0x80 != 0;
-        if pending || self.quirks.restores_always {
+        if pending || quirks.restores_always {
             self.pointers = pointers;
         }
         *self.image_mut() = image;

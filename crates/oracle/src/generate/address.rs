@@ -3,6 +3,7 @@
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::encode::Encoded;
+use super::state;
 use crate::case::{Case, Mode};
 use crate::layout::{self, BASE, CODE, DATA, PAGE};
 use crate::random::Random;
@@ -154,7 +155,8 @@ fn set_displacement(encoded: &mut Encoded, value: u64) {
 /// Gives the lanes of a gather's or scatter's index register small values, and now and then a wild one.
 fn scatter(random: &mut Random, case: &mut Case, instruction: &Instruction) {
     let wide = instruction.vsib().is_some_and(|wide| wide);
-    let lanes = &mut case.vectors.zmm[instruction.memory_index().number()];
+    let number = instruction.memory_index().number();
+    let lanes = &mut case.vectors.zmm[number][..state::present_words(number)];
     let wild = random.chance(25);
     let mut lane = || {
         if wild && random.chance(12) {

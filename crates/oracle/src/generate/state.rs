@@ -110,15 +110,22 @@ fn vectors(random: &mut Random, case: &mut Case) {
 
 /// Clears what this host has no registers for, and therefore reports as zero.
 fn clear_absent(case: &mut Case) {
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        return;
-    }
-    let lanes = if std::arch::is_x86_feature_detected!("avx") { 4 } else { 2 };
     for (number, zmm) in case.vectors.zmm.iter_mut().enumerate() {
-        let present = if number < 16 { lanes } else { 0 };
-        zmm[present..].fill(0);
+        zmm[present_words(number)..].fill(0);
     }
-    case.vectors.k = [0; 8];
+    if !std::arch::is_x86_feature_detected!("avx512f") {
+        case.vectors.k = [0; 8];
+    }
+}
+
+/// How many quadwords of a vector register this host has, from the lowest.
+pub(crate) fn present_words(number: usize) -> usize {
+    match () {
+        () if std::arch::is_x86_feature_detected!("avx512f") => 8,
+        () if number >= 16 => 0,
+        () if std::arch::is_x86_feature_detected!("avx") => 4,
+        () => 2,
+    }
 }
 
 fn x87(random: &mut Random, case: &mut Case, instruction: &Instruction) {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::{Form, Generator};
-use crate::{End, Mode, Oracle};
+use crate::{Case, End, Mode, Oracle};
 
 #[test]
 fn same_seed_gives_same_cases() {
@@ -58,6 +58,26 @@ fn every_form_gets_an_encoding_and_a_tenth_of_the_cases_fault() {
     assert!(faults * 10 >= outcomes.len() && faults * 3 <= outcomes.len(), "{faults} faults");
     for vector in [0, 6, 12, 13, 14, 17] {
         assert!(ends.contains_key(&format!("vector {vector}")), "no vector {vector}");
+    }
+}
+
+/// What a case puts into a register that the host lacks would come back as zero and pass for a difference.
+#[test]
+fn vector_registers_of_every_case_reach_the_host() {
+    let mut oracle = Oracle::new().unwrap();
+    let mut generator = Generator::new(3, &oracle);
+    let samples: Vec<_> = (0..20_000).map(|_| generator.sample()).collect();
+    let idle = |case: &Case| {
+        let mut case = case.clone();
+        case.set_code(&[0x90]);
+        case
+    };
+    let cases: Vec<_> = samples.iter().map(|sample| idle(&sample.case)).collect();
+    let outcomes = oracle.run_all(&cases).unwrap();
+    for ((sample, case), outcome) in samples.iter().zip(&cases).zip(&outcomes) {
+        assert!(matches!(outcome.end, End::Exception { .. }), "{:?}", outcome.end);
+        assert_eq!(outcome.vectors.zmm, case.vectors.zmm, "{:?}", sample.form);
+        assert_eq!(outcome.vectors.k, case.vectors.k, "{:?}", sample.form);
     }
 }
 
