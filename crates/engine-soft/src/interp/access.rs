@@ -3,7 +3,6 @@
 //! Each access first asks the soft TLB; whatever it does not hold takes the slow path here, which walks the
 //! page tables, raises exceptions, splits accesses at page boundaries and calls devices.
 
-use ringfence_irqchip::LocalApic;
 use ringfence_memory::{GuestAddress, Scalar, host};
 use ringfence_x86::paging::is_canonical;
 use ringfence_x86::{Exception, SegmentRegister, Vector};
@@ -398,22 +397,40 @@ impl Cpu {
         if self.long_mode() && !is_canonical(linear) {
             return Err(self.not_canonical(segment));
         }
-        let found =
-            translate(&self.memory, &self.walk_context(), linear, access, rights).map_err(|fault| {
-                self.fault_address = linear;
-                Exception::with_code(Vector::PageFault, fault.0.bits())
-            })?;
+        let class = match rights {
+            Rights { user: true, .. } => Class::User,
+            Rights { smap_open: false, .. } => Class::Kernel,
+            Rights { smap_open: true, .. } => Class::KernelAc,
+        };
+        let generation = self.tlb.generation;
+        let known = match &self.tracker {
+            Some(tracker) if access == Access::Write => tracker.walked(class, linear, generation),
+            _ => None,
+        };
+        let found = match known {
+            Some(found) => found,
+            None => {
+                translate(&self.memory, &self.walk_context(), linear, access, rights).map_err(|fault| {
+                    self.fault_address = linear;
+                    Exception::with_code(Vector::PageFault, fault.0.bits())
+                })?
+            }
+        };
         let page = if self.is_apic_page(found.address) { None } else { self.memory.page(found.address) };
         let target = match page {
             None => Target::Device,
             Some(page) => {
                 let host = page.host.wrapping_add(found.address.page_offset() as usize);
-                let write = found.writable && page.writable && !page.code;
-                let class = match rights {
-                    Rights { user: true, .. } => Class::User,
-                    Rights { smap_open: false, .. } => Class::Kernel,
-                    Rights { smap_open: true, .. } => Class::KernelAc,
-                };
+                let mut write = found.writable && page.writable && !page.code;
+                if let Some(tracker) = &mut self.tracker {
+                    if access == Access::Write {
+                        tracker.remember(class, linear, generation, found);
+                    }
+                    write &= access == Access::Write;
+                    if write {
+                        tracker.opened(class, linear, found.address);
+                    }
+                }
                 self.tlb.fill(class, linear, page.host, write, found.page_size);
                 if page.writable { Target::Memory { host, code: page.code } } else { Target::Rom(host) }
             }
@@ -483,8 +500,11 @@ impl Cpu {
                         _ => host::copy_to(from, at),
                     }
                 }
-                if code && self.code.written(piece.address, from.len() as u64) {
-                    self.leave_block = true;
+                if code {
+                    if let Some(tracker) = &mut self.tracker {
+                        tracker.wrote(piece.address, from.len() as u64);
+                    }
+                    self.leave_block |= self.code.written(piece.address, from.len() as u64);
                 }
             }
             Target::Rom(_) => {}
@@ -494,16 +514,13 @@ impl Cpu {
 
     /// Whether a physical address lies in this vCPU's local APIC page (SDM 3A 10.4.1).
     fn is_apic_page(&self, address: GuestAddress) -> bool {
-        let base = self.apic.as_ref().and_then(LocalApic::mmio_base);
-        base.is_some_and(|base| address.page().0 == base)
+        self.apic_page().is_some_and(|base| address.page().0 == base)
     }
 
     fn device_read(&mut self, address: GuestAddress, into: &mut [u8]) {
         self.sync_clock();
-        if self.is_apic_page(address)
-            && let Some(apic) = &mut self.apic
-        {
-            apic.mmio_read(address.page_offset(), into);
+        if self.is_apic_page(address) {
+            self.apic_page_read(address.page_offset(), into);
         } else {
             self.bus.memory_read(address, into);
         }
@@ -511,10 +528,8 @@ impl Cpu {
 
     fn device_write(&mut self, address: GuestAddress, from: &[u8]) {
         self.sync_clock();
-        if self.is_apic_page(address)
-            && let Some(apic) = &mut self.apic
-        {
-            apic.mmio_write(address.page_offset(), from);
+        if self.is_apic_page(address) {
+            self.apic_page_write(address.page_offset(), from);
         } else {
             self.bus.memory_write(address, from);
         }

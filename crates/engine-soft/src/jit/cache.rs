@@ -46,10 +46,12 @@ pub(super) struct Region {
     mask: u64,
     /// Offset of its code in the arena.
     pub(super) entry: usize,
+    /// Bytes of its code.
+    pub(super) length: usize,
     /// Links that lead here.
     incoming: Vec<u32>,
     /// The operations that its code points at.
-    _ops: Box<[Op]>,
+    pub(super) ops: Box<[Op]>,
 }
 
 /// A direct branch in a page.
@@ -89,6 +91,8 @@ pub(super) struct Cache {
     jumps: Box<[Jump]>,
     /// Code was written since it was last entered.
     pub(super) written: bool,
+    /// Regions lead to one another without a return to Rust.
+    pub(super) chaining: bool,
     pub(super) sizes: Sizes,
 }
 
@@ -108,6 +112,7 @@ impl Cache {
             links: Vec::new(),
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
             written: true,
+            chaining: true,
             sizes: Sizes::default(),
         })
     }
@@ -115,6 +120,11 @@ impl Cache {
     /// Host address of an offset.
     pub(super) fn host(&self, offset: usize) -> u64 {
         self.memory.at(offset).as_ptr() as u64
+    }
+
+    /// A copy of code.
+    pub(super) fn code(&self, offset: usize, length: usize) -> Vec<u8> {
+        self.memory.read(offset, length)
     }
 
     /// Address of the table of jump targets.
@@ -177,14 +187,17 @@ impl Cache {
         self.sizes.host_bytes += code.len() as u64;
         let id = self.regions.len() as RegionId;
         let mask = granules(address.page_offset(), u64::from(length));
-        self.regions.push(Some(Region { address, mask, entry, incoming: Vec::new(), _ops: ops }));
+        let length = code.len();
+        self.regions.push(Some(Region { address, mask, entry, length, incoming: Vec::new(), ops }));
         self.by_address.insert(address, id);
         self.by_page.entry(address.page()).or_default().push(id);
         for link in links {
             let target = GuestAddress(address.page().0 + u64::from(link.target));
             let index = self.links.len() as u32;
             self.links.push(Link { site: entry + link.site, stub: entry + link.stub, target });
-            if let Some(to) = self.find(target) {
+            if self.chaining
+                && let Some(to) = self.find(target)
+            {
                 self.connect(index, to);
             }
         }

@@ -28,6 +28,9 @@ mod native;
 mod operand;
 mod region;
 mod registers;
+#[cfg(test)]
+pub(crate) mod seeded;
+mod single;
 mod special;
 mod state;
 mod stubs;
@@ -48,6 +51,7 @@ use cache::{Cache, RegionId};
 use fetch::FetchCache;
 use native::Host;
 use region::Source;
+pub(crate) use single::{HostCode, Next};
 pub use state::State;
 use stubs::reason;
 
@@ -108,6 +112,9 @@ pub struct Jit {
     stale: Arc<StaleCode>,
     heat: Box<[u8]>,
     exits: [u64; 6],
+    /// A mistake made on purpose, for tests of what should catch it.
+    #[cfg(test)]
+    pub(crate) seeded: Option<seeded::SeededBug>,
 }
 
 impl Jit {
@@ -130,6 +137,8 @@ impl Jit {
             stale: code.register(),
             heat,
             exits: [0; 6],
+            #[cfg(test)]
+            seeded: None,
         })
     }
 
@@ -157,6 +166,7 @@ impl Jit {
                     return if left == 0 { Ok(()) } else { interpreter.run_block(as_limit(left)) };
                 }
                 reason::LOOKUP => {}
+                reason::LINK if !self.cache.chaining => {}
                 reason::LINK => {
                     let link = cpu.translated.link;
                     if let Some(to) = self.cache.link_target(link).and_then(|target| self.cache.find(target))
@@ -190,7 +200,7 @@ impl Jit {
         let state = &mut cpu.translated;
         state.entry = self.cache.host(region.entry);
         state.jumps = self.cache.jumps();
-        state.context = context;
+        state.context = if self.cache.chaining { context } else { single::NO_CONTEXT };
         state.interpret = helper::interpret as *const () as u64;
         state.page = cpu.regs[RIP] & !0xfff;
         state.budget = budget;
@@ -229,8 +239,10 @@ impl Jit {
         if *heat < self.options.threshold {
             return None;
         }
-        let id = Source::decode(cpu, address, &self.host, &self.options)
-            .and_then(|source| self.cache.translate(source));
+        let source = Source::decode(cpu, address, &self.host, &self.options);
+        #[cfg(test)]
+        let source = source.map(|source| seeded::seed(self.seeded, source));
+        let id = source.and_then(|source| self.cache.translate(source));
         // An address that shares its count with one that cannot be translated only stays in the interpreter.
         *heat = if id.is_some() { 0 } else { NEVER };
         id

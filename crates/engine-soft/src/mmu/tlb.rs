@@ -146,6 +146,14 @@ impl Tlb {
         self.generation = self.generation.wrapping_add(1);
     }
 
+    /// Forgets the write entry of one page in one class; the read entry stays.
+    pub fn forget_write(&mut self, class: Class, linear: u64) {
+        let entry = &mut self.write[class as usize][index(linear)];
+        if entry.tag == linear & !0xfff {
+            *entry = NO_ENTRY;
+        }
+    }
+
     /// Forgets every write entry for a host page: it now holds decoded code.
     pub fn protect(&mut self, host_page: *mut u8) {
         for table in &mut self.write {
