@@ -1,4 +1,6 @@
-//! The two machines: how the same instructions run on both, and how what came of it is compared.
+//! The two machines, and how the same instructions run on both. What came of it is compared in [`verify`].
+
+mod verify;
 
 use std::sync::Arc;
 
@@ -6,9 +8,9 @@ use ringfence_memory::{GuestAddress, GuestMemory};
 use ringfence_x86::Exception;
 
 use super::LockstepOptions;
-use super::compare::{Difference, differences, same};
+use super::compare::Difference;
 use super::journal::Journal;
-use super::report::{self, Before, Block, Found};
+use super::report::Before;
 use super::shadow;
 use super::world::{OwnWrites, PlayingTap, apply, executing};
 use crate::engine::vcpu::{SoftVcpu, Taken};
@@ -47,6 +49,8 @@ pub(super) struct Figures {
     pub(super) comparisons: u64,
     pub(super) pages: u64,
     pub(super) full: u64,
+    /// Accessed bits taken over.
+    pub(super) adopted: u64,
 }
 
 /// Why a pair does not go on.
@@ -307,101 +311,10 @@ impl Pair {
             self.subject.interpreter.cpu.open_for_writing(page);
         }
     }
-
-    /// Compares everything that the last instructions can have changed. `apart` is what is known to differ.
-    fn compare(&mut self, event: &str, mut apart: Vec<Difference>) -> Result<(), Stop> {
-        self.figures.comparisons += 1;
-        if let Some((expected, found)) = self.journal.finish() {
-            apart.push(Difference::new("access to a device", expected, found));
-        }
-        if !same(&self.reference.interpreter.cpu, &self.subject.interpreter.cpu) {
-            apart.extend(differences(&self.reference.interpreter.cpu, &self.subject.interpreter.cpu));
-        }
-        self.compare_written(&mut apart);
-        if !apart.is_empty() {
-            return Err(self.report(event, apart));
-        }
-        let since = self.reference.interpreter.cpu.retired - self.compared;
-        if since >= self.options.full { self.compare_all() } else { Ok(()) }
-    }
-
-    /// Compares the pages and ranges that either side has written, and closes them.
-    fn compare_written(&mut self, apart: &mut Vec<Difference>) {
-        self.pages.clear();
-        self.ranges.clear();
-        for own in &self.own {
-            own.take(&mut self.ranges);
-        }
-        for cpu in [&mut self.reference.interpreter.cpu, &mut self.subject.interpreter.cpu] {
-            if let Some(tracker) = &cpu.tracker {
-                self.pages.extend(tracker.pages().iter().map(|page| page.physical));
-                self.ranges.extend_from_slice(tracker.ranges());
-            }
-            cpu.close_written();
-        }
-        self.pages.sort_unstable();
-        self.pages.dedup();
-        self.figures.pages += self.pages.len() as u64;
-        let (memory, shadow) = (&self.memory, &self.shadow);
-        let pages = self.pages.iter().filter_map(|page| shadow::page_difference(memory, shadow, *page));
-        apart.extend(pages.map(|at| memory_difference(memory, shadow, at)));
-        for &(address, len) in &self.ranges {
-            if let Some(at) = shadow::range_difference(memory, shadow, address, len) {
-                apart.push(memory_difference(memory, shadow, at));
-            }
-        }
-    }
-
-    /// Compares all of memory. What differs then was written without its page having been noted.
-    pub(super) fn compare_all(&mut self) -> Result<(), Stop> {
-        self.figures.full += 1;
-        self.catch_up();
-        let since = self.reference.interpreter.cpu.retired - self.compared;
-        self.compared = self.reference.interpreter.cpu.retired;
-        let Some(at) = shadow::first_difference(&self.memory, &self.shadow) else { return Ok(()) };
-        let apart = vec![memory_difference(&self.memory, &self.shadow, at)];
-        let event = format!(
-            "within the {since} instructions since all memory compared equal, so not in the code below"
-        );
-        Err(self.report(&event, apart))
-    }
-
-    fn report(&mut self, event: &str, differences: Vec<Difference>) -> Stop {
-        let Subject { interpreter, jit } = &mut self.subject;
-        let blocks: Vec<_> = self
-            .trail
-            .iter()
-            .map(|&linear| {
-                let block = Block::fetch(&mut interpreter.cpu, linear);
-                let host = block.physical.and_then(|at| jit.host_code(at));
-                (block, host)
-            })
-            .collect();
-        let found = Found {
-            event: event.to_owned(),
-            before: self.before,
-            retired: self.reference.interpreter.cpu.retired,
-            differences,
-        };
-        Stop::Apart(report::text(&found, &blocks).into())
-    }
 }
 
 fn outcome(result: Result<(), Exception>) -> String {
     result.map_or_else(|exception| exception.to_string(), |()| "no exception".to_owned())
-}
-
-/// The 16 bytes around a byte of memory on both sides.
-fn memory_difference(a: &GuestMemory, b: &GuestMemory, at: GuestAddress) -> Difference {
-    let from = GuestAddress(at.0 & !15);
-    let show = |memory: &GuestMemory| {
-        let mut bytes = [0; 16];
-        match memory.read_bytes(from, &mut bytes) {
-            Ok(()) => format!("{bytes:02x?}"),
-            Err(error) => error.to_string(),
-        }
-    };
-    Difference::new(format!("memory at {:#x}, from {:#x}", at.0, from.0), show(a), show(b))
 }
 
 /// What the interpreter's vCPU took, taken by the translator's.

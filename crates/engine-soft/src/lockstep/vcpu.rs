@@ -140,6 +140,7 @@ impl Vcpu for LockstepVcpu {
             ("comparisons of the two", figures.comparisons),
             ("written pages compared", figures.pages),
             ("comparisons of all memory", figures.full),
+            ("accessed bits that differed, taken over", figures.adopted),
         ]);
         counters
     }

@@ -197,3 +197,24 @@ fn exceptions_time_and_random_numbers_are_the_same_on_both() {
         assert_eq!(lab.run(), 14);
     });
 }
+
+#[test]
+fn accessed_bit_of_running_code_that_is_cleared_without_a_flush_is_no_difference() {
+    let guest = |a: &mut CodeAssembler| {
+        // The page-table entry of this code, and blocks that have not been run before.
+        a.mov(edi, 0x9000 + 8 * 0x10)?;
+        for _ in 0..10 {
+            let mut next = a.create_label();
+            a.and(byte_ptr(rdi), !0x20)?;
+            a.jmp(next)?;
+            a.nop()?;
+            a.set_label(&mut next)?;
+            a.inc(eax)?;
+        }
+        a.hlt()
+    };
+    both(guest, |lab| {
+        assert_eq!(lab.run(), 10);
+        assert!(lab.vcpu.pair.figures.adopted > 0);
+    });
+}
