@@ -1,7 +1,7 @@
 //! Which pages a vCPU writes to, exactly: for tools that compare the memory of two machines.
 //!
 //! While writes are tracked, the soft TLB holds write entries only for pages that have been written since
-//! [`Tracker::close`] was called last. The first write to any other page takes the slow path, which notes the page and
+//! `Cpu::close_written` was called last. The first write to any other page takes the slow path, which notes the page and
 //! puts its entry in; what follows goes through the entry as always. So that the slow path does not walk again (which
 //! would set accessed and dirty bits at other times than an untracked run does), walks for writes are remembered here
 //! for as long as the soft TLB's generation lasts.
