@@ -46,8 +46,14 @@ pub(super) struct Region {
     mask: u64,
     /// Offset of its code in the arena.
     pub(super) entry: usize,
+    /// Bytes of its code.
+    pub(super) length: usize,
     /// Links that lead here.
     incoming: Vec<u32>,
+    /// Instructions of its first run.
+    pub(super) instructions: usize,
+    /// Lengths of its instructions, which follow each other; kept for whoever goes region by region.
+    pub(super) lengths: Box<[u8]>,
 }
 
 /// A direct branch of a region.
@@ -89,6 +95,8 @@ pub(super) struct Cache {
     jump_regions: Box<[RegionId]>,
     /// Code was written since it was last entered.
     pub(super) written: bool,
+    /// Regions lead to one another without a return to Rust.
+    pub(super) chaining: bool,
     pub(super) sizes: Sizes,
 }
 
@@ -110,6 +118,7 @@ impl Cache {
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
             jump_regions: vec![0; 1 << JUMP_BITS].into_boxed_slice(),
             written: true,
+            chaining: true,
             sizes: Sizes::default(),
         })
     }
@@ -117,6 +126,11 @@ impl Cache {
     /// Host address of an offset.
     pub(super) fn host(&self, offset: usize) -> u64 {
         self.memory.at(offset).as_ptr() as u64
+    }
+
+    /// A copy of code.
+    pub(super) fn code(&self, offset: usize, length: usize) -> Vec<u8> {
+        self.memory.read(offset, length)
     }
 
     /// Address of the table of jump targets.
@@ -179,7 +193,21 @@ impl Cache {
         self.sizes.guest_bytes += u64::from(source.bytes);
         self.sizes.host_bytes += code.len() as u64;
         let id = self.regions.len() as RegionId;
-        self.regions.push(Some(Region { address, mask: source.granules, entry, incoming: Vec::new() }));
+        let instructions = source.steps.iter().position(|step| step.last).map_or(0, |last| last + 1);
+        let lengths = if self.chaining {
+            Box::default()
+        } else {
+            source.steps.iter().map(|step| step.op.length).collect()
+        };
+        self.regions.push(Some(Region {
+            address,
+            mask: source.granules,
+            entry,
+            length: code.len(),
+            incoming: Vec::new(),
+            instructions,
+            lengths,
+        }));
         self.by_address.insert(address, id);
         self.by_page.entry(address.page()).or_default().push(id);
         for mut link in links {
@@ -192,7 +220,8 @@ impl Cache {
             }
             let index = self.links.len() as u32;
             self.links.push(Link { branch: link, page: address.page() });
-            if link.guard.is_none()
+            if self.chaining
+                && link.guard.is_none()
                 && let Some(to) = self.find(GuestAddress(address.page().0 + link.target as u64))
             {
                 self.connect(index, to);

@@ -30,6 +30,9 @@ mod native;
 mod operand;
 mod region;
 mod registers;
+#[cfg(test)]
+pub(crate) mod seeded;
+mod single;
 mod special;
 mod state;
 mod stubs;
@@ -51,6 +54,7 @@ use crate::interp::run::Interpreter;
 use cache::{Cache, RegionId};
 use native::Host;
 use region::{Seen, Source};
+pub(crate) use single::{HostCode, Next};
 pub use state::State;
 use stubs::reason;
 
@@ -120,6 +124,9 @@ pub struct Jit {
     stale: Arc<StaleCode>,
     heat: Box<[u8]>,
     exits: [u64; 6],
+    /// A mistake made on purpose, for tests of what should catch it.
+    #[cfg(test)]
+    pub(crate) seeded: Option<seeded::SeededBug>,
 }
 
 impl Jit {
@@ -134,7 +141,16 @@ impl Jit {
         }
         let cache = Cache::new(options.code_size)?;
         let heat = vec![0; HEAT].into_boxed_slice();
-        Ok(Self { options, host, cache, stale: code.register(), heat, exits: [0; 6] })
+        Ok(Self {
+            options,
+            host,
+            cache,
+            stale: code.register(),
+            heat,
+            exits: [0; 6],
+            #[cfg(test)]
+            seeded: None,
+        })
     }
 
     /// Executes up to `limit` instructions at RIP. Returns early wherever [`Interpreter::run_block`] would, and after any
@@ -153,7 +169,10 @@ impl Jit {
             let Some(id) = self.region_at_rip(&mut interpreter.cpu)? else {
                 return interpreter.run_block(as_limit(left));
             };
-            if let Some(link) = link.take() {
+            if let Some((link, flushes)) = link.take()
+                && self.cache.chaining
+                && self.cache.sizes.flushes == flushes
+            {
                 self.cache.connect(link, id);
             }
             let cpu = &mut interpreter.cpu;
@@ -166,10 +185,8 @@ impl Jit {
                 reason::BUDGET if left < MAX_UNIT => return interpreter.run_block(as_limit(left)),
                 reason::BUDGET | reason::LOOKUP => {}
                 reason::LINK => {
-                    link = Some(cpu.translated.link);
-                    if let Some(target) = self.cache.link_target(cpu.translated.link) {
-                        cpu.regs[RIP] = cpu.translated.page.wrapping_add(target as u64);
-                    }
+                    link = Some((cpu.translated.link, self.cache.sizes.flushes));
+                    self.follow_link(cpu);
                 }
                 _ => return Ok(()),
             }
@@ -212,6 +229,13 @@ impl Jit {
         reason
     }
 
+    /// Puts RIP where the link leads through which translated code was left.
+    fn follow_link(&self, cpu: &mut Cpu) {
+        if let Some(target) = self.cache.link_target(cpu.translated.link) {
+            cpu.regs[RIP] = cpu.translated.page.wrapping_add(target as u64);
+        }
+    }
+
     /// The region at RIP, translated now if it is due; `None` if the interpreter is to run it.
     fn region_at_rip(&mut self, cpu: &mut Cpu) -> Result<Option<RegionId>, Exception> {
         self.drop_stale();
@@ -224,7 +248,9 @@ impl Jit {
             return Ok(None);
         }
         let Some(id) = self.cache.find(address).or_else(|| self.warm(cpu, address)) else { return Ok(None) };
-        self.cache.remember(id);
+        if self.cache.chaining {
+            self.cache.remember(id);
+        }
         Ok(Some(id))
     }
 
@@ -250,7 +276,10 @@ impl Jit {
                 Seen::Executed
             }
         };
-        let source = Source::decode(cpu, address, &self.host, &self.options, seen);
+        let straight = !self.cache.chaining;
+        let source = Source::decode(cpu, address, &self.host, &self.options, straight, seen);
+        #[cfg(test)]
+        let source = source.map(|source| seeded::seed(self.seeded, source));
         let id = source.and_then(|source| self.cache.translate(&source));
         let heat = &mut self.heat[heat_index(address)];
         // An address that shares its count with one that cannot be translated only stays in the interpreter.

@@ -11,7 +11,6 @@ use ringfence_oracle::Random;
 use ringfence_x86::segment::attribute;
 use ringfence_x86::{Cr0, Cr4, Efer, Exception};
 
-use super::stubs::reason;
 use super::{Jit, Options};
 use crate::code::CodeMap;
 use crate::interp::cpu::{Connections, Cpu};

@@ -121,6 +121,8 @@ pub struct Tlb {
     shared_code: Contents,
     /// Counts switches; orders slots by their last use.
     switches: u64,
+    /// See [`Tlb::changes`].
+    changes: u64,
     /// What it has done.
     pub counters: Counters,
 }
@@ -155,6 +157,7 @@ impl Tlb {
             shared: 2,
             shared_code: NOTHING,
             switches: 0,
+            changes: 0,
             counters: Counters::default(),
         }
     }
@@ -173,6 +176,13 @@ impl Tlb {
     /// How many numbers [`Tlb::generation`] has had, for `-v`.
     pub fn generations_made(&self) -> u32 {
         self.newest
+    }
+
+    /// Counts whenever anything that it holds may have been forgotten, or another address space is in use: what a walk has
+    /// found may be remembered for as long as the number is the same.
+    #[inline(always)]
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     fn update_generations(&mut self) {
@@ -255,6 +265,7 @@ impl Tlb {
 
     /// Forgets everything.
     pub fn flush(&mut self) {
+        self.changes += 1;
         self.counters.flushes += 1;
         self.shared_code = NOTHING;
         renew(&mut self.shared, &mut self.newest);
@@ -269,6 +280,7 @@ impl Tlb {
 
     /// Forgets all that is not global, in every address space.
     pub fn flush_all_but_global(&mut self) {
+        self.changes += 1;
         self.counters.flushes += 1;
         self.flush_current(true);
         for slot in &mut self.parked {
@@ -281,6 +293,7 @@ impl Tlb {
 
     /// Forgets all that is not global in one address space: the one in use if `pcid` is `None`.
     pub fn flush_space(&mut self, pcid: Option<u16>) {
+        self.changes += 1;
         self.counters.flushes += 1;
         match pcid {
             None => self.flush_current(true),
@@ -300,6 +313,7 @@ impl Tlb {
     /// Forgets one page of the address space in use, and global ones at that address in all (SDM 3A 4.10.4.1, INVLPG). All
     /// pages go if it may be part of a large one.
     pub fn flush_page(&mut self, linear: u64) {
+        self.changes += 1;
         self.counters.page_flushes += 1;
         if self.current.flush_page(linear) {
             renew(&mut self.current.epoch, &mut self.newest);
@@ -317,6 +331,7 @@ impl Tlb {
 
     /// Forgets one page of an address space that is not in use.
     pub fn flush_page_of(&mut self, pcid: u16, linear: u64) {
+        self.changes += 1;
         self.counters.page_flushes += 1;
         let mut newest = self.newest;
         if let Some(slot) = self.parked_slot(pcid)
@@ -330,6 +345,7 @@ impl Tlb {
     /// Goes from one address space to another, or loads CR3 with the same. All that is not global in the new one is
     /// forgotten, unless `keep` and nothing else had its identifier (SDM 3A 4.10.4.1, MOV to CR3).
     pub fn switch(&mut self, leaving: Space, entering: Space, keep: bool) {
+        self.changes += 1;
         if leaving.pcid != entering.pcid {
             self.switches += 1;
             self.current.owner = Some(leaving);
@@ -365,6 +381,16 @@ impl Tlb {
         }
         let oldest = || (0..self.parked.len()).min_by_key(|&i| self.parked[i].used);
         free.or_else(oldest).unwrap_or(0)
+    }
+
+    /// Forgets the write entry of one page in one class, in the address space in use or in all; the read entry stays.
+    pub fn forget_write(&mut self, class: Class, linear: u64, everywhere: bool) {
+        self.current.forget_write(class, linear);
+        if everywhere {
+            for slot in &mut self.parked {
+                slot.forget_write(class, linear);
+            }
+        }
     }
 
     /// Forgets every write entry for a host page: it now holds decoded code.

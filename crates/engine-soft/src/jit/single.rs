@@ -1,0 +1,94 @@
+//! One region at a time: how a tool drives the translator and looks at its code.
+
+use ringfence_memory::GuestAddress;
+use ringfence_x86::Exception;
+
+use super::Jit;
+use super::stubs::reason;
+use crate::interp::cpu::Cpu;
+use crate::interp::run::Interpreter;
+
+/// The region that comes next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Upcoming<'a> {
+    id: super::RegionId,
+    lengths: &'a [u8],
+}
+
+/// A region to be entered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Next {
+    id: super::RegionId,
+    /// Instructions in it.
+    pub(crate) count: u64,
+}
+
+impl Upcoming<'_> {
+    /// As something to enter.
+    pub(crate) fn next(&self) -> Next {
+        Next { id: self.id, count: self.lengths.len() as u64 }
+    }
+
+    /// Lengths of its instructions, in order.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = u8> {
+        self.lengths.iter().copied()
+    }
+}
+
+/// A region's host code.
+#[derive(Clone, Debug)]
+pub(crate) struct HostCode {
+    /// Where it is executed.
+    pub(crate) address: u64,
+    /// The code.
+    pub(crate) bytes: Vec<u8>,
+    /// Instructions of the guest from its start that follow each other.
+    pub(crate) instructions: usize,
+}
+
+impl Jit {
+    /// Whether regions lead to one another without a return to Rust; they do unless told otherwise, and are straight rows
+    /// of instructions then. Set it before any code is translated.
+    pub(crate) fn set_chaining(&mut self, chaining: bool) {
+        self.cache.chaining = chaining;
+    }
+
+    /// The region at RIP, translated now if it is due. `None` if the interpreter is to run what is there. Only where regions
+    /// do not lead to one another.
+    ///
+    /// # Errors
+    /// What the fetch raises.
+    pub(crate) fn upcoming(&mut self, cpu: &mut Cpu) -> Result<Option<Upcoming<'_>>, Exception> {
+        if !cpu.is_64bit() {
+            return Ok(None);
+        }
+        let Some(id) = self.region_at_rip(cpu)? else { return Ok(None) };
+        Ok(self.cache.get(id).map(|region| Upcoming { id, lengths: &region.lengths }))
+    }
+
+    /// Executes the region that [`Jit::upcoming`] has just told of, once.
+    ///
+    /// # Errors
+    /// As [`Jit::run`].
+    pub(crate) fn run_region(&mut self, interpreter: &mut Interpreter, next: Next) -> Result<(), Exception> {
+        let mut left = next.count;
+        let cpu = &mut interpreter.cpu;
+        let reason = self.enter(cpu, next.id, &mut left);
+        self.exits[reason as usize % 6] += 1;
+        match reason {
+            reason::FAULT => cpu.translated.exception.take().map_or(Ok(()), Err),
+            reason::LINK => {
+                self.follow_link(cpu);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The host code made from the guest's at a physical address.
+    pub(crate) fn host_code(&self, address: GuestAddress) -> Option<HostCode> {
+        let region = self.cache.get(self.cache.find(address)?)?;
+        let bytes = self.cache.code(region.entry, region.length);
+        Some(HostCode { address: self.cache.host(region.entry), bytes, instructions: region.instructions })
+    }
+}
