@@ -326,7 +326,7 @@ impl Emitter<'_> {
     }
 
     /// Makes the branch at `site` lead to the label of a step.
-    pub(super) fn to_label(&mut self, site: usize, step: usize) {
+    pub(super) fn lead_to_label(&mut self, site: usize, step: usize) {
         match self.labels[step] {
             Some(at) => self.a.patch(site, at as i64),
             None => self.forward.push((site, step)),
@@ -451,7 +451,7 @@ impl Emitter<'_> {
                 match inside {
                     Some(step) => {
                         let site = self.a.jmp();
-                        self.to_label(site, step);
+                        self.lead_to_label(site, step);
                     }
                     None => self.exit_to(target),
                 }
@@ -466,7 +466,7 @@ impl Emitter<'_> {
             Cold::Unlinked { link } => self.unlinked(link),
             Cold::Tail { site, target } => {
                 self.a.bind(site);
-                self.to_other_page(target);
+                self.go_to_other_page(target);
             }
             Cold::Return { site, step } => self.cold_return(site, step),
         }
