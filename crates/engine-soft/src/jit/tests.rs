@@ -151,7 +151,7 @@ impl Pair {
 
     /// Loads vector registers, and makes pointers such as vector operands want: aligned, or near the end of a page.
     fn load_vectors(&mut self, random: &mut Random, regs: &mut [u64; 16]) {
-        let aligned = random.chance(60);
+        let aligned = random.chance(85);
         for pointer in generate::POINTERS {
             let pointer = &mut regs[usize::from(pointer)];
             if random.chance(25) {

@@ -1,5 +1,6 @@
 //! Vector instructions for random programs: SSE and AVX forms over the same registers and data.
 
+use iced_x86::{Decoder, DecoderOptions};
 use ringfence_oracle::Random;
 
 use super::generate::{POINTERS, destination};
@@ -173,7 +174,7 @@ fn operands(random: &mut Random, form: Form, out: &mut Vec<u8>) -> u8 {
     if base & 7 == 4 {
         out.push(0x24);
     }
-    let mask = if random.chance(70) { !31 } else { !0 };
+    let mask = if random.chance(90) { !31 } else { !0 };
     if near {
         out.push(random.bits() as u8 & mask as u8);
     } else {
@@ -261,8 +262,18 @@ pub(super) fn word(random: &mut Random) -> u64 {
     }
 }
 
-/// One vector instruction, or a short row of instructions about them.
+/// One vector instruction, or a short row of instructions about them; rarely one that no processor knows.
 pub(super) fn instruction(random: &mut Random) -> Vec<u8> {
+    loop {
+        let bytes = candidate(random);
+        let known = !Decoder::new(64, &bytes, DecoderOptions::NONE).decode().is_invalid();
+        if known || random.chance(2) {
+            return bytes;
+        }
+    }
+}
+
+fn candidate(random: &mut Random) -> Vec<u8> {
     match random.below(100) {
         0..3 => vec![0xc5, 0xf8, 0x77],
         3 => vec![0xc5, 0xfc, 0x77],
