@@ -84,6 +84,17 @@ impl CodeMemory {
         unsafe { self.executable.add(offset) }
     }
 
+    /// A copy of the code at `offset`.
+    pub(crate) fn read(&self, offset: usize, length: usize) -> Vec<u8> {
+        assert!(offset <= self.size && length <= self.size - offset);
+        let mut bytes = vec![0; length];
+        // SAFETY: within the writable mapping; only a holder of `&mut self`, or one who excludes us, writes there.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.writable.add(offset).as_ptr(), bytes.as_mut_ptr(), length)
+        };
+        bytes
+    }
+
     /// Writes code at `offset`.
     pub(crate) fn write(&mut self, offset: usize, code: &[u8]) {
         // SAFETY: nobody else can write, since `self` is borrowed exclusively.

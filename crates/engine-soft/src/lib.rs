@@ -5,6 +5,7 @@
 //! * [`vector`]: x87, MMX, SSE and AVX instructions, run on the host CPU.
 //! * [`interp`]: the reference interpreter.
 //! * [`jit`]: the translator of 64-bit code.
+//! * [`lockstep`]: both side by side, compared.
 //!
 //! Flag-producing integer instructions execute as the same instruction on the host ([`hostop`]): the host CPU
 //! is the definition of what they compute, flags that the manual leaves undefined included.
@@ -15,6 +16,7 @@ pub mod engine;
 pub mod hostop;
 pub mod interp;
 pub mod jit;
+pub mod lockstep;
 pub mod mmu;
 pub mod status;
 pub mod vector;

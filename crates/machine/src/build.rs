@@ -27,7 +27,8 @@ const TSC_KHZ: u32 = 1_000_000;
 /// Assembles the machine that `spec` describes, with its kernel loaded and its vCPUs paused at the entry.
 pub(crate) fn build(spec: MachineSpec, outputs: SerialOutputs) -> Result<Machine, MachineError> {
     let selection = spec.check(HostMemory::probe())?;
-    build_on(engine_choice::make, selection, spec, outputs)
+    let batch = spec.lockstep_batch;
+    build_on(move |selection| engine_choice::make(selection, batch), selection, spec, outputs)
 }
 
 /// The same on the engine that `make` gives.

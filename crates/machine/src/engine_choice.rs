@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use ringfence_engine::{Engine, EngineError};
 use ringfence_engine_soft::engine::{InterpreterEngine, JitEngine};
+use ringfence_engine_soft::lockstep::{LockstepEngine, LockstepOptions};
 
 /// An engine as named on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -77,21 +78,25 @@ pub(crate) fn select(choice: EngineChoice) -> Result<Selection, NotOffered> {
             engine: EngineChoice::Interp,
             reason: "the engine that has been proven most; it needs nothing from the host",
         }),
-        EngineChoice::Interp | EngineChoice::Jit => {
+        EngineChoice::Interp | EngineChoice::Jit | EngineChoice::Lockstep => {
             Ok(Selection { engine: choice, reason: "asked for by --engine" })
         }
-        EngineChoice::Kvm | EngineChoice::Lockstep => Err(NotOffered(choice)),
+        EngineChoice::Kvm => Err(NotOffered(choice)),
     }
 }
 
-/// The engine that was selected.
+/// The engine that was selected. `batch` is for lock-step: instructions between two comparisons.
 ///
 /// # Errors
 /// [`EngineError::Unsupported`] if this version does not have it; [`select`] would not have chosen it.
-pub(crate) fn make(selection: Selection) -> Result<Box<dyn Engine>, EngineError> {
+pub(crate) fn make(selection: Selection, batch: Option<u64>) -> Result<Box<dyn Engine>, EngineError> {
     match selection.engine {
         EngineChoice::Interp => Ok(Box::new(InterpreterEngine)),
         EngineChoice::Jit => Ok(Box::new(JitEngine::default())),
+        EngineChoice::Lockstep => {
+            let options = LockstepOptions { batch, ..LockstepOptions::default() };
+            Ok(Box::new(LockstepEngine { options }))
+        }
         other => Err(EngineError::Unsupported { engine: other.name(), what: "anything yet".to_owned() }),
     }
 }
@@ -118,5 +123,6 @@ mod tests {
     fn auto_becomes_a_real_engine() {
         assert_eq!(select(EngineChoice::Auto).unwrap().engine, EngineChoice::Interp);
         assert_eq!(select(EngineChoice::Kvm), Err(NotOffered(EngineChoice::Kvm)));
+        assert_eq!(select(EngineChoice::Lockstep).unwrap().engine, EngineChoice::Lockstep);
     }
 }

@@ -144,7 +144,26 @@ impl Machine {
         self.devices.console_input().end();
         // The reason to end is known; a vCPU that does not stop any more changes nothing about it.
         let _ = self.pause_vcpus();
-        result
+        // But for an engine that checks itself at the end.
+        match self.failure_at_the_end() {
+            Some(outcome) if result.is_ok() => Ok(outcome),
+            _ => result,
+        }
+    }
+
+    /// What an engine has found wrong while its vCPU was stopped.
+    fn failure_at_the_end(&mut self) -> Option<Outcome> {
+        let left: Vec<Event> = self.backlog.drain(..).chain(self.events.try_iter()).collect();
+        left.into_iter().find_map(|event| match event {
+            Event::Vcpu(
+                index,
+                VcpuReport::Stopped { exit: VmExit::Internal(reason), state, instructions },
+            ) => {
+                let report = CrashReport::new(index, reason, *state, instructions, &self.memory);
+                Some(Outcome::EngineFailed(Box::new(report)))
+            }
+            _ => None,
+        })
     }
 
     /// Numbers about every vCPU.

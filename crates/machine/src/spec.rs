@@ -16,6 +16,8 @@ use crate::size::ByteSize;
 pub struct MachineSpec {
     /// Which engine executes it.
     pub engine: EngineChoice,
+    /// With [`EngineChoice::Lockstep`]: instructions between two comparisons, at most, instead of one translated block.
+    pub lockstep_batch: Option<u64>,
     /// Number of vCPUs.
     pub cpus: u32,
     /// Memory in bytes, a multiple of 4 KiB.
@@ -101,6 +103,12 @@ pub enum SpecError {
         /// The engine.
         engine: EngineChoice,
     },
+    /// A batch for an engine that compares nothing.
+    #[error("--lockstep-batch is for --engine lockstep; the {engine} engine compares nothing")]
+    BatchWithoutLockstep {
+        /// The engine.
+        engine: EngineChoice,
+    },
     /// An engine that this version does not have.
     #[error(transparent)]
     Engine(#[from] NotOffered),
@@ -124,6 +132,9 @@ impl MachineSpec {
             _ => {}
         }
         let selection = engine_choice::select(self.engine)?;
+        if self.lockstep_batch.is_some() && selection.engine != EngineChoice::Lockstep {
+            return Err(SpecError::BatchWithoutLockstep { engine: selection.engine });
+        }
         match self.cpus {
             0 => return Err(SpecError::NoCpus),
             1 => {}
@@ -139,6 +150,7 @@ mod tests {
 
     fn spec() -> MachineSpec {
         MachineSpec {
+            lockstep_batch: None,
             engine: EngineChoice::Auto,
             cpus: 1,
             memory: 512 << 20,

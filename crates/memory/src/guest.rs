@@ -12,6 +12,13 @@ pub trait CodeObserver: Send + Sync {
     fn code_written(&self, address: GuestAddress, len: u64);
 }
 
+/// Told of every write that does not go through a vCPU's fast path: those of devices, of the boot loader, and those that
+/// a page walk makes to the tables. For tools that follow the contents of memory; there is none in an ordinary run.
+pub trait WriteObserver: Send + Sync {
+    /// `len` bytes from `address` have been written.
+    fn written(&self, address: GuestAddress, len: u64);
+}
+
 /// What a region answers to writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegionKind {
@@ -56,6 +63,7 @@ pub struct HostPage {
 pub struct GuestMemory {
     regions: Vec<Region>,
     observer: OnceLock<Arc<dyn CodeObserver>>,
+    write_observer: OnceLock<Arc<dyn WriteObserver>>,
     a20_mask: AtomicU64,
     /// Grows whenever what an address means has changed; soft TLBs are stale then.
     generation: AtomicU64,
@@ -96,6 +104,7 @@ impl GuestMemory {
         Ok(Self {
             regions,
             observer: OnceLock::new(),
+            write_observer: OnceLock::new(),
             a20_mask: AtomicU64::new(!0),
             generation: AtomicU64::new(0),
         })
@@ -115,6 +124,19 @@ impl GuestMemory {
     /// If somebody is registered already: two engines on one memory are a bug of the caller.
     pub fn set_code_observer(&self, observer: Arc<dyn CodeObserver>) {
         assert!(self.observer.set(observer).is_ok(), "guest memory already has a code observer");
+    }
+
+    /// Registers who is told of every write but those of the vCPUs' fast path.
+    ///
+    /// # Panics
+    /// If somebody is registered already.
+    pub fn set_write_observer(&self, observer: Arc<dyn WriteObserver>) {
+        assert!(self.write_observer.set(observer).is_ok(), "guest memory already has a write observer");
+    }
+
+    /// What this memory was made from.
+    pub fn specs(&self) -> Vec<RegionSpec> {
+        self.regions.iter().map(|r| RegionSpec { range: r.range, kind: r.kind }).collect()
     }
 
     /// The ranges that hold RAM, in ascending order.
@@ -287,8 +309,18 @@ impl GuestMemory {
         }
     }
 
-    /// Tells the observer of each marked page in a range of a region.
+    /// Tells the write observer that a page walk has changed `len` bytes from `address`.
+    pub fn note_walk(&self, address: GuestAddress, len: u64) {
+        if let Some(observer) = self.write_observer.get() {
+            observer.written(address, len);
+        }
+    }
+
+    /// Tells the code observer of each marked page in a range of a region, and the write observer of it all.
     fn notify(&self, region: &Region, offset: u64, len: u64) {
+        if let Some(observer) = self.write_observer.get() {
+            observer.written(GuestAddress(region.range.start.0 + offset), len);
+        }
         let Some(observer) = self.observer.get() else { return };
         let mut at = offset;
         while at < offset + len {

@@ -17,5 +17,5 @@ mod mapping;
 
 pub use address::{GuestAddress, GuestRange};
 pub use error::MemoryError;
-pub use guest::{CodeObserver, GuestMemory, HostPage, RegionKind, RegionSpec};
+pub use guest::{CodeObserver, GuestMemory, HostPage, RegionKind, RegionSpec, WriteObserver};
 pub use host::Scalar;

@@ -100,9 +100,15 @@ pub(crate) struct RunArguments {
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "kernel")]
     pub(crate) command: Vec<String>,
 
-    /// Who executes the guest: auto, kvm, jit, interp or lockstep
+    /// Who executes the guest: auto, kvm, jit, interp or lockstep (jit and interp side by side; the first difference
+    /// stops them)
     #[arg(long, value_name = "ENGINE", default_value_t)]
     pub(crate) engine: EngineChoice,
+
+    /// With --engine lockstep: compare after so many instructions, instead of after each translated block, so that
+    /// blocks lead to one another as they do with --engine jit
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) lockstep_batch: Option<u64>,
 
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -6,8 +6,8 @@ use std::time::Instant;
 use ringfence_images::Catalogue;
 use ringfence_machine::console::Nowhere;
 use ringfence_machine::{
-    BootSpec, ClockMode, CrashReport, HostMemory, Initrd, Machine, MachineError, MachineSpec, Notice,
-    Outcome, SerialOutputs, StopReason,
+    BootSpec, ClockMode, CrashReport, EngineChoice, HostMemory, Initrd, Machine, MachineError, MachineSpec,
+    Notice, Outcome, SerialOutputs, StopReason,
 };
 
 use crate::args::{ConsoleTarget, RunArguments};
@@ -62,12 +62,15 @@ fn machine_failure(error: MachineError) -> Failure {
 }
 
 fn describe(arguments: &RunArguments) -> MachineSpec {
+    // Lock-step compares two runs, which must see the same time.
+    let counted = arguments.counted || arguments.engine == EngineChoice::Lockstep;
     MachineSpec {
         engine: arguments.engine,
+        lockstep_batch: arguments.lockstep_batch,
         cpus: arguments.cpus,
         memory: arguments.memory.0,
         cpu: arguments.cpu,
-        clock: if arguments.counted { ClockMode::Counted } else { ClockMode::Host },
+        clock: if counted { ClockMode::Counted } else { ClockMode::Host },
         disks: arguments.disk.clone(),
         boot: BootSpec::default(),
         debug_exit: arguments.debug_exit,

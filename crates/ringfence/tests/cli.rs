@@ -88,6 +88,7 @@ fn unknown_values_are_refused() {
         (["--cpu", "z80"], "x86-64-v2"),
         (["--cpus", "many"], "--cpus"),
         (["--cpus", "0"], "0 CPUs"),
+        (["--lockstep-batch", "0"], "--lockstep-batch"),
         (["--console", "printer"], "stdio, file=PATH or none"),
         (["--timeout", "soon"], "seconds"),
         (["--debug-exit", "x"], "I/O port"),
@@ -101,7 +102,7 @@ fn unknown_values_are_refused() {
 fn what_is_not_there_yet_is_refused() {
     for (arguments, reason) in [
         (["--engine", "kvm"], "kvm engine is not in this version"),
-        (["--engine", "lockstep"], "lockstep engine is not in this version"),
+        (["--lockstep-batch", "100"], "--lockstep-batch is for --engine lockstep"),
         (["--cpus", "2"], "one vCPU so far"),
         (["--net", "user"], "--net user is not in this version"),
         (["--disk", "disk.raw,cache=fast"], "cache can be none, writeback or unsafe"),

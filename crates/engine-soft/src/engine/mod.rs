@@ -1,7 +1,7 @@
 //! The software engine behind the seam.
 
 mod signal;
-mod vcpu;
+pub(crate) mod vcpu;
 
 use std::sync::Arc;
 
@@ -53,24 +53,12 @@ fn create_vm(
     engine: &'static str,
     translator: Option<Options>,
 ) -> Result<Box<dyn Vm>, EngineError> {
-    if config.cpus != 1 {
-        let what = format!("{} vCPUs; it runs one so far", config.cpus);
-        return Err(EngineError::Unsupported { engine, what });
-    }
-    let offers = |bit| config.cpuid.bit(1, 0, Output::Ecx, bit);
-    let chip = IrqChip::new(IrqChipConfig {
-        cpus: config.cpus,
-        physical_bits: Features::new(&config.cpuid).physical_bits() as u8,
-        x2apic: offers(21),
-        tsc_deadline: offers(24),
-    });
-    let code = CodeMap::new(Arc::clone(&config.memory));
-    Ok(Box::new(SoftVm { config, chip, code, engine, translator }))
+    Ok(Box::new(SoftVm::new(config, engine, translator)?))
 }
 
 /// A virtual machine of the software engine: what its vCPUs share.
 #[derive(Debug)]
-struct SoftVm {
+pub(crate) struct SoftVm {
     config: VmConfig,
     chip: Arc<IrqChip>,
     code: Arc<CodeMap>,
@@ -80,8 +68,35 @@ struct SoftVm {
     translator: Option<Options>,
 }
 
-impl Vm for SoftVm {
-    fn create_vcpu(&self, index: u32, bus: Arc<dyn Bus>) -> Result<Box<dyn Vcpu>, EngineError> {
+impl SoftVm {
+    /// A machine without vCPUs yet.
+    pub(crate) fn new(
+        config: VmConfig,
+        engine: &'static str,
+        translator: Option<Options>,
+    ) -> Result<Self, EngineError> {
+        if config.cpus != 1 {
+            let what = format!("{} vCPUs; it runs one so far", config.cpus);
+            return Err(EngineError::Unsupported { engine, what });
+        }
+        let offers = |bit| config.cpuid.bit(1, 0, Output::Ecx, bit);
+        let chip = IrqChip::new(IrqChipConfig {
+            cpus: config.cpus,
+            physical_bits: Features::new(&config.cpuid).physical_bits() as u8,
+            x2apic: offers(21),
+            tsc_deadline: offers(24),
+        });
+        let code = CodeMap::new(Arc::clone(&config.memory));
+        Ok(Self { config, chip, code, engine, translator })
+    }
+
+    /// What it was made from.
+    pub(crate) fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// Makes vCPU number `index`.
+    pub(crate) fn vcpu(&self, index: u32, bus: Arc<dyn Bus>) -> Result<SoftVcpu, EngineError> {
         let unsupported = |what| EngineError::Unsupported { engine: self.engine, what };
         if index >= self.config.cpus {
             return Err(unsupported(format!("vCPU {index} of {}", self.config.cpus)));
@@ -103,7 +118,13 @@ impl Vm for SoftVm {
             .map(|options| Jit::new(options, &self.code))
             .transpose()
             .map_err(|error| unsupported(error.to_string()))?;
-        Ok(Box::new(SoftVcpu::new(connections, apic, timers, translator)?))
+        SoftVcpu::new(connections, apic, timers, translator)
+    }
+}
+
+impl Vm for SoftVm {
+    fn create_vcpu(&self, index: u32, bus: Arc<dyn Bus>) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(self.vcpu(index, bus)?))
     }
 
     fn interrupts(&self) -> Arc<dyn InterruptSink> {

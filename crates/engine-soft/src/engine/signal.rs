@@ -8,7 +8,7 @@ use ringfence_engine::Kick;
 
 /// A vCPU's bell. The vCPU looks at [`Signal::rung`] between blocks, and sleeps on it when halted.
 #[derive(Debug, Default)]
-pub(super) struct Signal {
+pub(crate) struct Signal {
     rung: AtomicBool,
     kicked: AtomicBool,
     asleep: Mutex<bool>,
@@ -17,7 +17,7 @@ pub(super) struct Signal {
 
 impl Signal {
     /// Makes the vCPU look at interrupts and timers soon.
-    pub(super) fn ring(&self) {
+    pub(crate) fn ring(&self) {
         self.rung.store(true, Ordering::SeqCst);
         let asleep = self.asleep.lock().unwrap_or_else(PoisonError::into_inner);
         if *asleep {
@@ -27,22 +27,22 @@ impl Signal {
 
     /// Whether there is something to look at.
     #[inline(always)]
-    pub(super) fn rung(&self) -> bool {
+    pub(crate) fn rung(&self) -> bool {
         self.rung.load(Ordering::Relaxed)
     }
 
     /// Clears the bell; what rang it must be looked at after this.
-    pub(super) fn answer(&self) {
+    pub(crate) fn answer(&self) {
         self.rung.store(false, Ordering::SeqCst);
     }
 
     /// Whether [`Kick::kick`] was called since the last time.
-    pub(super) fn take_kick(&self) -> bool {
+    pub(crate) fn take_kick(&self) -> bool {
         self.kicked.swap(false, Ordering::SeqCst)
     }
 
     /// Sleeps until rung, or for `time` at most.
-    pub(super) fn sleep(&self, time: Option<Duration>) {
+    pub(crate) fn sleep(&self, time: Option<Duration>) {
         let mut asleep = self.asleep.lock().unwrap_or_else(PoisonError::into_inner);
         *asleep = true;
         let quiet = |_: &mut bool| !self.rung.load(Ordering::SeqCst);

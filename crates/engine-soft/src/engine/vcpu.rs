@@ -20,22 +20,37 @@ const BATCH: u64 = 1 << 14;
 
 /// One vCPU.
 #[derive(Debug)]
-pub(super) struct SoftVcpu {
-    interpreter: Interpreter,
+pub(crate) struct SoftVcpu {
+    pub(crate) interpreter: Interpreter,
     /// The translator, if the engine has one.
     jit: Option<Jit>,
-    inbox: Arc<LapicInbox>,
+    pub(crate) inbox: Arc<LapicInbox>,
     timers: Arc<TimerQueue>,
-    signal: Arc<Signal>,
-    counters: Counters,
+    pub(crate) signal: Arc<Signal>,
+    pub(crate) counters: Counters,
 }
 
 /// What the vCPU has seen, for `-v`.
 #[derive(Debug, Default)]
-struct Counters {
+pub(crate) struct Counters {
     interrupts: u64,
-    exceptions: u64,
+    pub(crate) exceptions: u64,
     halts: u64,
+}
+
+/// Something that a vCPU took, for whoever must do the same on another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// INIT.
+    Init,
+    /// A start-up IPI, to a page.
+    StartUp(u8),
+    /// An NMI.
+    Nmi,
+    /// The offer of KVM's PV EOI was taken back.
+    PvEoiEnd,
+    /// An interrupt.
+    Interrupt(u8),
 }
 
 impl SoftVcpu {
@@ -62,12 +77,12 @@ impl SoftVcpu {
     }
 
     /// Asks the local APIC, which every vCPU of a machine has.
-    fn apic<T: Default>(&mut self, ask: impl FnOnce(&mut LocalApic) -> T) -> T {
+    pub(crate) fn apic<T: Default>(&mut self, ask: impl FnOnce(&mut LocalApic) -> T) -> T {
         self.interpreter.cpu.apic.as_mut().map(ask).unwrap_or_default()
     }
 
     /// Runs timers that are due: the devices' and the local APIC's.
-    fn run_timers(&mut self) {
+    pub(crate) fn run_timers(&mut self) {
         self.cpu().sync_clock();
         let now = self.cpu().clock.now();
         if self.timers.next_deadline() <= now {
@@ -86,17 +101,19 @@ impl SoftVcpu {
         self.timers.next_deadline().min(apic)
     }
 
-    /// Takes what waits for the CPU, in the order of SDM 3A table 6-2.
-    fn take_events(&mut self) -> Result<(), TripleFault> {
+    /// Takes what waits for the CPU, in the order of SDM 3A table 6-2; `told` hears of each before it is done.
+    pub(crate) fn take_events(&mut self, told: &mut dyn FnMut(Taken)) -> Result<(), TripleFault> {
         if self.inbox.pending() == 0 {
             return Ok(());
         }
         if self.apic(LocalApic::take_init) {
+            told(Taken::Init);
             self.cpu().init();
         }
         let start_up = self.apic(LocalApic::take_sipi);
         if self.cpu().activity == Activity::WaitForSipi {
             if let Some(page) = start_up {
+                told(Taken::StartUp(page));
                 self.cpu().start_up(page);
             }
             return Ok(());
@@ -105,15 +122,18 @@ impl SoftVcpu {
             return Ok(());
         }
         if !self.cpu().nmi_masked && self.apic(LocalApic::take_nmi) {
+            told(Taken::Nmi);
             self.counters.interrupts += 1;
             return self.cpu().interrupt(2, Source::Nmi);
         }
         if !self.cpu().flags.contains(Rflags::IF) {
             return Ok(());
         }
+        told(Taken::PvEoiEnd);
         self.cpu().pv_eoi_end();
         let waiting = |apic: &mut LocalApic| apic.pending_interrupt().map(|_| apic.acknowledge());
         let Some(vector) = self.apic(waiting) else { return Ok(()) };
+        told(Taken::Interrupt(vector));
         let cpu = &mut self.interpreter.cpu;
         self.counters.interrupts += 1;
         cpu.interrupt(vector, Source::External)?;
@@ -154,7 +174,7 @@ impl SoftVcpu {
     }
 
     /// How many instructions may run before timers must be looked at: in counted mode exactly up to the next deadline.
-    fn batch(&mut self) -> u64 {
+    pub(crate) fn batch(&mut self) -> u64 {
         if self.cpu().clock.mode() == ClockMode::Host {
             return BATCH;
         }
@@ -164,7 +184,7 @@ impl SoftVcpu {
 
     /// Sleeps in HLT, or waiting for a start-up IPI, until something may have happened. In counted mode the idle time
     /// is skipped instead.
-    fn idle(&mut self) {
+    pub(crate) fn idle(&mut self) {
         self.counters.halts += 1;
         let deadline = self.next_deadline();
         let now = self.cpu().clock.now();
@@ -178,7 +198,7 @@ impl SoftVcpu {
     }
 
     /// Nothing waits that RFLAGS.IF does not hold off.
-    fn nothing_unmaskable(&self) -> bool {
+    pub(crate) fn nothing_unmaskable(&self) -> bool {
         self.inbox.pending() & !pending::INTERRUPT == 0
     }
 
@@ -190,7 +210,7 @@ impl SoftVcpu {
                 return Ok(VmExit::Kicked);
             }
             self.run_timers();
-            self.take_events()?;
+            self.take_events(&mut |_| ())?;
             let activity = self.interpreter.cpu.activity;
             match activity {
                 Activity::Active => self.execute()?,

@@ -3,7 +3,6 @@
 //! Each access first asks the soft TLB; whatever it does not hold takes the slow path here, which walks the
 //! page tables, raises exceptions, splits accesses at page boundaries and calls devices.
 
-use ringfence_irqchip::LocalApic;
 use ringfence_memory::{GuestAddress, Scalar, host};
 use ringfence_x86::paging::is_canonical;
 use ringfence_x86::{Cr4, Exception, SegmentRegister, Vector};
@@ -404,11 +403,25 @@ impl Cpu {
         if self.long_mode() && !is_canonical(linear) {
             return Err(self.not_canonical(segment));
         }
-        let found =
-            translate(&self.memory, &self.walk_context(), linear, access, rights).map_err(|fault| {
-                self.fault_address = linear;
-                Exception::with_code(Vector::PageFault, fault.0.bits())
-            })?;
+        let class = match rights {
+            Rights { user: true, .. } => Class::User,
+            Rights { smap_open: false, .. } => Class::Kernel,
+            Rights { smap_open: true, .. } => Class::KernelAc,
+        };
+        let changes = self.tlb.changes();
+        let known = match &self.tracker {
+            Some(tracker) if access == Access::Write => tracker.walked(class, linear, changes),
+            _ => None,
+        };
+        let found = match known {
+            Some(found) => found,
+            None => {
+                translate(&self.memory, &self.walk_context(), linear, access, rights).map_err(|fault| {
+                    self.fault_address = linear;
+                    Exception::with_code(Vector::PageFault, fault.0.bits())
+                })?
+            }
+        };
         let page = if self.is_apic_page(found.address) { None } else { self.memory.page(found.address) };
         let target = match page {
             None => Target::Device,
@@ -417,19 +430,23 @@ impl Cpu {
                 let grant = match access {
                     _ if !(found.writable && page.writable) || page.code => Grant::Read,
                     Access::Write => Grant::Write,
+                    _ if self.tracker.is_some() => Grant::Read,
                     _ => Grant::ReadOfWritable,
                 };
-                let class = match rights {
-                    Rights { user: true, .. } => Class::User,
-                    Rights { smap_open: false, .. } => Class::Kernel,
-                    Rights { smap_open: true, .. } => Class::KernelAc,
-                };
                 let mapping = Page { size: found.page_size, global: found.global };
-                self.tlb.fill(class, linear, page.host, grant, mapping);
-                if !rights.user && !found.user && self.cr4.contains(Cr4::SMAP) {
-                    // AC makes no difference to a supervisor's page, and kernels turn it on and off all the time.
-                    let other = if class == Class::Kernel { Class::KernelAc } else { Class::Kernel };
-                    self.tlb.fill(other, linear, page.host, grant, mapping);
+                let both = !rights.user && !found.user && self.cr4.contains(Cr4::SMAP);
+                // AC makes no difference to a supervisor's page, and kernels turn it on and off all the time.
+                let other = if class == Class::Kernel { Class::KernelAc } else { Class::Kernel };
+                for class in std::iter::once(class).chain(both.then_some(other)) {
+                    self.tlb.fill(class, linear, page.host, grant, mapping);
+                    if access == Access::Write
+                        && let Some(tracker) = &mut self.tracker
+                    {
+                        tracker.remember(class, linear, changes, found);
+                        if grant == Grant::Write {
+                            tracker.opened(class, linear, found.address);
+                        }
+                    }
                 }
                 if page.writable { Target::Memory { host, code: page.code } } else { Target::Rom(host) }
             }
@@ -499,8 +516,11 @@ impl Cpu {
                         _ => host::copy_to(from, at),
                     }
                 }
-                if code && self.code.written(piece.address, from.len() as u64) {
-                    self.leave_block = true;
+                if code {
+                    if let Some(tracker) = &mut self.tracker {
+                        tracker.wrote(piece.address, from.len() as u64);
+                    }
+                    self.leave_block |= self.code.written(piece.address, from.len() as u64);
                 }
             }
             Target::Rom(_) => {}
@@ -510,16 +530,13 @@ impl Cpu {
 
     /// Whether a physical address lies in this vCPU's local APIC page (SDM 3A 10.4.1).
     fn is_apic_page(&self, address: GuestAddress) -> bool {
-        let base = self.apic.as_ref().and_then(LocalApic::mmio_base);
-        base.is_some_and(|base| address.page().0 == base)
+        self.apic_page().is_some_and(|base| address.page().0 == base)
     }
 
     fn device_read(&mut self, address: GuestAddress, into: &mut [u8]) {
         self.sync_clock();
-        if self.is_apic_page(address)
-            && let Some(apic) = &mut self.apic
-        {
-            apic.mmio_read(address.page_offset(), into);
+        if self.is_apic_page(address) {
+            self.apic_page_read(address.page_offset(), into);
         } else {
             self.bus.memory_read(address, into);
         }
@@ -527,10 +544,8 @@ impl Cpu {
 
     fn device_write(&mut self, address: GuestAddress, from: &[u8]) {
         self.sync_clock();
-        if self.is_apic_page(address)
-            && let Some(apic) = &mut self.apic
-        {
-            apic.mmio_write(address.page_offset(), from);
+        if self.is_apic_page(address) {
+            self.apic_page_write(address.page_offset(), from);
         } else {
             self.bus.memory_write(address, from);
         }

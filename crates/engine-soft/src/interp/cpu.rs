@@ -13,8 +13,10 @@ use super::features::Features;
 use super::msrs::Msrs;
 use super::op::RIP;
 use super::system::System;
+use super::system::apic_hooks::ApicTap;
 use crate::code::{CodeMap, StaleCode};
 use crate::mmu::tlb::{Class, Tlb};
+use crate::mmu::track::Tracker;
 use crate::mmu::walk::{Context, Rights};
 use crate::status::Status;
 use crate::vector::Vector;
@@ -131,6 +133,10 @@ pub struct Cpu {
     pub features: Arc<Features>,
     /// The local APIC.
     pub apic: Option<LocalApic>,
+    /// Who listens to what goes on between vCPU and local APIC, or stands in for it.
+    pub(crate) apic_tap: Option<Arc<dyn ApicTap>>,
+    /// Notes which pages are written to, if a tool wants to know.
+    pub(crate) tracker: Option<Box<Tracker>>,
     /// What system instructions keep.
     pub(crate) system: System,
     /// Data breakpoints that the instruction under way has hit, as DR6 bits 0 to 3.
@@ -225,6 +231,8 @@ impl Cpu {
             cpuid,
             features,
             apic: None,
+            apic_tap: None,
+            tracker: None,
             system: System::default(),
             breakpoints_hit: 0,
             translated: crate::jit::State::new(),

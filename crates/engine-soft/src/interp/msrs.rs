@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ringfence_x86::msr;
 
 /// Values by number. The one that SWAPGS exchanges on every system call is kept apart.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Msrs {
     /// KERNEL_GS_BASE.
     pub(crate) kernel_gs_base: u64,

@@ -46,8 +46,14 @@ pub(super) struct Region {
     mask: u64,
     /// Where it can be entered: guest physical addresses, and offsets in the arena.
     entries: Vec<(GuestAddress, usize)>,
+    /// Its code, and what is rarely executed of it: offsets in the arena, and bytes.
+    pub(super) code: [(usize, usize); 2],
     /// Links that lead here.
     incoming: Vec<u32>,
+    /// Instructions of its first run.
+    pub(super) instructions: usize,
+    /// Lengths of its instructions, which follow each other; kept for whoever goes region by region.
+    pub(super) lengths: Box<[u8]>,
 }
 
 /// Where to enter translated code.
@@ -104,6 +110,8 @@ pub(super) struct Cache {
     jump_entries: Box<[Entry]>,
     /// Code was written since it was last entered.
     pub(super) written: bool,
+    /// Regions lead to one another without a return to Rust.
+    pub(super) chaining: bool,
     pub(super) sizes: Sizes,
 }
 
@@ -129,6 +137,7 @@ impl Cache {
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
             jump_entries: vec![Entry { region: 0, code: 0 }; 1 << JUMP_BITS].into_boxed_slice(),
             written: true,
+            chaining: true,
             sizes: Sizes::default(),
         })
     }
@@ -136,6 +145,19 @@ impl Cache {
     /// Host address of an offset.
     pub(super) fn host(&self, offset: usize) -> u64 {
         self.memory.at(offset).as_ptr() as u64
+    }
+
+    /// A copy of code, and where it is executed.
+    pub(super) fn code(&self, offset: usize, length: usize) -> (u64, Vec<u8>) {
+        if length == 0 {
+            return (0, Vec::new());
+        }
+        (self.host(offset), self.memory.read(offset, length))
+    }
+
+    /// The region that code belongs to.
+    pub(super) fn region(&self, entry: Entry) -> Option<&Region> {
+        self.regions.get(entry.region as usize)?.as_ref()
     }
 
     /// Address of the table of jump targets.
@@ -214,11 +236,20 @@ impl Cache {
             self.by_address.entry(at).or_insert(Entry { region: id, code });
             all.push((at, code));
         }
+        let instructions = source.steps.iter().position(|step| step.last).map_or(0, |last| last + 1);
+        let lengths = if self.chaining {
+            Box::default()
+        } else {
+            source.steps.iter().map(|step| step.op.length).collect()
+        };
         self.regions.push(Some(Region {
             address,
             mask: source.granules,
             entries: all,
+            code: [(start, often.len()), (self.rare, rarely.len())],
             incoming: Vec::new(),
+            instructions,
+            lengths,
         }));
         self.by_page.entry(address.page()).or_default().push(id);
         if let Some(second) = source.second {
@@ -227,7 +258,8 @@ impl Cache {
         for link in links {
             let index = self.links.len() as u32;
             self.links.push(Link { branch: link, page: address.page() });
-            if link.guard.is_none()
+            if self.chaining
+                && link.guard.is_none()
                 && let Some(to) = self.find(GuestAddress(address.page().0 + link.target as u64))
             {
                 self.connect(index, to);

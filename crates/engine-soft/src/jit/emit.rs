@@ -385,7 +385,7 @@ impl Emitter<'_> {
     }
 
     /// Makes the branch at `site` lead to the label of a step.
-    pub(super) fn to_label(&mut self, site: usize, step: usize) {
+    pub(super) fn lead_to_label(&mut self, site: usize, step: usize) {
         match self.labels[step] {
             Some(at) => self.a.patch(site, at as i64),
             None => self.forward.push((site, step)),
@@ -513,7 +513,7 @@ impl Emitter<'_> {
                 match inside {
                     Some(step) => {
                         let site = self.a.jmp();
-                        self.to_label(site, step);
+                        self.lead_to_label(site, step);
                     }
                     None => self.exit_to(target),
                 }
@@ -540,7 +540,7 @@ impl Emitter<'_> {
             }
             Cold::Tail { site, target } => {
                 self.a.bind(site);
-                self.to_other_page(target);
+                self.go_to_other_page(target);
             }
             Cold::Return { site, step } => self.cold_return(site, step),
         }

@@ -54,7 +54,7 @@ impl Emitter<'_> {
                     self.save_flags();
                 }
                 let site = self.a.jmp();
-                self.to_label(site, next);
+                self.lead_to_label(site, next);
             }
             None => self.exit_to(i64::from(self.source.steps[i].next)),
         }
@@ -70,12 +70,12 @@ impl Emitter<'_> {
                 let site = self.a.jmp();
                 self.link(site, target);
             }
-            None => self.to_other_page(target),
+            None => self.go_to_other_page(target),
         }
     }
 
     /// Goes to another page. Flags are stored, if they are wanted there.
-    pub(super) fn to_other_page(&mut self, target: i64) {
+    pub(super) fn go_to_other_page(&mut self, target: i64) {
         let Ok(page) = i32::try_from(target & !0xfff) else {
             self.linear(target);
             return self.jump_out(self.stubs.dispatch);
@@ -144,7 +144,7 @@ impl Emitter<'_> {
                     self.save_flags();
                 }
                 let site = self.a.jmp();
-                self.to_label(site, step);
+                self.lead_to_label(site, step);
             }
             None => self.exit_to(target),
         }
@@ -164,7 +164,7 @@ impl Emitter<'_> {
         let site = self.a.jcc(condition);
         let save = wanted && !self.stored_flags;
         match (inside, page_offset(target)) {
-            (Some(to), _) if refund == 0 => self.to_label(site, to),
+            (Some(to), _) if refund == 0 => self.lead_to_label(site, to),
             (None, Some(target)) if refund == 0 && !save => self.link(site, target),
             _ => self.cold.push(Cold::Side { site, target, inside, save, refund }),
         }

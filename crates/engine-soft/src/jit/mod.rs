@@ -30,6 +30,9 @@ mod native;
 mod operand;
 mod region;
 mod registers;
+#[cfg(test)]
+pub(crate) mod seeded;
+mod single;
 mod special;
 mod state;
 mod stubs;
@@ -54,6 +57,7 @@ use crate::interp::run::Interpreter;
 use cache::{Cache, Entry};
 use native::Host;
 use region::{Seen, Source};
+pub(crate) use single::{HostCode, Next};
 pub use state::State;
 use stubs::reason;
 
@@ -127,6 +131,9 @@ pub struct Jit {
     /// Addresses of code that could not be translated.
     never: HashSet<GuestAddress>,
     exits: [u64; 8],
+    /// A mistake made on purpose, for tests of what should catch it.
+    #[cfg(test)]
+    pub(crate) seeded: Option<seeded::SeededBug>,
 }
 
 impl Jit {
@@ -141,7 +148,17 @@ impl Jit {
         }
         let cache = Cache::new(options.code_size)?;
         let heat = vec![0; HEAT].into_boxed_slice();
-        Ok(Self { options, host, cache, stale: code.register(), heat, never: HashSet::new(), exits: [0; 8] })
+        Ok(Self {
+            options,
+            host,
+            cache,
+            stale: code.register(),
+            heat,
+            never: HashSet::new(),
+            exits: [0; 8],
+            #[cfg(test)]
+            seeded: None,
+        })
     }
 
     /// Executes up to `limit` instructions at RIP. Returns early wherever [`Interpreter::run_block`] would, and after any
@@ -160,7 +177,10 @@ impl Jit {
             let Some(entry) = self.code_at_rip(&mut interpreter.cpu)? else {
                 return interpreter.run_block(as_limit(left));
             };
-            if let Some(link) = link.take() {
+            if let Some((link, flushes)) = link.take()
+                && self.cache.chaining
+                && self.cache.sizes.flushes == flushes
+            {
                 self.cache.connect(link, entry);
             }
             let cpu = &mut interpreter.cpu;
@@ -174,10 +194,8 @@ impl Jit {
                 reason::INTERPRET => return interpreter.run_block(as_limit(left)),
                 reason::BUDGET | reason::LOOKUP => {}
                 reason::LINK => {
-                    link = Some(cpu.translated.link);
-                    if let Some(target) = self.cache.link_target(cpu.translated.link) {
-                        cpu.regs[RIP] = cpu.translated.page.wrapping_add(target as u64);
-                    }
+                    link = Some((cpu.translated.link, self.cache.sizes.flushes));
+                    self.follow_link(cpu);
                 }
                 _ => return Ok(()),
             }
@@ -230,6 +248,13 @@ impl Jit {
         reason
     }
 
+    /// Puts RIP where the link leads through which translated code was left.
+    fn follow_link(&self, cpu: &mut Cpu) {
+        if let Some(target) = self.cache.link_target(cpu.translated.link) {
+            cpu.regs[RIP] = cpu.translated.page.wrapping_add(target as u64);
+        }
+    }
+
     /// The code for what is at RIP, translated now if it is due; `None` if the interpreter is to run it.
     fn code_at_rip(&mut self, cpu: &mut Cpu) -> Result<Option<Entry>, Exception> {
         self.drop_stale(cpu);
@@ -244,7 +269,9 @@ impl Jit {
         let Some(entry) = self.cache.find(address).or_else(|| self.warm(cpu, address)) else {
             return Ok(None);
         };
-        self.cache.remember(address, entry);
+        if self.cache.chaining {
+            self.cache.remember(address, entry);
+        }
         Ok(Some(entry))
     }
 
@@ -267,7 +294,10 @@ impl Jit {
                 Seen::Executed
             }
         };
-        let source = Source::decode(cpu, address, &self.host, &self.options, seen);
+        let straight = !self.cache.chaining;
+        let source = Source::decode(cpu, address, &self.host, &self.options, straight, seen);
+        #[cfg(test)]
+        let source = source.map(|source| seeded::seed(self.seeded, source));
         let entry = source.and_then(|source| self.cache.translate(&source));
         self.heat[heat_index(address)] = 0;
         if entry.is_none() && self.never.len() < MAX_NEVER {

@@ -111,11 +111,15 @@ pub(super) struct Source {
     /// Flags wanted where branches lead to out of the region, by offset in the page.
     outside: Vec<(u32, Set)>,
     exact: bool,
+    /// See [`Source::decode`].
+    straight: bool,
 }
 
 impl Source {
     /// Decodes the region that starts at `address`; `None` if its first instruction cannot be decoded within the page.
     /// `seen` tells what is known of the code at an offset in the page.
+    ///
+    /// A `straight` region is one run, in which no branch stays: it leads out wherever it goes.
     ///
     /// With exact flags, every flag counts as looked at wherever the guest could be interrupted: an exception's frame shows
     /// them all. Otherwise flags that the guest's code will overwrite unread may be stale in such a frame.
@@ -124,6 +128,7 @@ impl Source {
         address: GuestAddress,
         host: &Host,
         options: &Options,
+        straight: bool,
         seen: impl Fn(u32) -> Seen,
     ) -> Option<Self> {
         let mut source = Self {
@@ -134,6 +139,7 @@ impl Source {
             bytes: 0,
             outside: Vec::new(),
             exact: options.exact_flags,
+            straight,
         };
         let mut ahead = VecDeque::from([address.page_offset() as u32]);
         while let Some(offset) = ahead.pop_front() {
@@ -141,6 +147,9 @@ impl Source {
                 source.steps.is_empty() || source.find(offset).is_none() && seen(offset) != Seen::Translated;
             if wanted && source.steps.len() < options.region {
                 source.decode_run(cpu, offset, host, options, &mut ahead, &seen);
+            }
+            if straight {
+                break;
             }
         }
         if source.steps.is_empty() {
@@ -165,7 +174,7 @@ impl Source {
 
     /// The step that a relative branch leads to, if it is in the region.
     pub(super) fn inside(&self, target: i64) -> Option<usize> {
-        u32::try_from(target).ok().and_then(|offset| self.find(offset))
+        u32::try_from(target).ok().filter(|_| !self.straight).and_then(|offset| self.find(offset))
     }
 
     fn decode_run(

@@ -45,7 +45,7 @@ pub struct State {
     pub(super) inbox: u64,
     /// Tables of the soft TLB for reads and writes below CPL 3: without and with access to user pages.
     pub(super) kernel_tables: [(u64, u64); 2],
-    /// What [`crate::mmu::tlb::Tlb::changes`] was when the stack's page was found.
+    /// What [`crate::mmu::tlb::Tlb::write_changes`] was when the stack's page was found.
     pub(super) stack_changes: u64,
     /// Code of the translator's that has become stale.
     pub(super) stale: Option<Arc<StaleCode>>,
@@ -125,11 +125,11 @@ impl Cpu {
     pub(super) fn find_stack(&mut self) {
         let pointer = self.regs[4];
         let state = &mut self.translated;
-        if state.stack_changes == self.tlb.changes && pointer.wrapping_sub(state.stack_page) < 0x1000 {
+        if state.stack_changes == self.tlb.write_changes() && pointer.wrapping_sub(state.stack_page) < 0x1000 {
             return;
         }
         let page = pointer & !0xfff;
-        state.stack_changes = self.tlb.changes;
+        state.stack_changes = self.tlb.write_changes();
         match self.tlb.write(self.class, page, 1) {
             Some(host) => (state.stack_page, state.stack_host) = (page, host as u64),
             None => state.stack_page = NO_STACK,

@@ -2,7 +2,7 @@
 //!
 //! While translated code runs, the host's stack holds two words for each call of the guest that has not returned: the
 //! host's return address, and above it the guest's. A return of the guest to the address on top is a return of the host.
-//! At the bottom are two words that no guest's return matches.
+//! At the bottom are two words that hardly any return of the guest matches.
 
 use std::mem::offset_of;
 
@@ -117,9 +117,9 @@ pub(super) fn pack_unit(offset: u32, length: u16) -> u64 {
 
 /// The registers that a System V function leaves as it found them, RSP aside.
 const SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
-/// At the bottom of the guest's calls. Not canonical, so no code is there; a guest that returns to it all the same gets to
-/// the same place as with any other unknown address.
-const NOWHERE: u64 = 0x8000_0000_0000_0001;
+/// At the bottom of the guest's calls. Hardly any code is there; a guest that returns to it all the same gets there as to any
+/// other address. It is canonical, since a return to one that is not must fault itself.
+pub(super) const NOWHERE: u64 = u64::MAX;
 
 fn store_registers(a: &mut Assembler) {
     for (number, reg) in resident() {
@@ -312,6 +312,8 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     look_up(&mut a);
 
     a.bind(nowhere);
+    // The two words at the bottom are there for the next time.
+    a.rm(Two::Load, RSP, field::base());
     let dispatch = a.here();
     let site = a.call();
     a.patch(site, look_up_start as i64);

@@ -2,6 +2,7 @@
 
 mod generate;
 mod programs;
+mod vectors;
 
 use std::sync::Arc;
 
@@ -11,7 +12,6 @@ use ringfence_oracle::Random;
 use ringfence_x86::segment::attribute;
 use ringfence_x86::{Cr0, Cr4, Efer, Exception};
 
-use super::stubs::reason;
 use super::{Jit, Options};
 use crate::code::CodeMap;
 use crate::interp::cpu::{Connections, Cpu};
@@ -62,7 +62,7 @@ pub(super) fn machine() -> Interpreter {
         cpuid: Arc::new(host_cpuid().clone()),
     })
     .unwrap();
-    // No x87: its state is the thread's, and two machines share this one.
+    // Neither x87 nor vectors, unless a test asks for them.
     cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::WP | Cr0::NE | Cr0::EM;
     cpu.cr4 = Cr4::PAE;
     cpu.cr3 = 0x1000;
@@ -83,6 +83,8 @@ struct Pair {
     exact: bool,
     /// One instruction at a time.
     single: bool,
+    /// Programs have vector instructions.
+    vectors: bool,
     /// The program under way, for messages.
     code: Vec<u8>,
     start: u64,
@@ -98,15 +100,24 @@ fn bytes(machine: &Interpreter, at: u64, len: usize) -> Vec<u8> {
 }
 
 impl Pair {
-    fn new(options: Options) -> Self {
-        let (subject, exact, single) = (machine(), options.exact_flags, options.region == 1);
+    fn new(options: Options, vectors: bool) -> Self {
+        let (mut reference, mut subject) = (machine(), machine());
+        for cpu in [&mut reference.cpu, &mut subject.cpu].into_iter().filter(|_| vectors) {
+            cpu.cr0 -= Cr0::EM;
+            cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
+            // Without AVX there is no such state, and VEX raises #UD.
+            let _ = cpu.vector.set_xcr0(7);
+            cpu.update_mode();
+        }
+        let (exact, single) = (options.exact_flags, options.region == 1);
         let jit = Jit::new(options, &subject.cpu.code).unwrap();
         Self {
-            reference: machine(),
+            reference,
             subject,
             jit,
             exact,
             single,
+            vectors,
             code: Vec::new(),
             start: 0,
             seed: 0,
@@ -123,6 +134,9 @@ impl Pair {
         for pointer in generate::POINTERS {
             regs[usize::from(pointer)] = DATA + 0x800 + random.below(0x2800);
         }
+        if self.vectors {
+            self.load_vectors(random, &mut regs);
+        }
         regs[4] &= !7;
         let flags = random.bits();
         for machine in [&mut self.reference, &mut self.subject] {
@@ -135,10 +149,42 @@ impl Pair {
         (self.code, self.start) = (program.code.clone(), rip);
     }
 
+    /// Loads vector registers, and makes pointers such as vector operands want: aligned, or near the end of a page.
+    fn load_vectors(&mut self, random: &mut Random, regs: &mut [u64; 16]) {
+        let aligned = random.chance(85);
+        for pointer in generate::POINTERS {
+            let pointer = &mut regs[usize::from(pointer)];
+            if random.chance(25) {
+                *pointer = (*pointer & !0xfff) + 0x1000 * random.below(2) - random.below(0x60);
+            }
+            if aligned {
+                *pointer &= !31;
+            }
+        }
+        let mut state = self.reference.cpu.vector.unit.vector_state();
+        // The upper halves are clear often, and what lies above is nobody's here: mostly, where it exists at all.
+        let words = if is_x86_feature_detected!("avx512f") && random.chance(20) {
+            8
+        } else if random.chance(50) {
+            4
+        } else {
+            2
+        };
+        for register in &mut state.zmm[..16] {
+            *register = std::array::from_fn(|i| if i < words { vectors::word(random) } else { 0 });
+        }
+        state.mxcsr = 0x1f80;
+        for machine in [&mut self.reference, &mut self.subject] {
+            machine.cpu.vector.unit.set_vector_state(&state);
+        }
+    }
+
     /// One run of the translator, and the interpreter up to the same count. The exception, if there was one.
     fn advance(&mut self, limit: u64) -> Option<Exception> {
         let before = self.subject.cpu.retired;
         let outcome = self.jit.run(&mut self.subject, limit);
+        // x87 state is the thread's while it is in use, and two machines share this one.
+        self.subject.cpu.vector.unit.park();
         let count = self.subject.cpu.retired - before;
         assert!(count <= limit, "{count} instructions where {limit} were allowed");
         let (start, mut expected) = (self.reference.cpu.retired, Ok(()));
@@ -150,6 +196,7 @@ impl Pair {
             let left = (count - done).max(u64::from(outcome.is_err()));
             expected = self.reference.run_block(left as usize);
         }
+        self.reference.cpu.vector.unit.park();
         assert_eq!(outcome, expected, "{}", self.context());
         self.compare(outcome.is_err());
         outcome.err()
@@ -164,8 +211,22 @@ impl Pair {
             // Otherwise flags that nothing will look at may differ; a wrong one that something looks at shows there.
             assert_eq!(a.status.canonical(), b.status.canonical(), "flags: {}", self.context());
         }
+        if self.vectors {
+            self.compare_vectors();
+        }
         if faulted {
             assert_eq!(a.fault_address, b.fault_address, "fault address: {}", self.context());
+        }
+    }
+
+    fn compare_vectors(&self) {
+        let (a, b) = (&self.reference.cpu.vector.unit, &self.subject.cpu.vector.unit);
+        if !a.same(b) {
+            let (a, b) = (a.vector_state(), b.vector_state());
+            for i in (0..32).filter(|&i| a.zmm[i] != b.zmm[i]) {
+                println!("zmm{i}: {:x?}\nbecame {:x?}", a.zmm[i], b.zmm[i]);
+            }
+            panic!("vectors, MXCSR {:#x} and {:#x}: {}", a.mxcsr, b.mxcsr, self.context());
         }
     }
 
@@ -208,12 +269,20 @@ impl Pair {
 
 /// Runs random programs for `count` rounds.
 fn rounds(seed: u64, count: u64, options: Options) -> u64 {
-    let mut pair = Pair::new(options);
+    run_rounds(Pair::new(options, false), seed, count)
+}
+
+/// Likewise, with vector instructions.
+fn vector_rounds(seed: u64, count: u64, options: Options) -> u64 {
+    run_rounds(Pair::new(options, true), seed, count)
+}
+
+fn run_rounds(mut pair: Pair, seed: u64, count: u64) -> u64 {
     for round in 0..count {
         let mut random = Random::new(seed << 32 | round);
         let random = &mut random;
         (pair.seed, pair.origin) = (seed << 32 | round, pair.subject.cpu.retired);
-        let program = generate::program(random);
+        let program = generate::program(random, pair.vectors);
         pair.load(random, &program);
         let end = pair.subject.cpu.retired + 400;
         let mut faults = 0;
@@ -271,4 +340,25 @@ fn random_programs_with_exact_flags_run_as_in_the_interpreter() {
 #[test]
 fn random_programs_partly_interpreted_run_as_in_the_interpreter() {
     assert!(rounds(seed(3), count(3000), Options { threshold: 3, ..OPTIONS }) > 300);
+}
+
+#[test]
+fn random_vector_instructions_one_at_a_time_run_as_in_the_interpreter() {
+    let options = Options { region: 1, exact_flags: true, ..OPTIONS };
+    assert!(vector_rounds(seed(5), count(1000), options) > 1000);
+}
+
+#[test]
+fn random_vector_programs_run_as_in_the_interpreter() {
+    assert!(vector_rounds(seed(6), count(3000), OPTIONS) > 1000);
+}
+
+#[test]
+fn random_vector_programs_with_exact_flags_run_as_in_the_interpreter() {
+    assert!(vector_rounds(seed(7), count(3000), Options { exact_flags: true, ..OPTIONS }) > 1000);
+}
+
+#[test]
+fn random_vector_programs_partly_interpreted_run_as_in_the_interpreter() {
+    assert!(vector_rounds(seed(8), count(3000), Options { threshold: 3, ..OPTIONS }) > 300);
 }

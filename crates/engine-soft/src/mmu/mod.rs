@@ -1,4 +1,6 @@
-//! Address translation: page walks ([`walk`]) and the soft TLB that remembers them ([`tlb`]).
+//! Address translation: page walks ([`walk`]) the soft TLB that remembers them ([`tlb`]), and which
+//! pages are written to ([`track`]).
 
 pub mod tlb;
+pub mod track;
 pub mod walk;

@@ -121,8 +121,10 @@ pub struct Tlb {
     shared_code: Contents,
     /// Counts switches; orders slots by their last use.
     switches: u64,
-    /// Counts whatever may take away a translation that somebody holds outside the tables.
-    pub(crate) changes: u64,
+    /// See [`Tlb::changes`].
+    changes: u64,
+    /// Counts the times that writing was taken away from pages whose translation stays.
+    holds: u64,
     /// What it has done.
     pub counters: Counters,
 }
@@ -158,6 +160,7 @@ impl Tlb {
             shared_code: NOTHING,
             switches: 0,
             changes: 0,
+            holds: 0,
             counters: Counters::default(),
         }
     }
@@ -176,6 +179,19 @@ impl Tlb {
     /// How many numbers [`Tlb::generation`] has had, for `-v`.
     pub fn generations_made(&self) -> u32 {
         self.newest
+    }
+
+    /// Counts whenever anything that it holds may have been forgotten, or another address space is in use: what a walk has
+    /// found may be remembered for as long as the number is the same.
+    #[inline(always)]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Changes whenever a page that was found writable may no longer be.
+    #[inline(always)]
+    pub(crate) fn write_changes(&self) -> u64 {
+        self.changes + self.holds
     }
 
     fn update_generations(&mut self) {
@@ -259,6 +275,7 @@ impl Tlb {
 
     /// Forgets everything.
     pub fn flush(&mut self) {
+        self.changes += 1;
         self.counters.flushes += 1;
         self.shared_code = NOTHING;
         renew(&mut self.shared, &mut self.newest);
@@ -273,6 +290,7 @@ impl Tlb {
 
     /// Forgets all that is not global, in every address space.
     pub fn flush_all_but_global(&mut self) {
+        self.changes += 1;
         self.counters.flushes += 1;
         self.flush_current(true);
         for slot in &mut self.parked {
@@ -285,6 +303,7 @@ impl Tlb {
 
     /// Forgets all that is not global in one address space: the one in use if `pcid` is `None`.
     pub fn flush_space(&mut self, pcid: Option<u16>) {
+        self.changes += 1;
         self.counters.flushes += 1;
         match pcid {
             None => self.flush_current(true),
@@ -322,6 +341,7 @@ impl Tlb {
 
     /// Forgets one page of an address space that is not in use.
     pub fn flush_page_of(&mut self, pcid: u16, linear: u64) {
+        self.changes += 1;
         self.counters.page_flushes += 1;
         let mut newest = self.newest;
         if let Some(slot) = self.parked_slot(pcid)
@@ -373,9 +393,20 @@ impl Tlb {
         free.or_else(oldest).unwrap_or(0)
     }
 
+    /// Forgets the write entry of one page in one class, in the address space in use or in all; the read entry stays.
+    pub fn forget_write(&mut self, class: Class, linear: u64, everywhere: bool) {
+        self.holds += 1;
+        self.current.forget_write(class, linear);
+        if everywhere {
+            for slot in &mut self.parked {
+                slot.forget_write(class, linear);
+            }
+        }
+    }
+
     /// Forgets every write entry for a host page: it now holds decoded code.
     pub fn protect(&mut self, host_page: *mut u8) {
-        self.changes += 1;
+        self.holds += 1;
         self.current.protect(host_page as u64);
         for slot in &mut self.parked {
             slot.protect(host_page as u64);

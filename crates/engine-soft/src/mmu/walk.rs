@@ -262,13 +262,17 @@ fn exchange(memory: &GuestMemory, step: Step, wanted: u64, wide: bool) -> bool {
     }
     let at = page.host.wrapping_add(address.page_offset() as usize);
     // SAFETY: entries are aligned to their size, so `at` and the bytes after it lie in the page just looked up.
-    unsafe {
+    let done = unsafe {
         if wide {
             u64::compare_exchange(at, step.entry, wanted) == step.entry
         } else {
             u32::compare_exchange(at, step.entry as u32, wanted as u32) == step.entry as u32
         }
+    };
+    if done {
+        memory.note_walk(address, if wide { 8 } else { 4 });
     }
+    done
 }
 
 #[cfg(test)]

@@ -358,6 +358,18 @@ impl VectorUnit {
         VectorState { zmm: self.registers.zmm, k: self.registers.k, mxcsr: self.registers.mxcsr }
     }
 
+    /// Whether another unit, parked as this one is, holds the same.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        debug_assert!(!self.live && !other.live, "units are parked before they are compared");
+        let (a, b) = (&self.registers, &other.registers);
+        let (x, y) = (&self.image.0, &other.image.0);
+        // Control, status and tag words, and the registers; what lies between may be the host's.
+        a.zmm == b.zmm
+            && (a.k, a.mxcsr, self.pointers) == (b.k, b.mxcsr, other.pointers)
+            && x[..5] == y[..5]
+            && x[32..160] == y[32..160]
+    }
+
     /// Loads the vector registers, opmasks and MXCSR (without its reserved bits).
     pub fn set_vector_state(&mut self, state: &VectorState) {
         self.registers.zmm = state.zmm;

@@ -14,6 +14,7 @@ use lab::{Guest, Lab, Report};
 use ringfence_engine::Engine;
 use ringfence_engine_soft::engine::{InterpreterEngine, JitEngine};
 use ringfence_engine_soft::jit::Options;
+use ringfence_engine_soft::lockstep::{LockstepEngine, LockstepOptions};
 
 /// One guest: how it is made, and what must have come of it.
 struct Case {
@@ -26,7 +27,16 @@ struct Case {
 fn engines() -> Vec<Box<dyn Engine>> {
     // A threshold of one, so that the translator sees every block.
     let jit = JitEngine { options: Options { threshold: 1, ..Options::default() } };
-    vec![Box::new(InterpreterEngine), Box::new(JitEngine::default()), Box::new(jit)]
+    // Lock-step checks itself, so that the results are only half of what these guests show of it.
+    let chained =
+        LockstepEngine { options: LockstepOptions { batch: Some(200), ..LockstepOptions::default() } };
+    vec![
+        Box::new(InterpreterEngine),
+        Box::new(JitEngine::default()),
+        Box::new(jit),
+        Box::new(LockstepEngine::default()),
+        Box::new(chained),
+    ]
 }
 
 fn run_all(cases: &[Case]) {

@@ -145,6 +145,7 @@ fn machine(
     let script = Arc::new(Script { steps: Mutex::new(steps.into_iter().collect()), ..Script::default() });
     let kernel = kernel();
     let mut spec = MachineSpec {
+        lockstep_batch: None,
         disks: Vec::new(),
         engine: EngineChoice::Auto,
         cpus: 1,

@@ -82,3 +82,33 @@ fn closing_a20_changes_mask_and_generation_once() {
     assert_eq!(memory.a20_mask(), !(1 << 20));
     assert_eq!(memory.generation(), before + 1);
 }
+
+#[derive(Default)]
+struct Written(Mutex<Vec<(u64, u64)>>);
+
+impl WriteObserver for Written {
+    fn written(&self, address: GuestAddress, len: u64) {
+        self.0.lock().unwrap().push((address.0, len));
+    }
+}
+
+#[test]
+fn write_observer_hears_of_every_write_to_any_page() {
+    let memory = two_regions();
+    let written = Arc::new(Written::default());
+    memory.set_write_observer(Arc::clone(&written) as _);
+    memory.write::<u32>(GuestAddress(0x10), 1).unwrap();
+    memory.write_bytes(GuestAddress(0x1ff8), &[1; 16]).unwrap();
+    memory.fill(GuestAddress(0x10_0000), 7, 3).unwrap();
+    memory.notify_written(GuestAddress(0x2ffc), 100);
+    memory.note_walk(GuestAddress(0x18), 8);
+    let expected = [(0x10, 4), (0x1ff8, 8), (0x2000, 8), (0x10_0000, 3), (0x2ffc, 4), (0x18, 8)];
+    assert_eq!(*written.0.lock().unwrap(), expected);
+}
+
+#[test]
+fn memory_made_from_the_regions_of_another_is_like_it() {
+    let memory = two_regions();
+    let copy = GuestMemory::new(&memory.specs()).unwrap();
+    assert_eq!(format!("{copy:?}"), format!("{memory:?}"));
+}

@@ -137,8 +137,7 @@ impl Cpu {
     /// where [`ringfence_irqchip::LocalApic::pv_eoi_possible`].
     pub fn pv_eoi_begin(&mut self) {
         let Some(address) = self.pv_eoi_address() else { return };
-        let possible = self.apic.as_ref().is_some_and(|apic| apic.pv_eoi_possible());
-        if !possible {
+        if !self.apic_pv_eoi_possible() {
             return;
         }
         let Ok(old) = self.memory.read::<u8>(address) else { return };

@@ -29,7 +29,7 @@ use super::event::TripleFault;
 use super::op::Handler;
 
 /// What system instructions keep beside the architectural registers.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct System {
     /// Debug traps are held off until after the next instruction (MOV SS, POP SS).
     pub(super) debug_shadow: bool,

@@ -2,7 +2,7 @@
 
 use ringfence_oracle::Random;
 
-use super::{CODE_LEN, DATA};
+use super::{CODE_LEN, DATA, vectors};
 
 /// A program.
 pub(super) struct Program {
@@ -196,7 +196,7 @@ fn modrm(random: &mut Random, out: &mut Vec<u8>, form: Form, rex: &mut u8) {
 }
 
 /// The low bits of a register that is mostly not one of the pointers.
-fn destination(random: &mut Random) -> u8 {
+pub(super) fn destination(random: &mut Random) -> u8 {
     if random.chance(90) { random.pick(&[0, 1, 2, 5, 0, 2]) } else { random.below(8) as u8 }
 }
 
@@ -314,8 +314,8 @@ fn vex(random: &mut Random) -> Vec<u8> {
     out
 }
 
-/// A program of 4 to 40 instructions.
-pub(super) fn program(random: &mut Random) -> Program {
+/// A program of 4 to 40 instructions, half of them vector instructions if those are wanted.
+pub(super) fn program(random: &mut Random, vectors: bool) -> Program {
     let mut code = vec![0xcc; CODE_LEN];
     let start = match random.below(4) {
         0 => 0xf80 + random.below(0x7f),
@@ -347,6 +347,7 @@ pub(super) fn program(random: &mut Random) -> Program {
             }
             22 => vec![0xb9, random.below(9) as u8, 0, 0, 0, 0xf3, random.pick(&[0xa4, 0xaa, 0xab, 0x6c])],
             23 => vec![0xe2, random.pick(&[0xfe, 0x00, 0x02])],
+            24..74 if vectors => vectors::instruction(random),
             _ => from_table(random),
         };
         code[at..at + bytes.len()].copy_from_slice(&bytes);

@@ -90,3 +90,59 @@ fn branch_with_a_16_bit_target_leaves_the_region() {
     });
     assert_eq!(ends[0], ends[1]);
 }
+
+#[test]
+fn return_to_what_the_stack_of_calls_ends_with_is_like_any_other() {
+    // mov rax,target; push rax; ret
+    for target in [crate::jit::stubs::NOWHERE, 0x8000_0000_0000_0001, CODE + 0x100] {
+        let mut code = vec![0x48, 0xb8];
+        code.extend_from_slice(&target.to_le_bytes());
+        code.extend_from_slice(&[0x50, 0xc3]);
+        let ends = [1, 200].map(|threshold| {
+            let mut m = machine();
+            m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
+            m.cpu.memory.write_bytes(GuestAddress(CODE + 0x100), &[0x0f, 0x0b]).unwrap();
+            m.cpu.regs[RIP] = CODE;
+            m.cpu.regs[4] = DATA + 0x2000;
+            let mut jit = Jit::new(Options { threshold, ..OPTIONS }, &m.cpu.code).unwrap();
+            let end = (0..100).find_map(|_| jit.run(&mut m, 1000).err());
+            (end, m.cpu.regs, m.cpu.retired)
+        });
+        assert_eq!(ends[0], ends[1], "to {target:#x}");
+    }
+}
+
+#[test]
+fn link_whose_target_is_translated_into_emptied_code_memory_stays_unlinked() {
+    const SIZE: usize = 1 << 20;
+    let mut m = machine();
+    let mut jit = Jit::new(Options { threshold: 1, code_size: SIZE, ..OPTIONS }, &m.cpu.code).unwrap();
+    (m.cpu.regs[3], m.cpu.regs[1]) = (DATA, DATA + 8);
+    let mut run = |m: &mut Interpreter, jit: &mut Jit, code: &[u8]| {
+        m.cpu.memory.write_bytes(GuestAddress(CODE), code).unwrap();
+        m.cpu.regs[RIP] = CODE;
+        let end = (0..100).find_map(|_| jit.run(m, 1000).err());
+        assert_eq!(end, Some(Exception::UD));
+    };
+    // Regions without links, until there is no room for another.
+    let increment = [0x48, 0xff, 0x03]; // inc qword [rbx]
+    let mut fill = increment.repeat(40);
+    fill.extend_from_slice(&[0x0f, 0x0b]);
+    run(&mut m, &mut jit, &fill);
+    let each = jit.cache.sizes.host_bytes + 16;
+    for _ in 1..(SIZE - jit.cache.stubs.length) as u64 / each {
+        run(&mut m, &mut jit, &fill);
+    }
+    assert_eq!((jit.cache.sizes.flushes, jit.cache.sizes.links), (0, 0));
+    // A branch to what does not fit, which has a branch as well: either would be link number 0.
+    let mut code = vec![0xcc; 0x400];
+    code[..11].copy_from_slice(&[0x48, 0xff, 0x03, 0x0f, 0x85, 0xf7, 0, 0, 0, 0x0f, 0x0b]); // jnz 0x100
+    code[0x100..0x100 + 180].copy_from_slice(&increment.repeat(60));
+    code[0x1b4..0x1bc].copy_from_slice(&[0x0f, 0x85, 0x46, 1, 0, 0, 0x0f, 0x0b]); // jnz 0x300
+    code[0x300..0x305].copy_from_slice(&[0x48, 0xff, 0x01, 0x0f, 0x0b]); // inc qword [rcx]
+    let word = |m: &Interpreter, at| m.cpu.memory.read::<u64>(GuestAddress(at)).unwrap();
+    let before = word(&m, DATA);
+    run(&mut m, &mut jit, &code);
+    assert_eq!(jit.cache.sizes.flushes, 1);
+    assert_eq!((word(&m, DATA) - before, word(&m, DATA + 8)), (61, 1));
+}

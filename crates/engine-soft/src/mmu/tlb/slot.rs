@@ -282,6 +282,14 @@ impl Slot {
         self.local.may_have_code_at(page) || self.global.may_have_code_at(page)
     }
 
+    /// Forgets the write entry of one page in one class.
+    pub(super) fn forget_write(&mut self, class: Class, linear: u64) {
+        let row = &mut self.write[class as usize].rows[DataTable::index(linear)];
+        if row.tag == linear & !0xfff {
+            *row = Entry::EMPTY;
+        }
+    }
+
     /// Whether a global page may lie in the same half of the address space as `linear`.
     pub(super) fn has_global_near(&self, linear: u64) -> bool {
         self.global.halves[(linear >> 63) as usize]
