@@ -4,19 +4,20 @@ use std::io;
 use std::thread;
 
 use ringfence_machine::{MachineHandle, StopReason};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use crate::terminal;
 
 /// Ends the machine on SIGINT, SIGTERM, SIGHUP and SIGQUIT (the second one ends the process on the spot), and
-/// holds it while we are stopped by SIGTSTP. In raw mode the terminal sends none of them for a key.
+/// holds it while we are stopped by SIGTSTP. SIGXFSZ, a write past the limit on the size of files, ends nothing: the
+/// write fails, too, and the guest sees an I/O error of its disk. In raw mode the terminal sends none of them for a key.
 ///
 /// # Errors
 /// If the host refuses the handlers or a thread.
 pub(crate) fn watch(machine: MachineHandle) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGXFSZ])?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let mut ending = false;
         for signal in signals.forever() {
@@ -31,6 +32,7 @@ pub(crate) fn watch(machine: MachineHandle) -> io::Result<()> {
                         terminal::tell(&format!("ringfence: cannot stop: {error}"));
                     }
                 }
+                SIGXFSZ => (),
                 _ if ending => {
                     terminal::restore();
                     // Does not return for these signals.

@@ -1,60 +1,18 @@
 //! Disks under Debian's own kernel: a root file system on NVMe, and machines killed in the middle of writing.
 //!
-//! The file system's own tools judge: `mke2fs`, `e2fsck` and `debugfs` of e2fsprogs, which every Debian has. Where they are
-//! missing the tests say so and do nothing.
+//! The file system's own tools judge; where they are missing the tests say so and do nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
+use support::disk::{check, contents, ext4, machine, tool};
 use support::image::{BOOT, ensure, nonce, path, sha256};
-use support::{finish, ringfence, wait};
-
-/// A program of e2fsprogs, which an ordinary user's PATH need not lead to.
-fn tool(name: &str) -> Option<PathBuf> {
-    let found = ["/usr/sbin", "/sbin", "/usr/bin"].map(|folder| Path::new(folder).join(name));
-    let found = found.into_iter().find(|path| path.exists());
-    if found.is_none() {
-        println!("skipped: no {name} on this host; install e2fsprogs");
-    }
-    found
-}
-
-/// An image with an empty ext4 file system.
-fn ext4(folder: &Path, mke2fs: &Path) -> PathBuf {
-    let image = folder.join("disk.ext4");
-    std::fs::File::create(&image).unwrap().set_len(128 << 20).unwrap();
-    let status = Command::new(mke2fs).args(["-q", "-F", "-t", "ext4"]).arg(&image).status().unwrap();
-    assert!(status.success());
-    image
-}
-
-/// A machine with the image as its disk, on the engine that boots fastest.
-fn machine(disk: &Path) -> Command {
-    let mut command = ringfence();
-    command.args(["run", "--engine", "jit", "--timeout", "300", "--disk"]);
-    command.arg(format!("{},bus=nvme", disk.display()));
-    command
-}
-
-/// Fails the test unless the file system is whole; replays its journal first, as the next mount would.
-fn check(image: &Path, e2fsck: &Path) {
-    let replay = Command::new(e2fsck).args(["-p"]).arg(image).output().unwrap();
-    assert!(matches!(replay.status.code(), Some(0 | 1)), "{replay:?}");
-    let second = Command::new(e2fsck).args(["-f", "-n"]).arg(image).output().unwrap();
-    assert_eq!(second.status.code(), Some(0), "{second:?}");
-}
-
-/// A file's contents, read from outside.
-fn contents(image: &Path, debugfs: &Path, file: &str) -> String {
-    let output = Command::new(debugfs).args(["-R", &format!("cat {file}")]).arg(image).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
+use support::{finish, wait};
 
 /// Makes a root file system from the running image's own busybox.
 const INSTALL: &str = r#"
