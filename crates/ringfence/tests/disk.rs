@@ -48,13 +48,13 @@ fn root_on_nvme_boots_without_initrd_and_stays_clean() {
     ensure("shell");
     let folder = tempfile::tempdir().unwrap();
     let image = ext4(folder.path(), &mke2fs);
-    let installed = finish(machine(&image).args(["--", "sh", "-c", INSTALL]));
+    let installed = finish(machine(&image, ",bus=nvme").args(["--", "sh", "-c", INSTALL]));
     installed.expect(5, &[]);
     check(&image, &e2fsck);
 
     let nonce = nonce();
     let booted = finish(
-        machine(&image)
+        machine(&image, ",bus=nvme")
             .args(["--kernel", &path("shell", "kernel"), "--append"])
             .arg(format!("root=/dev/nvme0n1 rw console=ttyS0 nonce={nonce}")),
     );
@@ -72,14 +72,14 @@ fn image_in_use_is_refused_to_a_second_machine() {
     let image = folder.path().join("disk");
     std::fs::write(&image, vec![0; 1 << 20]).unwrap();
     ensure("shell");
-    let mut first = machine(&image)
+    let mut first = machine(&image, ",bus=nvme")
         .stdout(Stdio::piped())
         .args(["--", "sh", "-c", "echo up; sleep 300"])
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("up")));
-    let second = finish(machine(&image).args(["--", "true"]));
+    let second = finish(machine(&image, ",bus=nvme").args(["--", "true"]));
     assert_ne!(second.status, Some(0));
     assert!(second.err.contains(&image.display().to_string()), "{}", second.err);
     first.kill().unwrap();
@@ -113,7 +113,7 @@ fn nothing_acknowledged_is_lost_when_machines_are_killed() {
     let mut records = 0;
     for round in 0..kills {
         let tag = nonce();
-        let mut child = machine(&image)
+        let mut child = machine(&image, ",bus=nvme")
             .args(["--append", &format!("tag={tag}"), "--", "sh", "-c", WRITE])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -59,7 +59,7 @@ fn fill(folder: &Path, full: &Path, [from, last]: [u64; 2], wrap: impl FnOnce(&C
     ensure("shell");
     let good = ext4(folder, &mke2fs);
     let nonce = nonce();
-    let mut command = machine(&good);
+    let mut command = machine(&good, "");
     command.arg(disk(full, "")).args(["--append", &format!("nonce={nonce}")]);
     command.args(["--", "sh", "-c", FULL, "sh", &from.to_string(), &last.to_string()]);
     let session = Session::run(&mut wrap(&command), BOOT);
@@ -135,7 +135,7 @@ fn image_made_shorter_gives_read_errors_where_it_is_missing() {
     let image = folder.path().join("disk");
     let bytes: Vec<u8> = (0..16 * MIB).map(|i| (i / 77) as u8).collect();
     std::fs::write(&image, &bytes).unwrap();
-    let mut child = machine(&image)
+    let mut child = machine(&image, "")
         .args(["--", "sh", "-c", SHORTER])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -200,9 +200,7 @@ fn block_device_of_the_host_serves_as_a_disk() {
     let image = ext4(folder.path(), &mke2fs);
     let Some(device) = Loop::new(&image) else { return };
     for cache in ["writeback", "none"] {
-        let mut command = support::ringfence();
-        command.args(["run", "--engine", "jit", "--timeout", "300"]);
-        command.arg(disk(&device.0, &format!(",cache={cache}")));
+        let mut command = machine(&device.0, &format!(",cache={cache}"));
         finish(command.args(["--", "sh", "-c", DEVICE])).expect(5, &[]);
         clean(&device.0, &e2fsck);
         let used = image.metadata().unwrap().blocks() * 512;

@@ -52,7 +52,7 @@ fn disks_keep_every_byte_under_admin_commands_and_resets() {
     archive.file("nvme", 0o755, &std::fs::read(load_program).unwrap()).unwrap();
     let extra = file(&archive.finish());
 
-    let mut command = machine(&root);
+    let mut command = machine(&root, "");
     command.arg(disk(&scratch, ",block-size=4096,cache=none")).arg("--initrd").arg(extra.path());
     command.args(["--append", &format!("load={load} nonce={}", nonce() % 1_000_000_000)]);
     // The last one counts.

@@ -23,11 +23,10 @@ pub fn ext4(folder: &Path, mke2fs: &Path) -> PathBuf {
     image
 }
 
-/// A machine with the image as its disk, on the engine that boots fastest.
-pub fn machine(disk: &Path) -> Command {
+/// A machine with the image as its first disk, on the engine that boots fastest.
+pub fn machine(image: &Path, options: &str) -> Command {
     let mut command = super::ringfence();
-    command.args(["run", "--engine", "jit", "--timeout", "300", "--disk"]);
-    command.arg(format!("{},bus=nvme", disk.display()));
+    command.args(["run", "--engine", "jit", "--timeout", "300"]).arg(disk(image, options));
     command
 }
 
