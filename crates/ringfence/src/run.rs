@@ -25,6 +25,7 @@ const NO_READER: u8 = SIGNAL + 13;
 pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     arguments.refuse_what_is_not_there().map_err(Failure::usage)?;
     let begun = Instant::now();
+    signals::survive_size_limit().map_err(Failure::failed)?;
     let mut spec = describe(arguments);
     // Before an image is fetched: wrong values should be told at once.
     spec.check(HostMemory::probe()).map_err(Failure::usage)?;

@@ -1,6 +1,7 @@
 //! What signals from the host do to a running machine.
 
 use std::io;
+use std::sync::Arc;
 use std::thread;
 
 use ringfence_machine::{MachineHandle, StopReason};
@@ -10,14 +11,23 @@ use signal_hook::low_level::emulate_default_handler;
 
 use crate::terminal;
 
+/// Lets SIGXFSZ, the signal of a write past the limit on the size of files, end nothing. The write itself fails, too, and
+/// that is told where it belongs: the guest sees an error of its disk.
+///
+/// # Errors
+/// If the host refuses the handler.
+pub(crate) fn survive_size_limit() -> io::Result<()> {
+    // A handler that does hardly anything, since ignoring a signal takes unsafe code.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
+}
+
 /// Ends the machine on SIGINT, SIGTERM, SIGHUP and SIGQUIT (the second one ends the process on the spot), and
-/// holds it while we are stopped by SIGTSTP. SIGXFSZ, a write past the limit on the size of files, ends nothing: the
-/// write fails, too, and the guest sees an I/O error of its disk. In raw mode the terminal sends none of them for a key.
+/// holds it while we are stopped by SIGTSTP. In raw mode the terminal sends none of them for a key.
 ///
 /// # Errors
 /// If the host refuses the handlers or a thread.
 pub(crate) fn watch(machine: MachineHandle) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGXFSZ])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP])?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let mut ending = false;
         for signal in signals.forever() {
@@ -32,7 +42,6 @@ pub(crate) fn watch(machine: MachineHandle) -> io::Result<()> {
                         terminal::tell(&format!("ringfence: cannot stop: {error}"));
                     }
                 }
-                SIGXFSZ => (),
                 _ if ending => {
                     terminal::restore();
                     // Does not return for these signals.

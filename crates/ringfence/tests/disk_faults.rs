@@ -109,6 +109,16 @@ fn limit_on_file_sizes_gives_the_guest_an_error_and_kills_nothing() {
     fill(folder.path(), &full, [150, 180], |command| under("prlimit", &[&limit], command));
 }
 
+#[test]
+fn ephemeral_disk_past_the_limit_on_file_sizes_is_refused_with_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = sparse(folder.path(), "disk", 64 * MIB);
+    let mut command = under("prlimit", &["--fsize=1000000"], &machine(&image, ",ephemeral"));
+    let kernel = support::guest::Guest::new().power_off().kernel();
+    command.arg("--kernel").arg(kernel.path()).env("TMPDIR", folder.path());
+    finish(&mut command).expect(125, &[&folder.path().display().to_string(), "TMPDIR"]);
+}
+
 /// Reads a block until it cannot be read, then everything else.
 const SHORTER: &str = r#"
 far="bs=4096 skip=2048 count=1"
