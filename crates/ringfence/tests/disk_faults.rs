@@ -217,3 +217,45 @@ fn block_device_of_the_host_serves_as_a_disk() {
         assert!(used < 20 * MIB, "{cache}: fstrim gives {used} bytes back");
     }
 }
+
+/// Writes more than the host can keep, which shows at a flush.
+const LOST: &str = r#"
+mount -t ext4 /dev/nvme0n1 /mnt || exit 9
+bad=/dev/nvme1n1
+dd if=/dev/zero of=$bad bs=1M count=40 oflag=direct conv=fsync 2>/tmp/error; echo "@flush $? $(grep -c 'No data available' /tmp/error)"
+dd if=/dev/zero of=$bad bs=1M count=1 oflag=direct 2>/dev/null; echo "@write $?"
+dd if=$bad of=/dev/null bs=1M count=1 iflag=direct 2>/dev/null; echo "@read $?"
+echo "still here" > /mnt/file && sync && umount /mnt && exit 5
+"#;
+
+#[test]
+fn flush_that_fails_ends_all_writing_and_nothing_else() {
+    let (Some(mke2fs), Some(e2fsck)) = (tool("mke2fs"), tool("e2fsck")) else { return };
+    ensure("shell");
+    let folder = tempfile::tempdir().unwrap();
+    let good = ext4(folder.path(), &mke2fs);
+    // A loop device on a file system that is too small for it: what is written stays in memory until a flush.
+    let device = folder.path().join("device");
+    let prepare = format!(
+        "mkdir {0}/small && mount -t tmpfs -o size=16m small {0}/small && truncate -s 64M {0}/small/disk && \
+         device=$(losetup --find --show {0}/small/disk) && ln -s $device {0}/device || exit 77; \
+         \"$@\"; status=$?; losetup --detach $device; exit $status",
+        folder.path().display()
+    );
+    let mut command = machine(&good, "");
+    command.arg(disk(&device, "")).args(["--", "sh", "-c", LOST]);
+    let session =
+        Session::run(&mut under("unshare", &["--mount", "sh", "-c", &prepare, "sh"], &command), BOOT);
+    if !device.is_symlink() {
+        println!("skipped, no mount or no loop device: {}", session.err.trim());
+        return;
+    }
+    assert_eq!(session.status, Some(5), "{}", session.text());
+    for (name, value) in [("flush", "1 1"), ("write", "1"), ("read", "0")] {
+        assert_eq!(session.value(name).0, value, "{name}: {}", session.text());
+    }
+    let messages = messages(&session.err);
+    assert_eq!(messages.len(), 1, "{}", session.err);
+    assert!(messages[0].contains("flushing the disk image") && messages[0].contains("takes no more writes"));
+    clean(&good, &e2fsck);
+}
