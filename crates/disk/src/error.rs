@@ -141,9 +141,11 @@ pub enum IoError {
 pub struct Fault {
     /// The image.
     pub path: PathBuf,
+    /// The folder of what an ephemeral disk has written, if that is what failed.
+    pub layer: Option<PathBuf>,
     /// What was to be done.
     pub kind: IoKind,
-    /// Where in the image, in bytes.
+    /// Where in the disk, in bytes.
     pub offset: u64,
     /// The host's reason.
     pub error: io::Error,
@@ -151,13 +153,22 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, kind, offset, error } = self;
-        write!(f, "{kind} the disk image {} failed", path.display())?;
+        let Self { path, layer, kind, offset, error } = self;
+        match layer {
+            None => write!(f, "{kind} the disk image {} failed", path.display())?,
+            Some(folder) => {
+                let (image, folder) = (path.display(), folder.display());
+                write!(f, "{kind} what the ephemeral disk {image} keeps in {folder} failed")?;
+            }
+        }
         if *kind != IoKind::Flush {
             write!(f, " at byte {offset}")?;
         }
         write!(f, ": {error}; the guest sees an I/O error")?;
         match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) if layer.is_some() => {
+                write!(f, ", free some space there; TMPDIR names another folder")
+            }
             Some(libc::ENOSPC | libc::EDQUOT) => write!(f, ", free some space on the host"),
             Some(libc::EFBIG) => write!(f, ", raise the limit on the size of files"),
             _ if *kind == IoKind::Flush => {
@@ -174,6 +185,7 @@ pub type FaultObserver = Arc<dyn Fn(&Fault) + Send + Sync>;
 /// Turns the host's errors into what the guest may know, and tells the user of each kind once.
 pub(crate) struct Faults {
     path: PathBuf,
+    layer: Option<PathBuf>,
     observer: Option<FaultObserver>,
     told: Mutex<BTreeSet<(IoKind, Option<i32>)>>,
 }
@@ -186,14 +198,20 @@ impl fmt::Debug for Faults {
 
 impl Faults {
     pub(crate) fn new(path: &Path, observer: Option<FaultObserver>) -> Self {
-        Self { path: path.to_owned(), observer, told: Mutex::default() }
+        Self { path: path.to_owned(), layer: None, observer, told: Mutex::default() }
+    }
+
+    /// The same for the layer of an ephemeral disk, which is in `folder`.
+    pub(crate) fn in_layer(self, folder: PathBuf) -> Self {
+        Self { layer: Some(folder), ..self }
     }
 
     pub(crate) fn report(&self, kind: IoKind, offset: u64, error: io::Error) -> IoError {
         let code = error.raw_os_error();
         let new = self.told.lock().unwrap_or_else(PoisonError::into_inner).insert((kind, code));
         if new && let Some(observer) = &self.observer {
-            observer(&Fault { path: self.path.clone(), kind, offset, error });
+            let (path, layer) = (self.path.clone(), self.layer.clone());
+            observer(&Fault { path, layer, kind, offset, error });
         }
         match code {
             Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => IoError::NoSpace,

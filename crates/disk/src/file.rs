@@ -92,7 +92,7 @@ fn failed(path: &Path, source: io::Error, write: bool) -> ImageError {
         Some(libc::EACCES | libc::EPERM) if write => "check its permissions, or add ,readonly or ,ephemeral",
         Some(libc::EACCES | libc::EPERM) => "check its permissions",
         Some(libc::EROFS) => "it can only be read: add ,readonly or ,ephemeral",
-        Some(libc::EBUSY) => "the host has it mounted or in use: unmount it first",
+        Some(libc::EBUSY) => "the host or another machine uses it: unmount or stop that first",
         Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files",
         _ => "check the path",
     };

@@ -57,10 +57,10 @@ pub fn open(options: &DiskOptions) -> Result<Arc<dyn BlockDevice>, ImageError> {
     if !spec.ephemeral {
         return Ok(Arc::new(base));
     }
-    let file = unlinked_file(&folders(), size)?;
+    let (file, folder) = unlinked_file(&folders(), size)?;
     let layer = ImageFile { file: Arc::new(file), len: size, direct: None };
     let volatile = RawOptions::new(false, CacheMode::Unsafe, cached_reads);
-    let layer = RawDisk::new(layer, volatile, &engine, &running, faults());
+    let layer = RawDisk::new(layer, volatile, &engine, &running, faults().in_layer(folder));
     Ok(Arc::new(Overlay::new(base, layer)))
 }
 

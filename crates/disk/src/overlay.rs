@@ -143,13 +143,13 @@ pub(crate) fn folders() -> Vec<PathBuf> {
     }
 }
 
-/// An unlinked sparse file of `size` bytes in the first of `folders` that takes one.
-pub(crate) fn unlinked_file(folders: &[PathBuf], size: u64) -> Result<File, ImageError> {
+/// An unlinked sparse file of `size` bytes in the first of `folders` that takes one, and which that is.
+pub(crate) fn unlinked_file(folders: &[PathBuf], size: u64) -> Result<(File, PathBuf), ImageError> {
     let mut last = None;
     for folder in folders {
         let made = make_unlinked(folder).and_then(|file| file.set_len(size).map(|()| file));
         match made {
-            Ok(file) => return Ok(file),
+            Ok(file) => return Ok((file, folder.clone())),
             Err(source) => last = Some(ImageError::Overlay { folder: folder.clone(), source }),
         }
     }

@@ -52,7 +52,7 @@ struct Inner {
     engine: Arc<dyn Engine>,
     faults: Faults,
     bounces: Bounces,
-    /// A flush has failed. The kernel has dropped the dirty pages then, so a later flush that succeeds proves
+    /// A flush or a durable write has failed. The kernel has dropped the dirty pages then, so a later flush that succeeds proves
     /// nothing: everything that relies on written data fails from now on.
     lost: AtomicBool,
     /// Cleared when the file system turns out not to have it.
@@ -236,9 +236,33 @@ impl Inner {
         durable: bool,
         done: impl FnOnce(Result<(), IoError>) + Send + 'static,
     ) -> Task {
-        self.task(offset, FileOp::Write { buffers, durable }, move |inner, result, _| {
-            done(inner.report(IoKind::Write, offset, result));
+        self.task(offset, FileOp::Write { buffers, durable }, move |inner, result, op| match (result, op) {
+            (Err(error), FileOp::Write { buffers, durable: true }) => {
+                inner.find_out(offset, buffers, error, done);
+            }
+            (result, _) => done(inner.report(IoKind::Write, offset, result)),
         })
+    }
+
+    /// A durable write has failed: was it the writing, or making it durable? The latter takes the file's
+    /// write-back error with it, which the next flush would not see any more though other writes are lost, too.
+    /// Writing again without the second half tells.
+    fn find_out(
+        self: &Arc<Self>,
+        offset: u64,
+        buffers: Buffers,
+        error: io::Error,
+        done: impl FnOnce(Result<(), IoError>) + Send + 'static,
+    ) {
+        let op = FileOp::Write { buffers, durable: false };
+        let again = self.task(offset, op, move |inner, result, _| {
+            if result.is_ok() {
+                inner.lost.store(true, Ordering::Release);
+                return done(inner.report(IoKind::Flush, 0, Err(error)));
+            }
+            done(inner.report(IoKind::Write, offset, result));
+        });
+        self.engine.submit(again);
     }
 
     fn flush(self: &Arc<Self>, done: Done) {

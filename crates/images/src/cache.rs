@@ -26,7 +26,7 @@ pub enum CacheError {
     NotAbsolute(PathBuf),
     /// No room.
     #[error(
-        "no space left while trying to {action} `{path}`; free some (an image takes up to 300 MiB while it is \
+        "no space left while trying to {action} `{path}`; free some (an image takes up to 1 GiB while it is \
          fetched) or set {CACHE_VARIABLE} to a folder on another disk"
     )]
     DiskFull {

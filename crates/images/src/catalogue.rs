@@ -1,15 +1,16 @@
 //! The built-in images by name: makes sure that they are on disk, lists them, removes them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::apt::{Apt, AptError};
+use crate::apt::{Apt, AptError, Package};
 use crate::cache::{Cache, CacheError};
 use crate::cpio::CpioError;
 use crate::deb::DebError;
 use crate::manifest::Manifest;
 use crate::modules::ModuleError;
 use crate::progress::Progress;
-use crate::recipe::{self, INITRD, KERNEL, RECIPES, Recipe};
+use crate::recipe::{self, Contents, INITRD, KERNEL, RECIPES, ROOT_DISK, Recipe};
+use crate::rootfs::{RootError, tools::Tools};
 
 /// Why an image cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,9 @@ pub enum ImageError {
     /// The initial RAM disk cannot be built.
     #[error(transparent)]
     Initramfs(#[from] CpioError),
+    /// The root file system cannot be made.
+    #[error(transparent)]
+    Root(#[from] RootError),
     /// The cache cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -67,8 +71,12 @@ pub struct Image {
     pub description: String,
     /// The kernel, a bzImage.
     pub kernel: PathBuf,
-    /// The initial RAM disk, an uncompressed cpio archive to which others can be appended.
-    pub initrd: PathBuf,
+    /// The initial RAM disk, an uncompressed cpio archive to which others can be appended. `None` for an image with a
+    /// disk.
+    pub initrd: Option<PathBuf>,
+    /// A raw disk image with the root file system, to be the first NVMe disk. It is shared by all machines and has to
+    /// stay as it is: let what they write go elsewhere.
+    pub disk: Option<PathBuf>,
     /// Kernel command line that it wants.
     pub append: String,
     /// As `uname -r` prints it in the guest.
@@ -96,7 +104,7 @@ pub struct Listing {
 #[derive(Debug, Clone)]
 pub struct Catalogue {
     cache: Cache,
-    /// Where apt is looked up, if not in `PATH`.
+    /// Where apt and other programs are looked up, if not in `PATH`.
     search_path: Option<std::ffi::OsString>,
 }
 
@@ -117,7 +125,7 @@ impl Catalogue {
         Self { cache, search_path: None }
     }
 
-    /// Looks apt up in `path` (as in `PATH`) instead of the environment's search path.
+    /// Looks apt and the other programs up in `path` (as in `PATH`) instead of the environment's search path.
     #[must_use]
     pub fn with_search_path(mut self, path: impl Into<std::ffi::OsString>) -> Self {
         self.search_path = Some(path.into());
@@ -229,19 +237,26 @@ impl Catalogue {
         &self,
         apt: &mut Apt,
         recipe: &Recipe,
-        packages: Vec<crate::apt::Package>,
+        packages: Vec<Package>,
         lock: &crate::cache::Lock,
         progress: &mut dyn Progress,
     ) -> Result<Image, ImageError> {
         let scratch = self.cache.scratch(lock)?;
-        let ready = match recipe::make(apt, recipe, &packages, scratch.path(), progress) {
+        let tools = Tools::new(self.search_path.as_deref());
+        let make = |apt: &Apt, packages: &[Package], scratch: &Path, progress: &mut dyn Progress| match recipe
+            .contents
+        {
+            Contents::Memory => recipe::make(apt, recipe, packages, scratch, progress),
+            Contents::Disk { .. } => recipe::disk::make(apt, recipe, packages, &tools, scratch, progress),
+        };
+        let ready = match make(apt, &packages, scratch.path(), progress) {
             // The lists may be from before a mirror's last change: look once more.
             Err(ImageError::Apt(AptError::Unreachable(_) | AptError::Failed { .. })) => {
                 apt.update(progress)?;
                 let packages = recipe::resolve(apt, recipe, progress)?;
                 let again = scratch.path().join("again");
                 std::fs::create_dir(&again).map_err(crate::cache::at_path("create", &again))?;
-                recipe::make(apt, recipe, &packages, &again, progress)?
+                make(apt, &packages, &again, progress)?
             }
             other => other?,
         };
@@ -262,6 +277,10 @@ impl Catalogue {
         {
             return State::Absent;
         }
+        if recipe.on_disk() {
+            let whole = manifest.intact(&folder, ROOT_DISK, false);
+            return if whole { State::Ready(manifest) } else { State::Absent };
+        }
         if manifest.initrd_recipe != recipe::initrd_fingerprint() || !manifest.intact(&folder, INITRD, false)
         {
             return State::OldInitrd(manifest);
@@ -275,7 +294,8 @@ impl Catalogue {
             name: recipe.name.to_owned(),
             description: recipe.description.to_owned(),
             kernel: folder.join(KERNEL),
-            initrd: folder.join(INITRD),
+            initrd: (!recipe.on_disk()).then(|| folder.join(INITRD)),
+            disk: recipe.on_disk().then(|| folder.join(ROOT_DISK)),
             append: recipe.append.to_owned(),
             kernel_release: manifest.kernel_release.clone(),
             modules: manifest.modules.clone(),

@@ -2,8 +2,7 @@
 //!
 //! A package is an `ar` archive of three members (deb(5)): `debian-binary`, `control.tar*`, `data.tar*`.
 //! A package is checked against the hash in its distribution's signed lists before it comes here; still, nothing
-//! in it is trusted: paths cannot leave the target folder, links are never followed or made, and every size
-//! has a limit.
+//! in it is trusted: paths cannot leave the target folder, links are never followed, and every size has a limit.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -75,6 +74,55 @@ pub fn unpack(
     select: &mut dyn FnMut(&str) -> Option<String>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<String>, DebError> {
+    let mut written = Vec::new();
+    let mut visit = |member: Member<'_>| {
+        if member.kind != MemberKind::File {
+            return Ok(());
+        }
+        let Some(target) = select(member.path) else { return Ok(()) };
+        let target = safe(deb, &target)?.to_owned();
+        store(member.contents, member.size, &into.join(&target), deb)?;
+        written.push(target);
+        Ok::<(), DebError>(())
+    };
+    walk(deb, &mut visit, progress)?;
+    Ok(written)
+}
+
+/// What an entry of a package is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MemberKind {
+    Folder,
+    File,
+    /// The target, as it stands in the package.
+    Symlink(String),
+    /// The path of an earlier file, as it stands in the package.
+    HardLink(String),
+}
+
+/// An entry of a package.
+pub(crate) struct Member<'a> {
+    /// Without leading `./` or closing `/`, checked to be relative and without `..`.
+    pub(crate) path: &'a str,
+    pub(crate) kind: MemberKind,
+    /// Permission bits, those for set-user-id and the like included.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Seconds since 1970.
+    pub(crate) changed: u64,
+    /// Bytes in a file.
+    pub(crate) size: u64,
+    pub(crate) contents: &'a mut dyn Read,
+}
+
+/// Hands every folder, file and link of the package to `visit`, in the package's order. Devices and the like are left
+/// out. `progress` hears how many bytes of the package are done.
+pub(crate) fn walk<E: From<DebError>>(
+    deb: &Path,
+    visit: &mut dyn FnMut(Member<'_>) -> Result<(), E>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), E> {
     let (name, member, start) = open_data(deb)?;
     let read = Rc::new(Cell::new(start));
     let counted = Counted { inner: BufReader::with_capacity(256 << 10, member), read: Rc::clone(&read) };
@@ -83,41 +131,72 @@ pub fn unpack(
         malformed(deb, format!("its member `{name}` is compressed in a way that is not known here"))
     })?;
     let mut archive = tar::Archive::new(plain.take(MAX_DATA));
-    let mut written = Vec::new();
-    let mut long_path: Option<String> = None;
+    let (mut long_path, mut long_link): (Option<String>, Option<String>) = (None, None);
     // Raw entries: the long-path records are read here, where their length has a limit.
     for (count, entry) in archive.entries().map_err(bad_data)?.raw(true).enumerate() {
         let mut entry = entry.map_err(bad_data)?;
         progress(read.get());
         if count >= MAX_ENTRIES {
-            return Err(malformed(deb, format!("it has more than {MAX_ENTRIES} files")));
+            return Err(malformed(deb, format!("it has more than {MAX_ENTRIES} files")).into());
         }
         let kind = entry.header().entry_type();
-        if kind.is_gnu_longname() {
+        if kind.is_gnu_longname() || kind.is_gnu_longlink() {
             let bytes = decompress::read_at_most(&mut entry, MAX_PATH).map_err(bad_data)?;
             let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-            long_path = Some(text(deb, bytes.get(..end).unwrap_or_default())?);
+            let long = text(deb, bytes.get(..end).unwrap_or_default())?;
+            *(if kind.is_gnu_longname() { &mut long_path } else { &mut long_link }) = Some(long);
             continue;
         }
         let path = match long_path.take() {
             Some(path) => path,
             None => text(deb, &entry.header().path_bytes())?,
         };
-        if !(kind.is_file() || kind.is_contiguous()) {
+        let link = match (long_link.take(), entry.header().link_name_bytes()) {
+            (Some(link), _) => link,
+            (None, Some(bytes)) => text(deb, &bytes)?,
+            (None, None) => String::new(),
+        };
+        let kind = if kind.is_file() || kind.is_contiguous() {
+            MemberKind::File
+        } else if kind.is_dir() {
+            MemberKind::Folder
+        } else if kind.is_symlink() {
+            MemberKind::Symlink(link)
+        } else if kind.is_hard_link() {
+            MemberKind::HardLink(link)
+        } else {
             continue;
-        }
-        let path = safe(deb, &path)?;
-        let Some(target) = select(path) else { continue };
-        let target = safe(deb, &target)?.to_owned();
-        let size = entry.header().size().map_err(bad_data)?;
+        };
+        let path = match kind {
+            // The folder that everything is in.
+            MemberKind::Folder if matches!(path.as_str(), "." | "./" | "/") => continue,
+            MemberKind::Folder => path.strip_suffix('/').unwrap_or(&path),
+            _ => &path,
+        };
+        let path = safe(deb, path)?;
+        let size = match kind {
+            MemberKind::File => entry.header().size().map_err(bad_data)?,
+            _ => 0,
+        };
         if size > MAX_FILE {
-            return Err(malformed(deb, format!("its file `{path}` claims {size} bytes")));
+            return Err(malformed(deb, format!("its file `{path}` claims {size} bytes")).into());
         }
-        store(&mut entry, size, &into.join(&target), deb)?;
-        written.push(target);
+        let header = entry.header().clone();
+        let id =
+            |value: u64| u32::try_from(value).map_err(|_| malformed(deb, format!("the owner of `{path}`")));
+        visit(Member {
+            path,
+            kind,
+            mode: header.mode().map_err(bad_data)? & 0o7777,
+            uid: id(header.uid().map_err(bad_data)?)?,
+            gid: id(header.gid().map_err(bad_data)?)?,
+            changed: header.mtime().map_err(bad_data)?,
+            size,
+            contents: &mut entry,
+        })?;
     }
     progress(read.get());
-    Ok(written)
+    Ok(())
 }
 
 /// Finds `data.tar*`: its name, a reader of exactly its bytes, and where in the file it starts.
@@ -169,7 +248,8 @@ fn parse_header(header: &[u8; AR_HEADER]) -> Option<(String, u64)> {
     Some((name.to_owned(), size.parse().ok()?))
 }
 
-fn store(entry: &mut impl Read, size: u64, target: &Path, deb: &Path) -> Result<(), DebError> {
+/// Writes a file of the package to a path where nothing is yet.
+pub(crate) fn store(entry: &mut dyn Read, size: u64, target: &Path, deb: &Path) -> Result<(), DebError> {
     if let Some(folder) = target.parent() {
         std::fs::create_dir_all(folder).map_err(at_path("create", folder))?;
     }

@@ -7,8 +7,6 @@ use std::collections::BTreeMap;
 use crate::cpio::{self, CpioError, DeviceKind, Writer};
 use crate::modules::Selection;
 
-/// Where init looks for a command to run instead of a shell.
-const COMMAND_PATH: &str = "run-command";
 /// Paths of modules to load in any case, in order, one in a line.
 const LOAD_LIST: &str = "etc/ringfence/modules";
 
@@ -191,40 +189,6 @@ impl Initramfs {
 /// Everything of this version that shapes the image `shell` besides busybox and the modules.
 pub(crate) fn recipe_text() -> String {
     format!("{FOLDERS:?}{FILES:?}{NODES:?}")
-}
-
-/// An additional archive that makes the image `shell` run `command` instead of a shell; to be appended to the
-/// image's initial RAM disk.
-///
-/// The command is not limited by the kernel command line's 2048 bytes and may hold any character. A NUL, which no
-/// argument of a program can hold, is dropped.
-pub fn command_archive(command: &[String]) -> Vec<u8> {
-    let mut script = String::from("set --");
-    for argument in command {
-        script.push(' ');
-        script.push_str(&quote(argument));
-    }
-    script.push('\n');
-    let mut writer = Writer::new();
-    // Fails only for a bad path or 4 GiB of text, and the host's own argument list is limited to a fraction of that.
-    let written = writer.file(COMMAND_PATH, 0o600, script.as_bytes());
-    debug_assert!(written.is_ok());
-    writer.finish()
-}
-
-/// The argument as one word for a POSIX shell (XCU 2.2.2): nothing is special between single quotes.
-fn quote(argument: &str) -> String {
-    let mut word = String::with_capacity(argument.len() + 2);
-    word.push('\'');
-    for character in argument.chars() {
-        match character {
-            '\0' => {}
-            '\'' => word.push_str(r"'\''"),
-            other => word.push(other),
-        }
-    }
-    word.push('\'');
-    word
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Guest images: where they come from, where they are kept, how they are built.
 //!
-//! An image is a kernel and an initial RAM disk. [`Catalogue`] knows the built-in ones by name and makes sure
-//! that they are on disk: [`apt`] finds and fetches Debian packages through the host's own package manager,
-//! [`deb`] unpacks them, [`modules`] picks kernel modules together with what they depend on, [`initramfs`]
-//! packs everything with our own init into a [`cpio`] archive, and [`cache`] keeps the result so that the next
-//! start needs a few file lookups only.
+//! An image is a kernel and either an initial RAM disk or a disk with a root file system. [`Catalogue`] knows the
+//! built-in ones by name and makes sure that they are on disk: [`apt`] finds and fetches Debian packages through the
+//! host's own package manager, [`deb`] unpacks them, [`modules`] picks kernel modules together with what they depend
+//! on. [`initramfs`] packs everything with our own init into a [`cpio`] archive, [`rootfs`] into an ext4 image with
+//! `mke2fs`; [`cache`] keeps the result so that the next start needs a few file lookups only. [`command`] hands a
+//! command to either.
 //!
 //! Nothing here needs root, and nothing here changes the host's package state.
 
@@ -13,6 +14,7 @@
 pub mod apt;
 pub mod cache;
 pub mod catalogue;
+pub mod command;
 pub mod cpio;
 pub mod deb;
 mod decompress;
@@ -22,9 +24,10 @@ mod manifest;
 pub mod modules;
 pub mod progress;
 mod recipe;
+mod rootfs;
 #[cfg(test)]
 mod testing;
 
 pub use catalogue::{Catalogue, Image, ImageError, Listing};
-pub use initramfs::command_archive;
+pub use command::{CommandTooLong, command_archive, command_word};
 pub use progress::{Progress, Quiet};

@@ -1,7 +1,10 @@
-//! The built-in images: which packages they are made of, and how their folder is made.
+//! The built-in images: which packages they are made of, and how the folder of one in memory is made. Those with a
+//! disk are made in [`disk`].
+
+pub(crate) mod disk;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::apt::{Apt, AptError, Dependency, Package, Version};
 use crate::cache::{at_path, write_durably};
@@ -12,10 +15,12 @@ use crate::initramfs::{self, Initramfs};
 use crate::manifest::{Manifest, Origin};
 use crate::modules::{ModuleTree, Selection};
 use crate::progress::Progress;
+use crate::rootfs;
 
 /// Files of an image folder.
 pub(crate) const KERNEL: &str = "vmlinuz";
 pub(crate) const INITRD: &str = "initrd";
+pub(crate) const ROOT_DISK: &str = "root.ext4";
 const BUSYBOX: &str = "busybox";
 /// Folder of the kept modules, laid out as below `/lib/modules/RELEASE`.
 const MODULES: &str = "modules";
@@ -29,6 +34,24 @@ pub(crate) struct Recipe {
     pub(crate) series: Option<&'static str>,
     /// Kernel command line that the image wants.
     pub(crate) append: &'static str,
+    /// What the guest's files are.
+    pub(crate) contents: Contents,
+}
+
+impl Recipe {
+    /// Has it a disk instead of an initial RAM disk?
+    pub(crate) fn on_disk(&self) -> bool {
+        matches!(self.contents, Contents::Disk { .. })
+    }
+}
+
+/// What an image's files are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Contents {
+    /// Busybox and modules in an initial RAM disk.
+    Memory,
+    /// A root file system on a disk of `size` bytes, of these packages and what they need.
+    Disk { packages: &'static [&'static [&'static str]], size: u64 },
 }
 
 /// All built-in images; the first is the default.
@@ -38,13 +61,81 @@ pub(crate) const RECIPES: &[Recipe] = &[
         description: "A shell in memory: the release's cloud kernel and busybox",
         series: None,
         append: "console=ttyS0",
+        contents: Contents::Memory,
     },
     Recipe {
         name: "shell:6.12",
         description: "The same with Linux 6.12, from the release's backports if need be",
         series: Some("6.12"),
         append: "console=ttyS0",
+        contents: Contents::Memory,
     },
+    Recipe {
+        name: "debian",
+        description: "Debian on a disk: the release's base system, what is written vanishes with the machine",
+        series: None,
+        append: DISK_APPEND,
+        contents: Contents::Disk { packages: &[BASE_PACKAGES], size: 1 << 30 },
+    },
+    Recipe {
+        name: "debian:dev",
+        description: "The same with gcc, Python, Perl, SQLite, OpenSSL; what `bench engines` runs",
+        series: None,
+        append: DISK_APPEND,
+        contents: Contents::Disk { packages: &[BASE_PACKAGES, DEVELOPMENT_PACKAGES], size: 2 << 30 },
+    },
+];
+
+/// The disk is the first; nothing else has to be found or loaded for it.
+const DISK_APPEND: &str = "root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0";
+
+/// What a Debian without services has. Each brings what it needs.
+const BASE_PACKAGES: &[&str] = &[
+    "base-files",
+    "base-passwd",
+    "bash",
+    "coreutils",
+    "dash",
+    "debianutils",
+    "diffutils",
+    "e2fsprogs",
+    "findutils",
+    "grep",
+    "gzip",
+    "hostname",
+    "iproute2",
+    "kmod",
+    "less",
+    "libc-bin",
+    "login",
+    "mawk",
+    "mount",
+    "ncurses-base",
+    "ncurses-bin",
+    "passwd",
+    "perl-base",
+    "procps",
+    "sed",
+    "tar",
+    // Otherwise a package with a large Perl is chosen, whose only work is already done here.
+    "usr-is-merged",
+    "util-linux",
+];
+
+const DEVELOPMENT_PACKAGES: &[&str] = &[
+    "bc",
+    "bzip2",
+    "file",
+    "gawk",
+    "gcc",
+    "libc6-dev",
+    "make",
+    "openssl",
+    "perl",
+    "python3",
+    "sqlite3",
+    "xz-utils",
+    "zstd",
 ];
 
 /// Packages that lead to the kernel for virtual machines: Debian's name and Ubuntu's.
@@ -84,8 +175,13 @@ const MODULE_NAMES: &[&str] = &[
 
 /// Changes whenever other files have to be fetched for an image.
 pub(crate) fn contents_fingerprint(recipe: &Recipe) -> String {
-    Digest::of(format!("{:?}{KERNEL_PACKAGES:?}{BUSYBOX_PACKAGE}{MODULE_NAMES:?}", recipe.series).as_bytes())
-        .to_string()
+    let mut text = format!("{:?}{KERNEL_PACKAGES:?}{BUSYBOX_PACKAGE}{MODULE_NAMES:?}", recipe.series);
+    if let Contents::Disk { packages, size } = recipe.contents {
+        // A disk is always made anew as a whole. The version stands for the code that does it.
+        let version = env!("CARGO_PKG_VERSION");
+        text.push_str(&format!("{packages:?}{size}{version}{}", rootfs::debian::recipe_text()));
+    }
+    Digest::of(text.as_bytes()).to_string()
 }
 
 /// Changes whenever the initial RAM disk has to be built again.
@@ -94,7 +190,7 @@ pub(crate) fn initrd_fingerprint() -> String {
     Digest::of(format!("{}{}", env!("CARGO_PKG_VERSION"), initramfs::recipe_text()).as_bytes()).to_string()
 }
 
-/// The packages that the image is made of: those with the kernel, then busybox.
+/// The packages that the image is made of: those with the kernel, then busybox or the root's.
 pub(crate) fn resolve(
     apt: &mut Apt,
     recipe: &Recipe,
@@ -106,7 +202,14 @@ pub(crate) fn resolve(
         match apt.find(name, version, progress) {
             Ok(meta) => {
                 let mut packages = kernel_packages(apt, &meta, progress)?;
-                packages.push(apt.find(BUSYBOX_PACKAGE, Version::Candidate, progress)?);
+                match recipe.contents {
+                    Contents::Memory => {
+                        packages.push(apt.find(BUSYBOX_PACKAGE, Version::Candidate, progress)?);
+                    }
+                    Contents::Disk { packages: names, .. } => {
+                        packages.extend(apt.closure(&names.concat(), progress)?);
+                    }
+                }
                 return Ok(packages);
             }
             Err(refusal @ AptError::NotFound { .. }) => first_refusal = first_refusal.or(Some(refusal)),
@@ -145,35 +248,42 @@ fn is_kernel_part(name: &str) -> bool {
         .any(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
 }
 
-/// Fetches and unpacks the packages, and makes the image folder `ready` in `scratch`.
-pub(crate) fn make(
-    apt: &Apt,
-    recipe: &Recipe,
-    packages: &[Package],
-    scratch: &Path,
-    progress: &mut dyn Progress,
-) -> Result<std::path::PathBuf, ImageError> {
-    let unpacked = scratch.join("unpacked");
-    let ready = scratch.join("ready");
-    for folder in [&unpacked, &ready] {
-        fs::create_dir(folder).map_err(at_path("create", folder))?;
-    }
-    let mut release = None;
-    for (index, package) in packages.iter().enumerate() {
-        let folder = scratch.join(format!("package-{index}"));
-        fs::create_dir(&folder).map_err(at_path("create", &folder))?;
-        let file = apt.download(package, &folder, progress)?;
-        progress.step(&format!("Unpacking {}", package.name), Some(package.size));
-        deb::unpack(&file, &unpacked, &mut |path| place(path, &mut release), &mut |done| {
-            progress.advance(done)
-        })?;
-        fs::remove_dir_all(&folder).map_err(at_path("remove", &folder))?;
-    }
-    let Some(release) = release else { return Err(ImageError::NoKernel { image: recipe.name }) };
+/// Kernel, modules and busybox, unpacked into a folder.
+struct Unpacked {
+    folder: PathBuf,
+    /// As `uname -r` prints it in the guest.
+    release: String,
+}
 
-    progress.step("Building the initial RAM disk", None);
-    let keep = |name: &str| -> Result<Vec<u8>, ImageError> {
-        let from = unpacked.join(name);
+impl Unpacked {
+    /// Fetches packages one by one and takes out what is wanted of them.
+    fn fetch(
+        apt: &Apt,
+        recipe: &Recipe,
+        packages: &[&Package],
+        scratch: &Path,
+        progress: &mut dyn Progress,
+    ) -> Result<Self, ImageError> {
+        let unpacked = scratch.join("unpacked");
+        fs::create_dir(&unpacked).map_err(at_path("create", &unpacked))?;
+        let mut release = None;
+        for (index, package) in packages.iter().enumerate() {
+            let folder = scratch.join(format!("package-{index}"));
+            fs::create_dir(&folder).map_err(at_path("create", &folder))?;
+            let file = apt.download(package, &folder, progress)?;
+            progress.step(&format!("Unpacking {}", package.name), Some(package.size));
+            deb::unpack(&file, &unpacked, &mut |path| place(path, &mut release), &mut |done| {
+                progress.advance(done)
+            })?;
+            fs::remove_dir_all(&folder).map_err(at_path("remove", &folder))?;
+        }
+        let release = release.ok_or(ImageError::NoKernel { image: recipe.name })?;
+        Ok(Self { folder: unpacked, release })
+    }
+
+    /// Copies one of the files into an image folder.
+    fn keep(&self, recipe: &Recipe, name: &str, ready: &Path) -> Result<Vec<u8>, ImageError> {
+        let from = self.folder.join(name);
         let bytes = fs::read(&from).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
                 ImageError::MissingFile { image: recipe.name, file: name.to_owned() }
@@ -182,17 +292,41 @@ pub(crate) fn make(
         })?;
         write_durably(&ready.join(name), &bytes)?;
         Ok(bytes)
-    };
-    keep(KERNEL)?;
-    let busybox = keep(BUSYBOX)?;
-    let tree = ModuleTree::open(&unpacked.join(MODULES))?;
-    let selection = tree.select(MODULE_NAMES)?;
+    }
 
-    let mut manifest = Manifest::new(recipe.name, &release);
-    manifest.contents_recipe = contents_fingerprint(recipe);
+    fn modules(&self) -> Result<Selection, ImageError> {
+        Ok(ModuleTree::open(&self.folder.join(MODULES))?.select(MODULE_NAMES)?)
+    }
+
+    /// A manifest of the image, without files yet.
+    fn manifest(&self, recipe: &Recipe, packages: &[Package], selection: &Selection) -> Manifest {
+        let mut manifest = Manifest::new(recipe.name, &self.release);
+        manifest.contents_recipe = contents_fingerprint(recipe);
+        manifest.modules = selection.modules.iter().map(|module| module.name.clone()).collect();
+        manifest.origins = packages.iter().map(origin).collect();
+        manifest
+    }
+}
+
+/// Fetches and unpacks the packages, and makes the image folder `ready` in `scratch`.
+pub(crate) fn make(
+    apt: &Apt,
+    recipe: &Recipe,
+    packages: &[Package],
+    scratch: &Path,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf, ImageError> {
+    let ready = scratch.join("ready");
+    fs::create_dir(&ready).map_err(at_path("create", &ready))?;
+    let unpacked = Unpacked::fetch(apt, recipe, &packages.iter().collect::<Vec<_>>(), scratch, progress)?;
+
+    progress.step("Building the initial RAM disk", None);
+    unpacked.keep(recipe, KERNEL, &ready)?;
+    let busybox = unpacked.keep(recipe, BUSYBOX, &ready)?;
+    let selection = unpacked.modules()?;
+
+    let mut manifest = unpacked.manifest(recipe, packages, &selection);
     manifest.initrd_recipe = initrd_fingerprint();
-    manifest.modules = selection.modules.iter().map(|module| module.name.clone()).collect();
-    manifest.origins = packages.iter().map(origin).collect();
     for name in [KERNEL, BUSYBOX] {
         manifest.record(&ready, name)?;
     }
@@ -205,7 +339,7 @@ pub(crate) fn make(
         write_durably(&full, &module.contents)?;
         manifest.record(&ready, &path)?;
     }
-    write_durably(&ready.join(INITRD), &initrd(busybox, &release, &selection)?)?;
+    write_durably(&ready.join(INITRD), &initrd(busybox, &unpacked.release, &selection)?)?;
     manifest.record(&ready, INITRD)?;
     manifest.store(&ready)?;
     Ok(ready)

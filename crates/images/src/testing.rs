@@ -46,6 +46,9 @@ pub(crate) fn header(name: &str, size: u64, kind: tar::EntryType) -> tar::Header
     header.as_old_mut().name[..end].copy_from_slice(&name.as_bytes()[..end]);
     header.set_size(size);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_entry_type(kind);
     header.set_cksum();
     header
@@ -141,7 +144,10 @@ impl FakeApt {
         fake.program("apt-get", &fake.server());
         fake.program(
             "apt-cache",
-            &format!("for name; do :; done\n/bin/cat {}/$name.record", fake.path().display()),
+            &format!(
+                "for name; do r={}/${{name%%=*}}.record; [ -e $r ] && /bin/cat $r; done; :",
+                fake.path().display()
+            ),
         );
         fake
     }
@@ -185,16 +191,34 @@ impl FakeApt {
         log.lines().map(str::to_owned).collect()
     }
 
-    /// The usual `apt-get`: the last argument is `update` or `NAME=VERSION`.
+    /// Makes the host's own programs be found beside the stand-ins; gives their paths, or nothing if one is missing.
+    pub(crate) fn link_tools(&self, names: &[&str]) -> Option<Vec<PathBuf>> {
+        let tools = crate::rootfs::tools::Tools::new(None);
+        let found: Option<Vec<PathBuf>> = names.iter().map(|name| tools.find(name)).collect();
+        for (name, path) in names.iter().zip(found.as_ref()?) {
+            std::os::unix::fs::symlink(path, self.path().join(name)).expect("links");
+        }
+        found
+    }
+
+    /// The usual `apt-get`: the last argument is `update`, or there are names to install in a simulation, or
+    /// `NAME=VERSION` to download.
     pub(crate) fn server(&self) -> String {
         let folder = self.path().display();
         format!(
             "for last; do :; done\n\
              [ \"$last\" = update ] && exit 0\n\
-             name=${{last%%=*}}\n\
-             echo $name >>{folder}/log\n\
-             echo dlstatus:1:50.0:Retrieving\n\
-             /bin/cp {folder}/$name.served $name.deb"
+             for name; do\n\
+               [ -e {folder}/${{name%%=*}}.served ] || continue\n\
+               case \" $* \" in *' --simulate '*)\n\
+                 while read -r key value; do [ $key = Version: ] && echo \"Inst $name ($value x)\"; done <{folder}/$name.record\n\
+                 continue;;\n\
+               esac\n\
+               name=${{name%%=*}}\n\
+               echo $name >>{folder}/log\n\
+               echo dlstatus:1:50.0:Retrieving\n\
+               /bin/cp {folder}/$name.served $name.deb || exit\n\
+             done"
         )
     }
 }

@@ -50,7 +50,7 @@ fn default_image_is_fetched_into_an_empty_cache() {
     // Linux/x86 boot protocol: `HdrS` at 0x202.
     let kernel = std::fs::read(&image.kernel).expect("reads");
     assert_eq!(kernel.get(0x202..0x206), Some(&b"HdrS"[..]));
-    let initrd = std::fs::read(&image.initrd).expect("reads");
+    let initrd = std::fs::read(image.initrd.as_ref().expect("is one in memory")).expect("reads");
     assert!(initrd.starts_with(b"070701") && initrd.len() > 2 << 20);
     assert!(image.modules.iter().any(|name| name == "overlay"), "{:?}", image.modules);
     assert!(

@@ -53,7 +53,7 @@ fn json_text(listings: &[Listing]) -> Result<String, Failure> {
         .map(|listing| {
             let cached = listing.cached.as_ref().map(|image| {
                 json!({
-                    "kernel": image.kernel, "initrd": image.initrd, "append": image.append,
+                    "kernel": image.kernel, "initrd": image.initrd, "disk": image.disk, "append": image.append,
                     "kernel_release": image.kernel_release, "modules": image.modules, "size": image.size,
                     "packages": image.packages.iter().map(|(name, version)| json!({"name": name, "version": version}))
                         .collect::<Vec<_>>(),

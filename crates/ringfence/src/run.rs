@@ -6,7 +6,7 @@ use std::time::Instant;
 use ringfence_images::Catalogue;
 use ringfence_machine::console::Nowhere;
 use ringfence_machine::{
-    BootSpec, ClockMode, CrashReport, EngineChoice, HostMemory, Initrd, Machine, MachineError, MachineSpec,
+    BootSpec, ClockMode, CrashReport, DiskSpec, EngineChoice, HostMemory, Initrd, Machine, MachineError, MachineSpec,
     Notice, Outcome, SerialOutputs, StopReason,
 };
 
@@ -25,10 +25,11 @@ const NO_READER: u8 = SIGNAL + 13;
 pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     arguments.refuse_what_is_not_there().map_err(Failure::usage)?;
     let begun = Instant::now();
+    signals::survive_size_limit().map_err(Failure::failed)?;
     let mut spec = describe(arguments);
     // Before an image is fetched: wrong values should be told at once.
     spec.check(HostMemory::probe()).map_err(Failure::usage)?;
-    spec.boot = boot(arguments)?;
+    spec.boot = boot(arguments, &mut spec.disks)?;
 
     let command = (!arguments.command.is_empty()).then(CommandStatus::default);
     let console = Console::open(&arguments.console).map_err(Failure::failed)?;
@@ -79,8 +80,9 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
     }
 }
 
-/// The kernel given, or that of the image, which is fetched if it is not there yet.
-fn boot(arguments: &RunArguments) -> Result<BootSpec, Failure> {
+/// The kernel given, or that of the image, which is fetched if it is not there yet. An image's disk comes before
+/// those given.
+fn boot(arguments: &RunArguments, disks: &mut Vec<DiskSpec>) -> Result<BootSpec, Failure> {
     let mut words: Vec<String> = Vec::new();
     let (kernel, initrds) = match &arguments.kernel {
         Some(kernel) => {
@@ -92,12 +94,21 @@ fn boot(arguments: &RunArguments) -> Result<BootSpec, Failure> {
             let catalogue = Catalogue::builtin().map_err(Failure::failed)?;
             let image = catalogue.ensure(name, &mut Bars::new()).map_err(image_failure)?;
             words.push(image.append);
-            let mut initrds = vec![Initrd::File(image.initrd)];
+            let mut initrds: Vec<Initrd> = image.initrd.into_iter().map(Initrd::File).collect();
+            let in_memory = image.disk.is_none();
+            if let Some(disk) = image.disk {
+                // The image is everybody's: what this machine writes vanishes with it.
+                disks.insert(0, DiskSpec { ephemeral: true, ..DiskSpec::new(disk) });
+            }
             initrds.extend(arguments.initrd.iter().cloned().map(Initrd::File));
             if !arguments.command.is_empty() {
                 // Nothing but the command's own output, and an end instead of a wait if the kernel panics.
                 words.push("quiet panic=-1".to_owned());
-                initrds.push(Initrd::Bytes(ringfence_images::command_archive(&arguments.command)));
+                if in_memory {
+                    initrds.push(Initrd::Bytes(ringfence_images::command_archive(&arguments.command)));
+                } else {
+                    words.push(ringfence_images::command_word(&arguments.command).map_err(Failure::usage)?);
+                }
             }
             (image.kernel, initrds)
         }

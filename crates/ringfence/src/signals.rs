@@ -1,14 +1,25 @@
 //! What signals from the host do to a running machine.
 
 use std::io;
+use std::sync::Arc;
 use std::thread;
 
 use ringfence_machine::{MachineHandle, StopReason};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use crate::terminal;
+
+/// Lets SIGXFSZ, the signal of a write past the limit on the size of files, end nothing. The write itself fails, too, and
+/// that is told where it belongs: the guest sees an error of its disk.
+///
+/// # Errors
+/// If the host refuses the handler.
+pub(crate) fn survive_size_limit() -> io::Result<()> {
+    // A handler that does hardly anything, since ignoring a signal takes unsafe code.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
+}
 
 /// Ends the machine on SIGINT, SIGTERM, SIGHUP and SIGQUIT (the second one ends the process on the spot), and
 /// holds it while we are stopped by SIGTSTP. In raw mode the terminal sends none of them for a key.

@@ -139,15 +139,19 @@ fn doctor_speaks_to_people_and_programs() {
 
 #[test]
 fn images_are_listed() {
-    let cache = tempfile::tempdir().unwrap();
-    let list =
-        finish(ringfence().args(["image", "ls", "--format", "json"]).env("XDG_CACHE_HOME", cache.path()));
+    let folder = tempfile::tempdir().unwrap();
+    // Both: the first would lead to the user's own images, one of which is removed below.
+    let image = |arguments: &[&str]| {
+        let mut command = ringfence();
+        command.env_remove("RINGFENCE_CACHE").env("XDG_CACHE_HOME", folder.path());
+        finish(command.arg("image").args(arguments))
+    };
+    let list = image(&["ls", "--format", "json"]);
     list.expect(0, &[]);
     let images: serde_json::Value = serde_json::from_str(&list.out).unwrap();
     assert!(images.as_array().unwrap().iter().any(|image| image["name"] == "shell"), "{images:#}");
-    let rm = finish(ringfence().args(["image", "rm", "shell"]).env("XDG_CACHE_HOME", cache.path()));
+    let rm = image(&["rm", "shell"]);
     rm.expect(0, &[]);
     assert!(rm.out.contains("was not on disk"), "{rm:?}");
-    finish(ringfence().args(["image", "rm", "x"]).env("XDG_CACHE_HOME", cache.path()))
-        .expect(125, &["no image"]);
+    image(&["rm", "x"]).expect(125, &["no image"]);
 }

@@ -1,60 +1,18 @@
 //! Disks under Debian's own kernel: a root file system on NVMe, and machines killed in the middle of writing.
 //!
-//! The file system's own tools judge: `mke2fs`, `e2fsck` and `debugfs` of e2fsprogs, which every Debian has. Where they are
-//! missing the tests say so and do nothing.
+//! The file system's own tools judge; where they are missing the tests say so and do nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
+use support::disk::{check, contents, ext4, machine, tool};
 use support::image::{BOOT, ensure, nonce, path, sha256};
-use support::{finish, ringfence, wait};
-
-/// A program of e2fsprogs, which an ordinary user's PATH need not lead to.
-fn tool(name: &str) -> Option<PathBuf> {
-    let found = ["/usr/sbin", "/sbin", "/usr/bin"].map(|folder| Path::new(folder).join(name));
-    let found = found.into_iter().find(|path| path.exists());
-    if found.is_none() {
-        println!("skipped: no {name} on this host; install e2fsprogs");
-    }
-    found
-}
-
-/// An image with an empty ext4 file system.
-fn ext4(folder: &Path, mke2fs: &Path) -> PathBuf {
-    let image = folder.join("disk.ext4");
-    std::fs::File::create(&image).unwrap().set_len(128 << 20).unwrap();
-    let status = Command::new(mke2fs).args(["-q", "-F", "-t", "ext4"]).arg(&image).status().unwrap();
-    assert!(status.success());
-    image
-}
-
-/// A machine with the image as its disk, on the engine that boots fastest.
-fn machine(disk: &Path) -> Command {
-    let mut command = ringfence();
-    command.args(["run", "--engine", "jit", "--timeout", "300", "--disk"]);
-    command.arg(format!("{},bus=nvme", disk.display()));
-    command
-}
-
-/// Fails the test unless the file system is whole; replays its journal first, as the next mount would.
-fn check(image: &Path, e2fsck: &Path) {
-    let replay = Command::new(e2fsck).args(["-p"]).arg(image).output().unwrap();
-    assert!(matches!(replay.status.code(), Some(0 | 1)), "{replay:?}");
-    let second = Command::new(e2fsck).args(["-f", "-n"]).arg(image).output().unwrap();
-    assert_eq!(second.status.code(), Some(0), "{second:?}");
-}
-
-/// A file's contents, read from outside.
-fn contents(image: &Path, debugfs: &Path, file: &str) -> String {
-    let output = Command::new(debugfs).args(["-R", &format!("cat {file}")]).arg(image).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
+use support::{finish, wait};
 
 /// Makes a root file system from the running image's own busybox.
 const INSTALL: &str = r#"
@@ -90,13 +48,13 @@ fn root_on_nvme_boots_without_initrd_and_stays_clean() {
     ensure("shell");
     let folder = tempfile::tempdir().unwrap();
     let image = ext4(folder.path(), &mke2fs);
-    let installed = finish(machine(&image).args(["--", "sh", "-c", INSTALL]));
+    let installed = finish(machine(&image, ",bus=nvme").args(["--", "sh", "-c", INSTALL]));
     installed.expect(5, &[]);
     check(&image, &e2fsck);
 
     let nonce = nonce();
     let booted = finish(
-        machine(&image)
+        machine(&image, ",bus=nvme")
             .args(["--kernel", &path("shell", "kernel"), "--append"])
             .arg(format!("root=/dev/nvme0n1 rw console=ttyS0 nonce={nonce}")),
     );
@@ -114,14 +72,14 @@ fn image_in_use_is_refused_to_a_second_machine() {
     let image = folder.path().join("disk");
     std::fs::write(&image, vec![0; 1 << 20]).unwrap();
     ensure("shell");
-    let mut first = machine(&image)
+    let mut first = machine(&image, ",bus=nvme")
         .stdout(Stdio::piped())
         .args(["--", "sh", "-c", "echo up; sleep 300"])
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("up")));
-    let second = finish(machine(&image).args(["--", "true"]));
+    let second = finish(machine(&image, ",bus=nvme").args(["--", "true"]));
     assert_ne!(second.status, Some(0));
     assert!(second.err.contains(&image.display().to_string()), "{}", second.err);
     first.kill().unwrap();
@@ -155,7 +113,7 @@ fn nothing_acknowledged_is_lost_when_machines_are_killed() {
     let mut records = 0;
     for round in 0..kills {
         let tag = nonce();
-        let mut child = machine(&image)
+        let mut child = machine(&image, ",bus=nvme")
             .args(["--append", &format!("tag={tag}"), "--", "sh", "-c", WRITE])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -22,7 +22,7 @@ const INTERRUPTS: u32 = 1 << 1;
 
 impl Controller {
     pub(super) fn run_admin(&self, command: &Command, ticket: Ticket) {
-        let answer = command.check_form().and_then(|()| self.admin(command));
+        let answer = command.check_form().and_then(|()| self.admin(command, ticket));
         match answer {
             Ok(Some(result)) => self.complete(ticket, Outcome::done(result)),
             Ok(None) => (),
@@ -30,7 +30,7 @@ impl Controller {
         }
     }
 
-    fn admin(&self, command: &Command) -> Answer {
+    fn admin(&self, command: &Command, ticket: Ticket) -> Answer {
         match command.opcode() {
             admin::CREATE_CQ => self.create_cq(command),
             admin::CREATE_SQ => self.create_sq(command),
@@ -42,7 +42,7 @@ impl Controller {
                 let (feature, word) = (command.cdw10(), command.cdw11());
                 lock(&self.state).features.get(feature, word).map(Some)
             }
-            admin::SET_FEATURES => self.set_features(command),
+            admin::SET_FEATURES => self.set_features(command, ticket),
             admin::ABORT => self.abort(command),
             admin::ASYNC_EVENT_REQUEST => self.hold_event_request(command),
             _ => Err(Status::INVALID_OPCODE),
@@ -193,9 +193,10 @@ impl Controller {
         Ok(Some(0))
     }
 
-    fn set_features(&self, command: &Command) -> Answer {
+    fn set_features(&self, command: &Command, ticket: Ticket) -> Answer {
         let mut state = lock(&self.state);
         let before = state.features.critical_warning();
+        let cached = state.features.write_cache;
         let has_queues = state.has_io_queues();
         let (feature, word) = (command.cdw10(), command.cdw11());
         let result = state.features.set(feature, word, self.config.queues, has_queues)?;
@@ -203,6 +204,13 @@ impl Controller {
         if warning & !before & state.features.events as u8 != 0 {
             state.events.raise(Kind::Health, TEMPERATURE_THRESHOLD);
             self.deliver_events(&mut state);
+        }
+        if cached && !state.features.write_cache {
+            drop(state);
+            // The guest sends no flush from now on, so what the cache holds has to go now.
+            self.flush_every(ticket);
+            self.namespaces.iter().for_each(|namespace| namespace.disk.kick());
+            return Ok(None);
         }
         Ok(Some(result))
     }

@@ -9,13 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ringfence_disk::{DiskOptions, DiskSpec, IoEngine, open};
-use ringfence_engine::{InterruptSink, Stateful};
+use ringfence_engine::{Bus, InterruptSink, Stateful};
 use ringfence_memory::{GuestAddress, GuestMemory, GuestRange, RegionKind, RegionSpec};
 
 use super::spec::{COMMAND_SIZE, COMPLETION_SIZE, admin, cc, csts, io, register};
 use super::{Controller, NamespaceConfig, NvmeConfig};
-use crate::Device;
 use crate::pci::{PciBus, PciFunction};
+use crate::{Device, SystemBus};
 
 const RAM: u64 = 0x4_0000;
 const ROM: u64 = 0x8_0000;
@@ -68,6 +68,9 @@ impl InterruptSink for Sink {
 struct Guest {
     memory: Arc<GuestMemory>,
     controller: Arc<Controller>,
+    /// Where the registers and the MSI-X table are, as long as the guest has not moved them.
+    bus: Arc<SystemBus>,
+    _pci: Arc<PciBus>,
     /// Tails as the guest believes them to be.
     tails: [u32; QUEUES as usize + 1],
 }
@@ -99,9 +102,10 @@ pub fn run(image: &Path, bytes: &[u8]) {
     };
     let interrupts = Arc::new(Sink) as Arc<dyn InterruptSink>;
     let controller = Controller::new(config, Arc::clone(&memory), &interrupts).expect("the file has a block");
-    let bus = PciBus::new();
-    bus.plug_next(Arc::clone(&controller) as _).expect("there is room on the bus");
-    let mut guest = Guest { memory, controller, tails: [0; QUEUES as usize + 1] };
+    let (pci, bus) = (PciBus::new(), Arc::new(SystemBus::new([]).expect("an empty bus")));
+    pci.connect(&bus, &interrupts);
+    pci.plug_next(Arc::clone(&controller) as _).expect("there is room on the bus");
+    let mut guest = Guest { memory, controller, bus, _pci: pci, tails: [0; QUEUES as usize + 1] };
     let mut bytes = Bytes(bytes.iter());
     while !bytes.0.as_slice().is_empty() {
         guest.step(&mut bytes);
@@ -121,7 +125,7 @@ impl Guest {
     }
 
     fn step(&mut self, bytes: &mut Bytes<'_>) {
-        match bytes.byte() % 16 {
+        match bytes.byte() % 17 {
             0 => self.controller.write_registers(
                 u64::from(bytes.word() & 0x1fff),
                 &bytes.word().to_le_bytes()[..1 + usize::from(bytes.byte() & 3)],
@@ -176,12 +180,41 @@ impl Guest {
                 1 => self.write(register::CC, self.read(register::CC) | 1 << 14),
                 _ => self.controller.reset(),
             },
+            15 => self.messages(bytes),
             _ => {
                 for offset in (0..0x40).step_by(4) {
                     self.read(offset);
                 }
                 self.controller.config_read(u16::from(bytes.byte() & !3), &mut [0; 4]);
             }
+        }
+    }
+
+    /// Garbage for the MSI-X table, or an entry that works; then MSI-X as the guest may like it.
+    fn messages(&mut self, bytes: &mut Bytes<'_>) {
+        /// Offsets in configuration space: the table's base address register, the MSI-X capability.
+        const TABLE_BAR: u16 = 0x20;
+        const MSIX: u16 = 0x48;
+        let mut table = [0; 8];
+        self.controller.config_read(TABLE_BAR, &mut table[..4]);
+        self.controller.config_read(TABLE_BAR + 4, &mut table[4..]);
+        let table = u64::from_le_bytes(table) & !0xf;
+        let at = |offset: u64| GuestAddress(table.wrapping_add(offset));
+        match bytes.byte() & 3 {
+            0 => {
+                let (offset, len) = (bytes.word() & 0xfff, 1 + usize::from(bytes.byte() & 7));
+                let value = u64::from(bytes.word()) << 32 | u64::from(bytes.word());
+                self.bus.memory_write(at(offset.into()), &value.to_le_bytes()[..len]);
+            }
+            1 => {
+                let entry = u64::from(bytes.byte() % 8) * 16;
+                let words = [0xfee0_0000 | bytes.word() & 0xf_ffff, 0, bytes.word(), bytes.word() & 1];
+                for (word, offset) in words.iter().zip((entry..).step_by(4)) {
+                    self.bus.memory_write(at(offset), &word.to_le_bytes());
+                }
+            }
+            2 => self.controller.config_write(MSIX + 2, &(u16::from(bytes.byte()) << 8).to_le_bytes()),
+            _ => self.bus.memory_read(at(u64::from(bytes.word() & 0xfff)), &mut [0; 8]),
         }
     }
 

@@ -160,7 +160,7 @@ impl Controller {
     }
 
     /// Flushes all namespaces for one command.
-    fn flush_every(&self, ticket: Ticket) -> u64 {
+    pub(super) fn flush_every(&self, ticket: Ticket) -> u64 {
         let done = Mutex::new(Some(self.done(ticket, None)));
         let failed = Mutex::new(Ok(()));
         let all = Arc::new((AtomicUsize::new(self.namespaces.len()), failed, done));

@@ -6,7 +6,7 @@ use ringfence_memory::{GuestAddress, GuestMemory};
 
 use super::events::{INVALID_DOORBELL, INVALID_DOORBELL_VALUE, Kind};
 use super::queue::{Completion, Submission};
-use super::spec::{COMMAND_SIZE, COMPLETION_SIZE, MAX_ENTRIES, PAGE, cc, csts, register};
+use super::spec::{COMMAND_SIZE, COMPLETION_SIZE, MAX_ADMIN_ENTRIES, MAX_ENTRIES, PAGE, cc, csts, register};
 use super::state::{Shutdown, State};
 use super::{Controller, VERSION};
 use crate::device::lock;
@@ -101,7 +101,7 @@ impl Controller {
         let submission = Submission::new(state.asq, (state.aqa & 0xfff) + 1, 0);
         let completion = Completion::new(state.acq, (state.aqa >> 16) + 1, Some(0));
         let fits = |base, size, entry| {
-            (2..=4096).contains(&size) && is_ram(&self.memory, base, u64::from(size) * entry)
+            (2..=MAX_ADMIN_ENTRIES).contains(&size) && is_ram(&self.memory, base, u64::from(size) * entry)
         };
         let valid = state.cc & cc::MODE == 0
             && fits(submission.base, submission.size, COMMAND_SIZE)

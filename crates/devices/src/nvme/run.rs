@@ -6,7 +6,7 @@ use ringfence_disk::{Operation, Request};
 
 use super::Controller;
 use super::command::{Command, Outcome, Ticket};
-use super::spec::{MAX_ENTRIES, Status, cc, csts};
+use super::spec::{MAX_ADMIN_ENTRIES, Status, cc, csts};
 use super::state::{Postponed, Shutdown, State};
 use crate::device::lock;
 
@@ -23,9 +23,9 @@ pub(super) struct Batch {
 impl Controller {
     /// Takes and starts the commands of a submission queue.
     pub(super) fn process(&self, queue: u16) {
-        // Another vCPU may fill the queue meanwhile, for ever. What is left then, it has to care for itself: its
-        // own doorbell comes here after it has moved the tail.
-        let mut left = 2 * MAX_ENTRIES as usize;
+        // Another vCPU may fill the queue meanwhile, for ever. What is left after twice the largest queue, it has
+        // to care for itself: its own doorbell comes here after it has moved the tail.
+        let mut left = 2 * MAX_ADMIN_ENTRIES as usize;
         while left > 0 {
             let batch = self.take(queue);
             if batch.commands.is_empty() {

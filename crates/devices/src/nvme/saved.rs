@@ -9,7 +9,7 @@ use super::features::Features;
 use super::log::Logs;
 use super::queue::{Completion, Submission};
 use super::registers::is_ram;
-use super::spec::{COMMAND_SIZE, COMPLETION_SIZE, MAX_ENTRIES, PAGE, cc, csts};
+use super::spec::{COMMAND_SIZE, COMPLETION_SIZE, MAX_ADMIN_ENTRIES, PAGE, cc, csts};
 use super::state::{Postponed, State};
 use crate::device::{invalid, lock};
 use crate::pci::EndpointState;
@@ -59,8 +59,7 @@ impl Saved {
             return Err("its features or events cannot be");
         }
         let place = |base: u64, size: u32, entry: u64| {
-            let most = MAX_ENTRIES.max(4096);
-            (2..=most).contains(&size)
+            (2..=MAX_ADMIN_ENTRIES).contains(&size)
                 && base.is_multiple_of(PAGE)
                 && is_ram(&controller.memory, base, u64::from(size) * entry)
         };

@@ -6,8 +6,10 @@ pub(super) const PAGE: u64 = 4096;
 pub(super) const COMMAND_SIZE: u64 = 64;
 /// Bytes of a completion queue entry.
 pub(super) const COMPLETION_SIZE: u64 = 16;
-/// Most entries of a queue.
+/// Most entries of an I/O queue.
 pub(super) const MAX_ENTRIES: u32 = 256;
+/// Most entries of an admin queue, whatever the controller is (3.1.8).
+pub(super) const MAX_ADMIN_ENTRIES: u32 = 4096;
 /// MDTS: the most that one command transfers, as a power of two of pages.
 pub(super) const MAX_TRANSFER_SHIFT: u8 = 8;
 /// The same in bytes: 1 MiB.

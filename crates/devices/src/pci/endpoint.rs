@@ -147,10 +147,10 @@ impl Endpoint {
     /// the function has just become bus master and can go on with what it could not do before.
     pub fn config_write(&self, offset: u16, data: &[u8]) -> bool {
         let mut config = lock(&self.config);
-        let before = is_bus_master(&config);
+        let before = self.may_master(&config);
         config.write(offset, data);
         self.apply(&config);
-        !before && is_bus_master(&config)
+        !before && self.may_master(&config)
     }
 
     /// Whether the function may access memory.
@@ -217,17 +217,26 @@ impl Endpoint {
     fn apply(&self, config: &ConfigSpace) {
         let control = config.u16(self.msix_at + 2);
         self.messages.store(control & msix::control::ENABLE != 0, Ordering::Release);
-        self.bus_master.store(is_bus_master(config), Ordering::Release);
-        self.msix.set_control(control, is_bus_master(config));
+        let master = self.may_master(config);
+        self.bus_master.store(master, Ordering::Release);
+        self.msix.set_control(control, master);
         self.drive(config);
         let Some((slot, bars)) = self.place.get() else { return };
-        let awake = config.u16(self.power_at + 4) & 3 == 0;
-        let decodes = awake && config.u16(register::COMMAND) & command::MEMORY != 0;
+        let decodes = self.is_awake(config) && config.u16(register::COMMAND) & command::MEMORY != 0;
         for bar in bars {
             let low = u64::from(config.u32(bar.register) & !0xf);
             let start = u64::from(config.u32(bar.register + 4)) << 32 | low;
             slot.decoder.set(bar.region, decodes.then_some(start));
         }
+    }
+
+    /// Whether the power state is D0. In D3 a function answers and does nothing but in configuration space.
+    fn is_awake(&self, config: &ConfigSpace) -> bool {
+        config.u16(self.power_at + 4) & 3 == 0
+    }
+
+    fn may_master(&self, config: &ConfigSpace) -> bool {
+        self.is_awake(config) && config.u16(register::COMMAND) & command::BUS_MASTER != 0
     }
 
     fn drive(&self, config: &ConfigSpace) {
@@ -237,8 +246,4 @@ impl Endpoint {
             slot.pin.set(self.interrupt.load(Ordering::Acquire) && !messages && !disabled);
         }
     }
-}
-
-fn is_bus_master(config: &ConfigSpace) -> bool {
-    config.u16(register::COMMAND) & command::BUS_MASTER != 0
 }

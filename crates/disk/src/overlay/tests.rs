@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::Faults;
 use crate::testing::{ENGINES, Image, pattern, read, write};
 use crate::{SECTOR, run};
 
@@ -67,9 +68,25 @@ fn two_machines_share_an_image_and_see_only_their_own_writes() {
 fn layer_has_no_name_and_a_useless_folder_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
-    let file = unlinked_file(&[missing.clone(), folder.path().to_owned()], 1 << 30).unwrap();
+    let (file, place) = unlinked_file(&[missing.clone(), folder.path().to_owned()], 1 << 30).unwrap();
+    assert_eq!(place, folder.path());
     assert_eq!(file.metadata().unwrap().len(), 1 << 30);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     let error = unlinked_file(std::slice::from_ref(&missing), 512).unwrap_err().to_string();
     assert!(error.contains(&missing.display().to_string()) && error.contains("TMPDIR"), "{error}");
+}
+
+#[test]
+fn full_layer_names_its_folder_and_not_only_the_image() {
+    let messages: Arc<Mutex<Vec<String>>> = Arc::default();
+    let sink = Arc::clone(&messages);
+    let observer: crate::FaultObserver =
+        Arc::new(move |fault: &crate::Fault| sink.lock().unwrap().push(fault.to_string()));
+    let faults = Faults::new(Path::new("root.img"), Some(observer)).in_layer("/var/tmp".into());
+    let error = io::Error::from_raw_os_error(libc::ENOSPC);
+    assert_eq!(faults.report(crate::IoKind::Write, 512, error), IoError::NoSpace);
+    let text = messages.lock().unwrap().concat();
+    for part in ["ephemeral disk root.img keeps in /var/tmp", "at byte 512", "TMPDIR"] {
+        assert!(text.contains(part), "{text}");
+    }
 }

@@ -1,3 +1,5 @@
+mod device;
+
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Mutex;
@@ -255,6 +257,33 @@ fn after_a_failed_flush_nothing_is_promised_any_more() {
     assert_eq!(run(&disk, Operation::Flush).unwrap_err(), lost);
     assert_eq!(write(&disk, 0, &[2; 512]).unwrap_err(), lost);
     assert_eq!(read(&disk, 0, 512).unwrap(), [1; 512]);
+}
+
+#[test]
+fn durable_write_that_cannot_be_made_durable_is_a_failed_flush() {
+    let durable = || Operation::Write { offset: 0, buffers: buffers(&[1; 512]), durable: true };
+    let image = Image::new(&[0; 4096]);
+    let disk = failing(&image, libc::EIO, |op| matches!(op, FileOp::Write { durable: true, .. }));
+    let lost = IoError::Host(IoKind::Flush);
+    assert_eq!(run(&disk, durable()).unwrap_err(), lost);
+    assert_eq!(run(&disk, Operation::Flush).unwrap_err(), lost, "other writes may be lost, too");
+    drop(disk);
+    // One that cannot even be written leaves the rest as it was.
+    let disk = failing(&image, libc::ENOSPC, |op| matches!(op, FileOp::Write { .. }));
+    assert_eq!(run(&disk, durable()).unwrap_err(), IoError::NoSpace);
+    run(&disk, Operation::Flush).unwrap();
+}
+
+#[test]
+fn ranges_that_the_file_system_will_not_take_are_written_or_kept() {
+    let image = Image::new(&[1; 4096]);
+    let disk = failing(&image, libc::EINVAL, |op| matches!(op, FileOp::Allocate { .. }));
+    let extent = Extent { offset: 512, len: 1024 };
+    run(&disk, Operation::Discard(vec![extent, extent])).unwrap();
+    assert!(disk.info().discard, "others may do");
+    assert_eq!(read(&disk, 512, 512).unwrap(), [1; 512]);
+    run(&disk, Operation::WriteZeroes { extent, deallocate: true, durable: false }).unwrap();
+    assert_eq!(read(&disk, 0, 2048).unwrap(), [[1; 512], [0; 512], [0; 512], [1; 512]].concat());
 }
 
 #[test]

@@ -17,6 +17,11 @@ fn unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }
 
+/// Not for this range: block devices want whole blocks of theirs, which may be larger than the guest's.
+fn unfit(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
 /// Gives back the space of ranges one after the other. A file system that cannot do so keeps them: a discard is
 /// a hint.
 pub(super) fn discard(inner: &Arc<Inner>, mut extents: std::vec::IntoIter<Extent>, done: Done) {
@@ -30,8 +35,8 @@ pub(super) fn discard(inner: &Arc<Inner>, mut extents: std::vec::IntoIter<Extent
             inner.punch.store(false, Ordering::Relaxed);
             done(Ok(()));
         }
-        Err(e) => done(Err(inner.faults.report(IoKind::Discard, offset, e))),
-        Ok(()) => discard(inner, extents, done),
+        Err(e) if !unfit(&e) => done(Err(inner.faults.report(IoKind::Discard, offset, e))),
+        _ => discard(inner, extents, done),
     });
     inner.engine.submit(task);
 }
@@ -63,7 +68,7 @@ fn step(inner: &Arc<Inner>, mut job: Job) {
     job.means = rest;
     let op = FileOp::Allocate { mode: *mode, len };
     let task = inner.task(offset, op, move |inner, result, _| match result {
-        Err(e) if unsupported(&e) => step(inner, job),
+        Err(e) if unsupported(&e) || unfit(&e) => step(inner, job),
         result => finish(inner, job, result),
     });
     inner.engine.submit(task);

@@ -4,6 +4,7 @@
 //! unreadable package lists of the host do not matter. Host, mirror, proxy and keys are the host's own; nothing is
 //! hard-coded. apt checks the signatures on the lists; the hash in the lists is checked by our own code as well.
 
+mod closure;
 mod error;
 mod records;
 mod run;

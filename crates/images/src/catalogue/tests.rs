@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::progress::Quiet;
-use crate::testing::{FakeApt, RELEASE, deb};
+use crate::testing::{FakeApt, RELEASE, ar, deb, header, tar};
 
 /// Names the cache folder and the programs for the process started by a test below.
 const CHILD_CACHE: &str = "RINGFENCE_TEST_CHILD_CACHE";
@@ -20,6 +20,11 @@ fn setup() -> (FakeApt, tempfile::TempDir, Catalogue) {
 /// The same cache on a host without apt.
 fn without_apt(catalogue: &Catalogue) -> Catalogue {
     catalogue.clone().with_search_path("/nonexistent")
+}
+
+/// The initial RAM disk of an image in memory.
+fn initrd(image: &Image) -> &std::path::Path {
+    image.initrd.as_deref().expect("is one in memory")
 }
 
 /// Changes one byte, so that size and time do not tell.
@@ -41,7 +46,7 @@ fn first_use_fetches_and_later_use_needs_no_apt() {
     assert_eq!(fs::read(&image.kernel).expect("reads"), b"kernel");
     assert_eq!(image.modules, ["virtio_ring", "virtio_pci"]);
     assert_eq!(image.packages[1], ("busybox-static".to_owned(), "1:1.35.0-4".to_owned()));
-    let initrd = fs::read(&image.initrd).expect("reads");
+    let initrd = fs::read(initrd(&image)).expect("reads");
     let entries = crate::cpio::tests::parse(&initrd);
     let has = |path: String| entries.iter().any(|entry| entry.0 == path);
     assert!(has("init".to_owned()) && has("bin/busybox".to_owned()));
@@ -76,14 +81,14 @@ fn damaged_files_are_fetched_again() {
     let (fake, _folder, catalogue) = setup();
     let image = catalogue.ensure("shell", &mut Quiet).expect("fetches");
     let folder = image.kernel.parent().expect("has one").to_owned();
-    let good = fs::read(&image.initrd).expect("reads");
+    let good = fs::read(initrd(&image)).expect("reads");
     let breakages: [&dyn Fn(); 6] = [
         &|| damage(&image.kernel, false),
         &|| fs::write(&image.kernel, b"").expect("writes"),
         &|| fs::write(folder.join("manifest.json"), b"{").expect("writes"),
         &|| fs::remove_dir_all(&folder).expect("removes"),
         &|| {
-            fs::remove_file(&image.initrd).expect("removes");
+            fs::remove_file(initrd(&image)).expect("removes");
             damage(&folder.join("busybox"), true);
         },
         &|| {
@@ -97,7 +102,7 @@ fn damaged_files_are_fetched_again() {
         assert!(catalogue.find("shell").is_err(), "{round}");
         assert_eq!(catalogue.ensure("shell", &mut Quiet).expect("fetches"), image, "{round}");
         assert_eq!(fs::read(&image.kernel).expect("reads"), b"kernel", "{round}");
-        assert_eq!(fs::read(&image.initrd).expect("reads"), good, "{round}");
+        assert_eq!(fs::read(initrd(&image)).expect("reads"), good, "{round}");
         assert_eq!(fake.downloads().len(), fetched + 2, "{round}");
     }
 }
@@ -106,22 +111,22 @@ fn damaged_files_are_fetched_again() {
 fn damaged_or_outdated_initrd_is_built_again_without_apt() {
     let (_fake, _folder, catalogue) = setup();
     let image = catalogue.ensure("shell", &mut Quiet).expect("fetches");
-    let good = fs::read(&image.initrd).expect("reads");
+    let good = fs::read(initrd(&image)).expect("reads");
     let folder = image.kernel.parent().expect("has one").to_owned();
     let offline = without_apt(&catalogue);
-    damage(&image.initrd, false);
+    damage(initrd(&image), false);
     assert_eq!(offline.ensure("shell", &mut Quiet).expect("builds"), image);
-    assert_eq!(fs::read(&image.initrd).expect("reads"), good);
+    assert_eq!(fs::read(initrd(&image)).expect("reads"), good);
 
     // As if an older version had built it.
     let mut manifest = Manifest::load(&folder).expect("is there");
-    fs::write(&image.initrd, b"older").expect("writes");
+    fs::write(initrd(&image), b"older").expect("writes");
     manifest.record(&folder, INITRD).expect("records");
     manifest.initrd_recipe = "older".to_owned();
     manifest.store(&folder).expect("stores");
     assert!(offline.list()[0].cached.is_some(), "it is listed all the same");
     assert_eq!(offline.ensure("shell", &mut Quiet).expect("builds"), image);
-    assert_eq!(fs::read(&image.initrd).expect("reads"), good);
+    assert_eq!(fs::read(initrd(&image)).expect("reads"), good);
 }
 
 #[test]
@@ -219,4 +224,81 @@ fn child_of_the_process_test() {
     let catalogue = Catalogue::in_cache(Cache::at(cache)).with_search_path(apt);
     let image = catalogue.ensure("shell", &mut Quiet).expect("gets it");
     println!("child has {} bytes of kernel", fs::metadata(&image.kernel).expect("is there").len());
+}
+
+/// Offers the packages that a root cannot do without, and one with everything that a package can hold.
+fn serve_root(fake: &FakeApt) {
+    let masters: [(&str, &[u8]); 2] = [
+        ("./usr/share/base-passwd/passwd.master", b"root:*:0:0::/root:/bin/bash\n"),
+        ("./usr/share/base-passwd/group.master", b"root:*:0:\n"),
+    ];
+    fake.serve("base-passwd", "3.6.1", "", &deb(&masters));
+    fake.serve("mawk", "1.3", "", &deb(&[("./usr/bin/mawk", b"awk")]));
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, kind: tar::EntryType, link: &str, mode: u32, gid: u64, contents: &[u8]| {
+        let mut header = header(name, contents.len() as u64, kind);
+        header.set_mode(mode);
+        header.set_gid(gid);
+        header.set_uid(0);
+        if !link.is_empty() {
+            header.set_link_name(link).expect("fits");
+        }
+        header.set_cksum();
+        builder.append(&header, contents).expect("to memory");
+    };
+    add("./bin/", tar::EntryType::Directory, "", 0o755, 0, b"");
+    add("./bin/bash", tar::EntryType::Regular, "", 0o2755, 42, b"shell");
+    add("./bin/rbash", tar::EntryType::Symlink, "bash", 0o777, 0, b"");
+    add("./usr/bin/again", tar::EntryType::Link, "./bin/bash", 0o755, 0, b"");
+    let data = builder.into_inner().expect("to memory");
+    let package = ar(&[("debian-binary", b"2.0\n"), ("control.tar", &tar(&[])), ("data.tar", &data)]);
+    fake.serve("bash", "5.2", "", &package);
+}
+
+#[test]
+fn image_on_disk_needs_e2fsprogs_and_says_so_before_it_fetches() {
+    let (fake, _folder, catalogue) = setup();
+    serve_root(&fake);
+    let error = catalogue.ensure("debian", &mut Quiet).expect_err("has no mke2fs");
+    assert!(error.to_string().contains("e2fsprogs"), "{error}");
+    assert!(fake.downloads().is_empty());
+}
+
+#[test]
+fn image_on_disk_holds_the_packages_files_with_their_owners() {
+    let (fake, _folder, catalogue) = setup();
+    serve_root(&fake);
+    let Some(tools) = fake.link_tools(&["mke2fs", "debugfs", "e2fsck"]) else {
+        println!("skipped: no e2fsprogs on this host");
+        return;
+    };
+    let image = catalogue.ensure("debian", &mut Quiet).expect("builds");
+    assert_eq!((image.initrd.as_deref(), image.kernel_release.as_str()), (None, RELEASE));
+    assert!(image.append.contains("root=/dev/nvme0n1"));
+    let disk = image.disk.as_ref().expect("has a disk");
+    let checked = Command::new(&tools[2]).args(["-f", "-n"]).arg(disk).output().expect("runs");
+    assert!(checked.status.success(), "{checked:?}");
+    let ask = |request: &str| {
+        let output = Command::new(&tools[1]).args(["-R", request]).arg(disk).output().expect("runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(ask("cat /etc/passwd").starts_with("root:"));
+    assert_eq!(ask("cat /usr/bin/again"), "shell");
+    let shell = ask("stat /usr/bin/bash");
+    for part in ["Mode:  02755", "User:     0", "Group:    42", "Links: 2"] {
+        assert!(shell.contains(part), "no {part:?} in {shell}");
+    }
+    for (link, target) in [("/bin", "usr/bin"), ("/usr/bin/rbash", "bash"), ("/usr/bin/awk", "mawk")] {
+        assert!(ask(&format!("stat {link}")).contains(&format!("Fast link dest: \"{target}\"")), "{link}");
+    }
+    assert!(ask("stat /usr/sbin/init").contains("Mode:  0755"));
+    assert!(ask(&format!("ls /usr/lib/modules/{RELEASE}")).contains("modules.dep"));
+
+    // Found again without apt or any tool, until it is changed.
+    let offline = without_apt(&catalogue);
+    assert_eq!(offline.ensure("debian", &mut Quiet).expect("is cached"), image);
+    damage(disk, false);
+    assert!(matches!(offline.find("debian"), Err(ImageError::NotCached(_))));
+    assert_eq!(catalogue.ensure("debian", &mut Quiet).expect("builds again"), image);
+    assert!(catalogue.remove("debian").expect("removes") && !disk.exists());
 }

@@ -13,61 +13,6 @@ fn contents(archive: &[u8], path: &str) -> Vec<u8> {
     parse(archive).into_iter().find(|entry| entry.0 == path).unwrap_or_else(|| panic!("no {path}")).4
 }
 
-/// What a shell makes of the archive's command: each argument, closed by a NUL.
-fn arguments_seen_by_a_shell(command: &[&str]) -> Vec<u8> {
-    let command: Vec<String> = command.iter().map(|&argument| argument.to_owned()).collect();
-    let archive = command_archive(&command);
-    let mut script = contents(&archive, "run-command");
-    script.extend_from_slice(b"for i; do printf '%s\\0' \"$i\"; done\n");
-    let mut shell =
-        Command::new("sh").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("there is a shell");
-    shell.stdin.take().expect("piped").write_all(&script).expect("it reads all");
-    let output = shell.wait_with_output().expect("ends");
-    assert!(output.status.success());
-    output.stdout
-}
-
-#[test]
-fn command_reaches_the_shell_as_it_is() {
-    let command = [
-        "sh",
-        "-c",
-        "echo \"$HOME\" `id` $(id) \\ \\n",
-        "it's",
-        "''",
-        "",
-        " two  spaces ",
-        "two\nlines\n",
-        "tab\t\r\x1b[0m",
-        "ünïcödé 🦀",
-        "--",
-        "-n",
-        "*",
-        "~",
-        "#no comment",
-        "a;b&c|d<e>f",
-        "!history",
-    ];
-    let expected: Vec<u8> = command.iter().flat_map(|argument| argument.bytes().chain([0])).collect();
-    assert_eq!(arguments_seen_by_a_shell(&command), expected);
-}
-
-#[test]
-fn long_command_is_kept_whole_and_nul_is_dropped() {
-    let long = "x".repeat(100_000);
-    assert_eq!(arguments_seen_by_a_shell(&[&long]).len(), 100_001);
-    assert_eq!(arguments_seen_by_a_shell(&["a\0b"]), b"ab\0");
-    assert_eq!(arguments_seen_by_a_shell(&[]), b"");
-}
-
-#[test]
-fn command_archive_follows_another_one() {
-    let base = Initramfs::shell(b"busybox".to_vec()).and_then(|archive| archive.build()).expect("builds");
-    let both = [base.clone(), command_archive(&["id".to_owned()])].concat();
-    assert_eq!(paths(&both).len(), paths(&base).len() + 1);
-    assert_eq!(contents(&both, "run-command"), b"set -- 'id'\n");
-}
-
 #[test]
 fn folders_come_before_what_is_in_them_exactly_once() {
     let mut archive = Initramfs::shell(b"busybox".to_vec()).expect("valid");

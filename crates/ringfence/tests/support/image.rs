@@ -18,7 +18,12 @@ pub fn nonce() -> u64 {
 
 /// As `sha256sum` prints it.
 pub fn sha256(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256_of(text.as_bytes())
+}
+
+/// The same of any bytes.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Fetches an image unless it is there. Without it no test means anything, so that failing is an error.

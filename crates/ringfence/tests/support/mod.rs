@@ -6,6 +6,7 @@
     reason = "every test program is a crate of its own and uses a part of this"
 )]
 
+pub mod disk;
 pub mod guest;
 pub mod image;
 pub mod pty;

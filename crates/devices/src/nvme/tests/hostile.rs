@@ -54,6 +54,30 @@ fn tail_that_laps_gives_stale_commands_and_no_more() {
     }
 }
 
+/// The largest admin queue there can be, filled before the one doorbell that tells of it.
+#[test]
+fn full_admin_queue_is_worked_off_at_one_doorbell() {
+    let image = Image::new(1 << 20);
+    let rig = Rig::new(image.open(",io=sync"));
+    let (sq, cq) = (2 << 20, 3 << 20);
+    rig.set(0x24, 4095 << 16 | 4095);
+    for (register, base) in [(0x28, sq), (0x30, cq)] {
+        rig.bus_write(GuestAddress(rig.register(register)), &u64::to_le_bytes(base));
+    }
+    rig.set_cc(ENABLED);
+    // Get Features, number of queues.
+    for entry in 0..4095_u64 {
+        let at = sq + entry * 64;
+        rig.memory.write(GuestAddress(at), 0x0a | (entry as u32) << 16).unwrap();
+        rig.memory.write(GuestAddress(at + 40), 7_u32).unwrap();
+    }
+    rig.doorbell(0, 4095);
+    for entry in 0..4095_u64 {
+        let last = rig.memory.read::<u32>(GuestAddress(cq + entry * 16 + 12)).unwrap();
+        assert_eq!(last, 1 << 16 | entry as u32);
+    }
+}
+
 #[test]
 fn queues_may_lie_on_each_other() {
     let image = Image::new(1 << 20);

@@ -190,8 +190,12 @@ fn durable_writes_say_so_to_the_disk() {
         durable
     };
     assert_eq!((write(0), write(1 << 30)), (false, true));
-    assert_eq!(rig.admin(Cmd::new(9, 0).cdw(&[6, 0])).status, 0);
+    let off = rig.submit(0, Cmd::new(9, 0).cdw(&[6, 0]));
+    assert_eq!(rig.peek(0), None, "what the cache holds is flushed first");
+    assert_eq!(disk.end(Ok(())), "Flush");
+    assert_eq!((rig.next(0).id, disk.count()), (off, 0));
     assert!(write(0), "with the write cache off");
+    assert_eq!(rig.admin(Cmd::new(9, 0).cdw(&[6, 0])).status, 0, "off already: nothing to flush");
     rig.submit(1, Cmd::new(0, 1));
     assert_eq!(disk.end(Ok(())), "Flush");
     assert_eq!(rig.next(1).status, 0);

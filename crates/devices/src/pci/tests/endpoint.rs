@@ -182,9 +182,12 @@ fn registers_answer_only_while_decoding_is_on() {
     assert_eq!(m.at(address), 0xff);
     m.set(1, COMMAND, MEMORY);
     assert_eq!((m.at(address), m.at(address + 0x3fff)), (1, 1));
+    m.set(1, COMMAND, MEMORY | MASTER);
     m.set(1, POWER + 4, 3);
     assert_eq!(m.at(address), 0xff, "asleep in D3");
+    assert!(!m.cards[0].endpoint.is_bus_master(), "and silent");
     m.set(1, POWER + 4, 0);
+    assert!(m.cards[0].endpoint.is_bus_master());
     assert_eq!(m.at(address), 1);
     m.set(1, COMMAND, 0);
     assert_eq!(m.at(address), 0xff);

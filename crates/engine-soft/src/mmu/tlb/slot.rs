@@ -23,9 +23,9 @@ impl Row for FetchEntry {
 }
 
 /// A direct-mapped table, with marks that make it cheap to empty. `WORDS` is a 64th of `ROWS`.
-#[repr(C, align(64))]
 struct Table<E, const ROWS: usize, const WORDS: usize> {
-    rows: [E; ROWS],
+    /// On the heap from the first, since it is too large for a stack.
+    rows: Box<[E]>,
     /// Rows that have been written since they were last emptied.
     filled: [u64; WORDS],
     /// Those of them that hold a global page.
@@ -36,7 +36,10 @@ type DataTable = Table<Entry, ENTRIES, { ENTRIES / 64 }>;
 type FetchTable = Table<FetchEntry, FETCH_ENTRIES, { FETCH_ENTRIES / 64 }>;
 
 impl<E: Row, const ROWS: usize, const WORDS: usize> Table<E, ROWS, WORDS> {
-    const EMPTY: Self = Self { rows: [E::EMPTY; ROWS], filled: [0; WORDS], global: [0; WORDS] };
+    fn new() -> Self {
+        let rows = vec![E::EMPTY; ROWS].into_boxed_slice();
+        Self { rows, filled: [0; WORDS], global: [0; WORDS] }
+    }
 
     #[inline(always)]
     fn index(linear: u64) -> usize {
@@ -171,9 +174,9 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn new(epoch: u32) -> Box<Self> {
         Box::new(Self {
-            read: [const { DataTable::EMPTY }; CLASSES],
-            write: [const { DataTable::EMPTY }; CLASSES],
-            fetch: [const { FetchTable::EMPTY }; 2],
+            read: std::array::from_fn(|_| DataTable::new()),
+            write: std::array::from_fn(|_| DataTable::new()),
+            fetch: std::array::from_fn(|_| FetchTable::new()),
             local: NOTHING,
             global: NOTHING,
             own_kernel_code: false,
