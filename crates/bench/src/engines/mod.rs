@@ -54,6 +54,10 @@ pub(crate) struct EnginesArguments {
     #[arg(long, default_value = "max", value_name = "MODEL")]
     qemu_cpu: String,
 
+    /// The CPU that Ringfence's guest sees
+    #[arg(long, default_value = "host", value_name = "MODEL")]
+    cpu: String,
+
     /// Memory of a guest, in MiB
     #[arg(long, default_value_t = 1024, value_name = "MIB")]
     memory: u32,
@@ -168,8 +172,16 @@ fn sides(
         }
     }
     let version = version(&ringfence).unwrap_or_default();
-    notes.push(format!("ringfence: {version}; --engine {}", arguments.engine.join(",")));
-    let side = |engine: &String| Side::Ringfence { program: ringfence.clone(), engine: engine.clone() };
+    notes.push(format!(
+        "ringfence: {version}; --engine {} --cpu {}",
+        arguments.engine.join(","),
+        arguments.cpu
+    ));
+    let side = |engine: &String| Side::Ringfence {
+        program: ringfence.clone(),
+        engine: engine.clone(),
+        cpu: arguments.cpu.clone(),
+    };
     sides.extend(arguments.engine.iter().map(side));
     sides
 }

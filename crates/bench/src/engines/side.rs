@@ -16,7 +16,7 @@ use super::transcript::Transcript;
 pub(crate) enum Side {
     Native(Native),
     Qemu { program: PathBuf, cpu: String },
-    Ringfence { program: PathBuf, engine: String },
+    Ringfence { program: PathBuf, engine: String, cpu: String },
 }
 
 /// What became of a side in one round.
@@ -70,9 +70,18 @@ impl Side {
                 command.args(["-device", "nvme,drive=root,serial=root"]);
                 command
             }
-            Self::Ringfence { program, engine } => {
+            Self::Ringfence { program, engine, cpu } => {
                 let mut command = Command::new(program);
-                command.args(["run", "--engine", engine, "--memory", &format!("{memory}M"), "--no-reboot"]);
+                command.args([
+                    "run",
+                    "--engine",
+                    engine,
+                    "--cpu",
+                    cpu,
+                    "--memory",
+                    &format!("{memory}M"),
+                    "--no-reboot",
+                ]);
                 command.arg("--kernel").arg(&prepared.kernel).args(["--append", &append()?]);
                 command.args(["--disk", &format!("{disk},bus=nvme,ephemeral")]);
                 command
