@@ -6,8 +6,8 @@ use std::time::Instant;
 use ringfence_images::Catalogue;
 use ringfence_machine::console::Nowhere;
 use ringfence_machine::{
-    BootSpec, ClockMode, CrashReport, DiskSpec, EngineChoice, HostMemory, Initrd, Machine, MachineError, MachineSpec,
-    Notice, Outcome, SerialOutputs, StopReason,
+    BootSpec, ClockMode, CrashReport, DiskSpec, EngineChoice, HostMemory, Initrd, Machine, MachineError,
+    MachineSpec, Notice, Outcome, SerialOutputs, StopReason,
 };
 
 use crate::args::{ConsoleTarget, RunArguments};

@@ -125,7 +125,8 @@ impl Cpu {
     pub(super) fn find_stack(&mut self) {
         let pointer = self.regs[4];
         let state = &mut self.translated;
-        if state.stack_changes == self.tlb.write_changes() && pointer.wrapping_sub(state.stack_page) < 0x1000 {
+        if state.stack_changes == self.tlb.write_changes() && pointer.wrapping_sub(state.stack_page) < 0x1000
+        {
             return;
         }
         let page = pointer & !0xfff;

@@ -1,0 +1,210 @@
+//! The same programs natively, under QEMU's translator and under Ringfence, in turn, from one disk image.
+//!
+//! [`prepare`] makes the disk and compiles the programs of [`catalogue`] once; a [`side`] runs them all in one go and prints what
+//! [`transcript`] understands; [`results`] turns rounds into figures, and [`report`] shows them. A figure exists only if every
+//! round of a side gave the native result.
+
+mod catalogue;
+mod native;
+mod prepare;
+mod report;
+mod results;
+mod side;
+mod transcript;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use clap::Args;
+use ringfence_images::Progress;
+
+use native::{Native, NativeError};
+use results::{Measure, SideRounds};
+use side::Side;
+
+/// Options of `bench engines`.
+#[derive(Debug, Args)]
+pub(crate) struct EnginesArguments {
+    /// Programs to measure, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    programs: Vec<String>,
+
+    /// How often each side runs all programs, the sides in turn
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+
+    /// How often a program runs in a round, after one run that is not counted
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..100))]
+    repeats: u32,
+
+    /// Engines of Ringfence, separated by commas
+    #[arg(long, value_delimiter = ',', default_value = "jit", value_name = "LIST")]
+    engine: Vec<String>,
+
+    /// Sides to run besides Ringfence, separated by commas: native, qemu
+    #[arg(long, value_delimiter = ',', default_value = "native,qemu", value_name = "LIST")]
+    against: Vec<String>,
+
+    /// What to compare
+    #[arg(long, value_enum, default_value_t = Measure::Wall)]
+    by: Measure,
+
+    /// The CPU that QEMU's guest sees
+    #[arg(long, default_value = "max", value_name = "MODEL")]
+    qemu_cpu: String,
+
+    /// The CPU that Ringfence's guest sees
+    #[arg(long, default_value = "host", value_name = "MODEL")]
+    cpu: String,
+
+    /// Memory of a guest, in MiB
+    #[arg(long, default_value_t = 1024, value_name = "MIB")]
+    memory: u32,
+
+    /// Gives a side up that takes longer for a round, in seconds
+    #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+    timeout: u64,
+
+    /// The `ringfence` program [default: the one beside this program]
+    #[arg(long, value_name = "FILE")]
+    ringfence: Option<PathBuf>,
+
+    /// Writes everything, single times too, to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Why there is no comparison.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnginesError {
+    #[error(transparent)]
+    Program(#[from] catalogue::UnknownProgram),
+    #[error(transparent)]
+    Prepare(#[from] prepare::PrepareError),
+    #[error("`{0}` is not there; build it with `cargo build --release`, or name it with --ringfence")]
+    NoRingfence(PathBuf),
+    #[error("there is no side `{0}`; --against takes native and qemu")]
+    UnknownSide(String),
+    #[error("cannot write `{0}`")]
+    Write(PathBuf, #[source] std::io::Error),
+}
+
+/// Tells the steps on standard error, a line each.
+struct Steps;
+
+impl Progress for Steps {
+    fn step(&mut self, what: &str, _total: Option<u64>) {
+        eprintln!("{what}");
+    }
+
+    fn advance(&mut self, _done: u64) {}
+}
+
+/// Measures, and prints the report.
+pub(crate) fn run(arguments: &EnginesArguments) -> Result<(), EnginesError> {
+    let programs = catalogue::choose(&arguments.programs)?;
+    if let Some(other) =
+        arguments.against.iter().find(|side| !matches!(side.as_str(), "native" | "qemu" | ""))
+    {
+        return Err(EnginesError::UnknownSide(other.clone()));
+    }
+    let ringfence = ringfence(arguments.ringfence.as_deref())?;
+    let prepared = prepare::prepare(&mut Steps)?;
+    let mut notes = vec![format!(
+        "guests: Linux {}, one vCPU, {} MiB, root on NVMe; {} rounds of 1 + {} runs",
+        prepared.kernel_release, arguments.memory, arguments.rounds, arguments.repeats
+    )];
+    notes.push(match arguments.by {
+        Measure::Wall => "compared: time as it passes".to_owned(),
+        Measure::Cpu => "compared: processor time, of a guest that of the whole process".to_owned(),
+    });
+    let sides = sides(arguments, ringfence, Native::new(&prepared.root), &mut notes);
+
+    let mut words = vec!["/bench/run".to_owned(), (arguments.repeats + 1).to_string()];
+    words.extend(programs.iter().map(|program| program.name.to_owned()));
+    let mut measured: Vec<SideRounds> = sides
+        .iter()
+        .map(|side| SideRounds { name: side.name(), is_guest: side.is_guest(), rounds: Vec::new() })
+        .collect();
+    for number in 1..=arguments.rounds {
+        for (side, into) in sides.iter().zip(&mut measured) {
+            eprintln!("round {number} of {}: {}", arguments.rounds, into.name);
+            let limit = Duration::from_secs(arguments.timeout);
+            into.rounds.push(side.run(&prepared, &words, arguments.memory, limit));
+        }
+    }
+    let rows = results::rows(&programs, &measured, arguments.by);
+    let facts = report::Facts { host_cpu: host_cpu(), notes };
+    print!("{}", report::text(&rows, &measured, &facts));
+    if let Some(path) = &arguments.json {
+        let text = format!("{:#}\n", report::json(&rows, &measured, &facts));
+        std::fs::write(path, text).map_err(|error| EnginesError::Write(path.clone(), error))?;
+    }
+    Ok(())
+}
+
+/// The sides that can run here; the notes say what they are, and why one cannot.
+fn sides(
+    arguments: &EnginesArguments,
+    ringfence: PathBuf,
+    native: Result<Native, NativeError>,
+    notes: &mut Vec<String>,
+) -> Vec<Side> {
+    let mut sides = Vec::new();
+    let wanted = |name: &str| arguments.against.iter().any(|side| side == name);
+    if wanted("native") {
+        match native {
+            Ok(native) => sides.push(Side::Native(native)),
+            Err(error) => notes.push(format!("native: left out: {error}")),
+        }
+    }
+    if wanted("qemu") {
+        let program = PathBuf::from("qemu-system-x86_64");
+        match version(&program) {
+            Some(version) => {
+                notes.push(format!("qemu: {version}; -accel tcg,thread=single -cpu {}", arguments.qemu_cpu));
+                sides.push(Side::Qemu { program, cpu: arguments.qemu_cpu.clone() });
+            }
+            None => notes.push(
+                "qemu: left out: qemu-system-x86_64 does not start; install qemu-system-x86".to_owned(),
+            ),
+        }
+    }
+    let version = version(&ringfence).unwrap_or_default();
+    notes.push(format!(
+        "ringfence: {version}; --engine {} --cpu {}",
+        arguments.engine.join(","),
+        arguments.cpu
+    ));
+    let side = |engine: &String| Side::Ringfence {
+        program: ringfence.clone(),
+        engine: engine.clone(),
+        cpu: arguments.cpu.clone(),
+    };
+    sides.extend(arguments.engine.iter().map(side));
+    sides
+}
+
+/// The command to measure.
+fn ringfence(given: Option<&Path>) -> Result<PathBuf, EnginesError> {
+    let path = given.map_or_else(
+        || std::env::current_exe().unwrap_or_default().with_file_name("ringfence"),
+        Path::to_owned,
+    );
+    if path.is_file() { Ok(path) } else { Err(EnginesError::NoRingfence(path)) }
+}
+
+/// The first line of what a program says about its version.
+fn version(program: &Path) -> Option<String> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
+}
+
+fn host_cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name =
+        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    format!("{}, {count} processors", name.unwrap_or("an unknown CPU"))
+}
