@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use ringfence_engine::{Engine, EngineError};
 use ringfence_engine_soft::engine::{InterpreterEngine, JitEngine};
+use ringfence_engine_soft::jit::JitError;
 use ringfence_engine_soft::lockstep::{LockstepEngine, LockstepOptions};
 
 /// An engine as named on the command line.
@@ -74,9 +75,16 @@ pub struct Selection {
 /// [`NotOffered`] if this version does not have it.
 pub(crate) fn select(choice: EngineChoice) -> Result<Selection, NotOffered> {
     match choice {
-        EngineChoice::Auto => Ok(Selection {
-            engine: EngineChoice::Interp,
-            reason: "the engine that has been proven most; it needs nothing from the host",
+        EngineChoice::Auto => Ok(match ringfence_engine_soft::jit::check_host() {
+            Ok(()) => Selection { engine: EngineChoice::Jit, reason: "the fastest engine of this version" },
+            Err(JitError::NoLahf) => Selection {
+                engine: EngineChoice::Interp,
+                reason: "the host's processor lacks LAHF in 64-bit mode, which the translator needs",
+            },
+            Err(JitError::Memory(_)) => Selection {
+                engine: EngineChoice::Interp,
+                reason: "the host refuses executable memory files, which the translator needs; much slower",
+            },
         }),
         EngineChoice::Interp | EngineChoice::Jit | EngineChoice::Lockstep => {
             Ok(Selection { engine: choice, reason: "asked for by --engine" })
@@ -121,7 +129,7 @@ mod tests {
 
     #[test]
     fn auto_becomes_a_real_engine() {
-        assert_eq!(select(EngineChoice::Auto).unwrap().engine, EngineChoice::Interp);
+        assert_ne!(select(EngineChoice::Auto).unwrap().engine, EngineChoice::Auto);
         assert_eq!(select(EngineChoice::Kvm), Err(NotOffered(EngineChoice::Kvm)));
         assert_eq!(select(EngineChoice::Lockstep).unwrap().engine, EngineChoice::Lockstep);
     }

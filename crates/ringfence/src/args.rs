@@ -100,8 +100,8 @@ pub(crate) struct RunArguments {
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "kernel")]
     pub(crate) command: Vec<String>,
 
-    /// Who executes the guest: auto, kvm, jit, interp or lockstep (jit and interp side by side; the first difference
-    /// stops them)
+    /// Who executes the guest: auto (the fastest that works here), kvm, jit, interp or lockstep (jit and interp side by
+    /// side; the first difference stops them)
     #[arg(long, value_name = "ENGINE", default_value_t)]
     pub(crate) engine: EngineChoice,
 

@@ -172,7 +172,7 @@ fn console_goes_to_a_file_or_nowhere() {
 fn verbose_tells_engine_and_figures() {
     let kernel = Guest::new().print("x").power_off().kernel();
     let run = finish(run(&kernel).arg("-v"));
-    run.expect(0, &["engine interp", "first output after", "instructions", "MIPS", "touched by the guest"]);
+    run.expect(0, &["engine jit", "first output after", "instructions", "MIPS", "touched by the guest"]);
 }
 
 #[test]

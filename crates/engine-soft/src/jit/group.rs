@@ -9,7 +9,8 @@
 use iced_x86::{OpAccess, OpKind};
 
 use super::asm::{Mem, Two, cc};
-use super::emit::{Cold, Emitter};
+use super::cold::Cold;
+use super::emit::Emitter;
 use super::native::Kind;
 use super::operand::writes;
 use super::registers::{A, B, C, Home, home};

@@ -67,7 +67,7 @@ fn may_resume(cpu: &Cpu) -> bool {
         && cpu.activity == Activity::Active
         && !cpu.steps_singly()
         && !cpu.translated.stale.as_ref().is_some_and(|stale| stale.any())
-        && !cpu.apic.as_ref().is_some_and(|apic| apic.inbox().pending() != 0)
+        && cpu.apic.as_ref().is_none_or(|apic| apic.inbox().pending() == 0)
 }
 
 /// Whether an instruction is one after which that may be so.

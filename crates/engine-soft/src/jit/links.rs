@@ -1,7 +1,8 @@
 //! How translated code goes from place to place: direct branches, calls and returns.
 
 use super::asm::{Imm, Mem, RAX, RSP, Two, at, cc};
-use super::emit::{Cold, Emitter};
+use super::cold::Cold;
+use super::emit::Emitter;
 use super::registers::{A, B, C, STACK};
 use super::state::field;
 use super::stubs::{CELLS, Cell, enter_page, fetch_entry};

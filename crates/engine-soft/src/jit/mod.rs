@@ -1,10 +1,12 @@
 //! The translator of 64-bit code: guest instructions become host instructions of the same set.
 //!
-//! A *region* is a run of instructions in one page ([`region`]). When one has been executed often enough by the
-//! interpreter it is translated ([`emit`], [`operand`], [`special`]) to code that keeps guest registers in host registers
-//! ([`registers`]) and guest flags in host flags ([`flags`]). Addresses go through the interpreter's own soft TLB by a
-//! check in line; what misses, and every instruction that is not in the table ([`native`]), runs by the interpreter's
-//! handler, called from translated code. So whatever the interpreter can do, translated code can.
+//! A *region* is instructions of one page that lead to each other ([`region`]). When its first has been executed often
+//! enough by the interpreter it is translated ([`emit`], [`cold`], [`operand`], [`special`], [`system`]) to code that keeps
+//! guest registers in host registers ([`registers`]), guest flags in host flags ([`flags`]) and, from where they are first
+//! used, vector registers in vector registers ([`vector`]). Addresses go through the interpreter's own soft TLB by a check in
+//! line, one for a row of neighbours ([`group`]); the stack's page is remembered apart ([`special`]). What misses, and every
+//! instruction that is not in the table ([`native`]), runs by the interpreter's handler, called from translated code
+//! ([`helper`]). So whatever the interpreter can do, translated code can.
 //!
 //! * Regions are found by physical address. Nothing in them depends on where the page is mapped or on privilege: the
 //!   linear address of the page is a field of the vCPU ([`state`]), the soft TLB's tables are selected by class.
@@ -12,14 +14,16 @@
 //!   that the same physical page is there ([`links`]). Any other branch looks its target up in a table, in translated code:
 //!   by the soft TLB, then by physical address ([`stubs`]). A return is expected to come back to where the call was, as
 //!   the host's own is.
-//! * Every region takes its length off a budget when it is entered and gives back what it did not execute. A run never
-//!   exceeds its budget, and the count of retired instructions is exact wherever Rust sees it.
+//! * Every unit of a region takes its length off a budget when it is entered and gives back what it did not execute. A run
+//!   never exceeds its budget, and the count of retired instructions is exact wherever Rust sees it.
+//! * A system call, a return from one and the like go on in translated code, unless something waits for the run loop.
 //! * When bytes are written that a region was made from, its links are undone and it is forgotten ([`cache`]).
 //!
 //! 16-bit and 32-bit code runs in the interpreter.
 
 mod asm;
 mod cache;
+mod cold;
 mod emit;
 mod enter;
 mod flags;
@@ -105,6 +109,18 @@ static NOTHING_PENDING: AtomicU32 = AtomicU32::new(0);
 const HEAT: usize = 1 << 14;
 /// Most addresses remembered as those of code that cannot be translated. Others are tried again and again, slowly.
 const MAX_NEVER: usize = 1 << 16;
+
+/// Whether this host can run translated code.
+///
+/// # Errors
+/// What it lacks.
+pub fn check_host() -> Result<(), JitError> {
+    if !Host::detect().lahf {
+        return Err(JitError::NoLahf);
+    }
+    crate::codemem::CodeMemory::new(1)?;
+    Ok(())
+}
 
 /// Where executions of the block at an address are counted.
 fn heat_index(address: GuestAddress) -> usize {

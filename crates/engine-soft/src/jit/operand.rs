@@ -3,7 +3,8 @@
 use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
 
 use super::asm::{Imm, Mem, Reg, Two, at, cc};
-use super::emit::{Cold, Emitter};
+use super::cold::Cold;
+use super::emit::Emitter;
 use super::registers::{A, B, C, Home, home, sized};
 use super::state::field;
 use crate::interp::op::{Op, RIP, ZERO, register_number};

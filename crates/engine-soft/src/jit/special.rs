@@ -3,7 +3,8 @@
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::asm::{Imm, Mem, RAX, Reg, Two, at, cc};
-use super::emit::{Cold, Emitter};
+use super::cold::Cold;
+use super::emit::Emitter;
 use super::registers::{A, B, C, Home, STACK, home, sized};
 use super::state::field;
 

@@ -5,7 +5,8 @@
 //! emitter knows it and need not look.
 
 use super::asm::{Imm, cc};
-use super::emit::{Cold, Emitter};
+use super::cold::Cold;
+use super::emit::Emitter;
 use super::helper::Site;
 use super::registers::A;
 use super::state::field;
