@@ -118,7 +118,7 @@ fn link_whose_target_is_translated_into_emptied_code_memory_stays_unlinked() {
     let mut m = machine();
     let mut jit = Jit::new(Options { threshold: 1, code_size: SIZE, ..OPTIONS }, &m.cpu.code).unwrap();
     (m.cpu.regs[3], m.cpu.regs[1]) = (DATA, DATA + 8);
-    let mut run = |m: &mut Interpreter, jit: &mut Jit, code: &[u8]| {
+    let run = |m: &mut Interpreter, jit: &mut Jit, code: &[u8]| {
         m.cpu.memory.write_bytes(GuestAddress(CODE), code).unwrap();
         m.cpu.regs[RIP] = CODE;
         let end = (0..100).find_map(|_| jit.run(m, 1000).err());
