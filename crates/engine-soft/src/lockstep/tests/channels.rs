@@ -9,6 +9,7 @@ use ringfence_memory::GuestAddress;
 
 use super::lab::{CODE, DATA, DEVICE, Lab};
 use crate::lockstep::LockstepOptions;
+use crate::mmu::tlb::FETCH_ENTRIES;
 
 fn both(write: fn(&mut CodeAssembler) -> Result<(), IcedError>, check: impl Fn(&mut Lab)) {
     for batch in [None, Some(1), Some(50)] {
@@ -202,10 +203,10 @@ fn exceptions_time_and_random_numbers_are_the_same_on_both() {
 fn accessed_bit_of_running_code_that_is_cleared_without_a_flush_is_no_difference() {
     // Another page of code that takes the place of this one in the soft TLB's table of fetches: the interpreter knows the way
     // back without it, translated code does not.
-    const OTHER: u64 = CODE + (1 << 24);
+    const OTHER: u64 = CODE + 0x1000 * FETCH_ENTRIES as u64;
     let guest = |a: &mut CodeAssembler| {
         let (mut again, mut back) = (a.create_label(), a.create_label());
-        a.mov(qword_ptr(0x8040), 0xb003)?;
+        a.mov(qword_ptr(0x8000 + 8 * (OTHER >> 21)), 0xb003)?;
         a.mov(qword_ptr(0xb000 + 8 * 0x10), 0x5_0003)?;
         // jmp r8
         a.mov(dword_ptr(0x5_0000), 0x00e0_ff41)?;
