@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn sensible_machine_is_accepted() {
-        assert_eq!(spec().check(HOST).unwrap().engine, EngineChoice::Interp);
+        assert_eq!(spec().check(HOST).unwrap().engine, EngineChoice::Jit);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A root file system on a disk image, made from Debian packages without root and without running any of them.
 //!
-//! [`unpack`] lays packages out in a [`Tree`]: a folder on the host that holds files and folders, and a record of
+//! [`unpack()`] lays packages out in a [`Tree`]: a folder on the host that holds files and folders, and a record of
 //! what such a folder cannot hold for an ordinary user, the owners. Links are made last, so nothing that is
 //! unpacked ever follows one on the host. [`debian`] adds what the packages' own install scripts would have made: the links of
 //! a merged `/usr`, accounts, default programs; and an init. [`ext4`] packs the tree with e2fsprogs.
