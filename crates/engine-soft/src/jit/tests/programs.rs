@@ -146,3 +146,35 @@ fn link_whose_target_is_translated_into_emptied_code_memory_stays_unlinked() {
     assert_eq!(jit.cache.sizes.flushes, 1);
     assert_eq!((word(&m, DATA) - before, word(&m, DATA + 8)), (61, 1));
 }
+
+#[test]
+fn endless_code_of_every_shape_is_left_when_its_budget_is_spent() {
+    let shapes: [(&str, &[u8]); 6] = [
+        ("jmp to itself", &[0xeb, 0xfe]),
+        ("jump through a register", &[0x48, 0x8d, 0x05, 0xf9, 0xff, 0xff, 0xff, 0xff, 0xe0]),
+        ("call whose return address is dropped", &[0xe8, 0, 0, 0, 0, 0x58, 0xeb, 0xf8]),
+        // lea rax,[rip-7]; push rax; ret
+        ("return to itself", &[0x48, 0x8d, 0x05, 0xf9, 0xff, 0xff, 0xff, 0x50, 0xc3]),
+        // call +2; jmp -7; ret
+        ("call and return", &[0xe8, 2, 0, 0, 0, 0xeb, 0xf9, 0xc3]),
+        // jmp to the next page, and back
+        ("jumps between pages", &[0xe9, 0xfb, 0x0f, 0, 0]),
+    ];
+    for (name, code) in shapes {
+        let mut m = machine();
+        m.cpu.memory.write_bytes(GuestAddress(CODE), code).unwrap();
+        m.cpu.memory.write_bytes(GuestAddress(CODE + 0x1000), &[0xe9, 0xfb, 0xef, 0xff, 0xff]).unwrap();
+        m.cpu.regs[RIP] = CODE;
+        m.cpu.regs[4] = DATA + 0x2000;
+        let mut jit = Jit::new(Options { threshold: 2, ..OPTIONS }, &m.cpu.code).unwrap();
+        for limit in [1, 7, 1000, 100_000] {
+            let end = m.cpu.retired + limit;
+            while m.cpu.retired < end {
+                let left = end - m.cpu.retired;
+                jit.run(&mut m, left).unwrap();
+            }
+            assert_eq!(m.cpu.retired, end, "{name}");
+        }
+        assert!(jit.cache.sizes.regions > 0, "{name}");
+    }
+}
