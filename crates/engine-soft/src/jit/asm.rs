@@ -423,6 +423,24 @@ impl Assembler {
         }
     }
 
+    /// `jcc target`, which is there already.
+    pub(super) fn jcc_to(&mut self, condition: u8, target: i64) {
+        let site = self.jcc(condition);
+        self.patch(site, target);
+    }
+
+    /// `jmp target`, likewise.
+    pub(super) fn jmp_to(&mut self, target: i64) {
+        let site = self.jmp();
+        self.patch(site, target);
+    }
+
+    /// `call target`, likewise.
+    pub(super) fn call_to(&mut self, target: i64) {
+        let site = self.call();
+        self.patch(site, target);
+    }
+
     /// Makes the branch at `site` come here.
     pub(super) fn bind(&mut self, site: usize) {
         self.patch(site, self.here() as i64);

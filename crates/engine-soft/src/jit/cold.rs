@@ -122,8 +122,7 @@ impl Emitter<'_> {
                 if behind.0 {
                     self.restore_flags(A);
                 }
-                let site = self.a.jmp();
-                self.a.patch(site, back as i64);
+                self.a.jmp_to(back as i64);
             }
             Cold::Slow { sites, step, back, restore, level } => {
                 for site in sites {
@@ -141,8 +140,7 @@ impl Emitter<'_> {
                 if restore {
                     load_flags(&mut self.a, A);
                 }
-                let site = self.a.jmp();
-                self.a.patch(site, back as i64);
+                self.a.jmp_to(back as i64);
             }
             Cold::Side { site, target, inside, save, refund } => {
                 self.a.bind(site);

@@ -127,7 +127,10 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
     while i < total {
         e.arrive(i, open);
         let end = match e.try_row(i) {
-            Some(end) => end,
+            Some(end) => {
+                open = !closes(source.steps[end - 1].kind);
+                end
+            }
             None => {
                 let done = e.step(i);
                 interpreted += usize::from(!done.native);
@@ -135,9 +138,6 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
                 i + 1
             }
         };
-        if end > i + 1 {
-            open = !closes(source.steps[end - 1].kind);
-        }
         if open && source.steps[end - 1].last {
             open = source.following(end - 1) == Some(end);
             if !open {
@@ -267,9 +267,13 @@ impl Emitter<'_> {
     /// Calls the handler of step `i`.
     pub(super) fn call_handler(&mut self, i: usize) {
         let id = self.site(i);
+        self.call_site(id);
+    }
+
+    /// Calls the handler of a site.
+    pub(super) fn call_site(&mut self, id: u64) {
         self.a.constant(A, id);
-        let site = self.a.call();
-        self.a.patch(site, self.stubs.interpret as i64 - self.base as i64);
+        self.call_out(self.stubs.interpret);
     }
 
     /// The number under which step `i` is known to its handler's caller.
@@ -310,8 +314,12 @@ impl Emitter<'_> {
 
     /// Jumps to fixed code.
     pub(super) fn jump_out(&mut self, target: usize) {
-        let site = self.a.jmp();
-        self.a.patch(site, target as i64 - self.base as i64);
+        self.a.jmp_to(target as i64 - self.base as i64);
+    }
+
+    /// Calls fixed code.
+    pub(super) fn call_out(&mut self, target: usize) {
+        self.a.call_to(target as i64 - self.base as i64);
     }
 
     /// Makes the branch at `site` lead to the label of a step.

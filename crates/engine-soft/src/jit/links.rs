@@ -220,8 +220,7 @@ impl Emitter<'_> {
             self.a.copy(A, from);
         }
         if self.first_cell + self.cells >= CELLS {
-            let site = self.a.call();
-            self.a.patch(site, self.stubs.look_up as i64 - self.base as i64);
+            self.call_out(self.stubs.look_up);
             sites.push(self.a.jcc(cc::NE));
             return Some(());
         }
@@ -250,8 +249,7 @@ impl Emitter<'_> {
         for site in sites {
             self.a.bind(site);
         }
-        let site = self.a.call();
-        self.a.patch(site, self.stubs.look_up as i64 - self.base as i64);
+        self.call_out(self.stubs.look_up);
         let unknown = self.a.jcc(cc::NE);
         let [linear, context, host] = self.cell(cell);
         self.a.rm(Two::Load, C, field::cells());
@@ -261,8 +259,7 @@ impl Emitter<'_> {
         self.a.rm(Two::Load, RAX, field::context());
         self.a.rm(Two::Store, RAX, context);
         self.a.pop(RAX);
-        let site = self.a.jmp();
-        self.a.patch(site, back as i64);
+        self.a.jmp_to(back as i64);
         self.a.bind(unknown);
         self.call_handler(step);
         self.follow_rip();

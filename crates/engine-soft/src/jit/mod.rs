@@ -110,14 +110,18 @@ const HEAT: usize = 1 << 14;
 /// Most addresses remembered as those of code that cannot be translated. Others are tried again and again, slowly.
 const MAX_NEVER: usize = 1 << 16;
 
+/// What the host's processor has, if that is enough.
+fn host() -> Result<Host, JitError> {
+    let host = Host::detect();
+    if host.lahf { Ok(host) } else { Err(JitError::NoLahf) }
+}
+
 /// Whether this host can run translated code.
 ///
 /// # Errors
 /// What it lacks.
 pub fn check_host() -> Result<(), JitError> {
-    if !Host::detect().lahf {
-        return Err(JitError::NoLahf);
-    }
+    host()?;
     crate::codemem::CodeMemory::new(1)?;
     Ok(())
 }
@@ -158,10 +162,7 @@ impl Jit {
     /// # Errors
     /// If the host offers no memory for code, or its processor is too old.
     pub fn new(options: Options, code: &CodeMap) -> Result<Self, JitError> {
-        let host = Host::detect();
-        if !host.lahf {
-            return Err(JitError::NoLahf);
-        }
+        let host = host()?;
         let cache = Cache::new(options.code_size)?;
         let heat = vec![0; HEAT].into_boxed_slice();
         Ok(Self {

@@ -7,8 +7,8 @@ use super::cold::Cold;
 use super::emit::Emitter;
 use super::registers::{A, B, C, Home, home, sized};
 use super::state::field;
+use super::stubs::data_entry;
 use crate::interp::op::{Op, RIP, ZERO, register_number};
-use crate::mmu::tlb::ENTRIES;
 
 const FS: u8 = 4;
 const GS: u8 = 5;
@@ -91,10 +91,7 @@ impl Emitter<'_> {
             _ if size == 1 || alignment > 1 => self.a.copy(C, A),
             _ => self.a.rm(Two::Lea, C, at(A, size as i32 - 1)),
         }
-        // Entries are 16 bytes, pages 4096: the shift leaves the index in place.
-        self.a.shifted(B, A, 8);
-        self.a.imm(Imm::And, false, B, (ENTRIES as i32 - 1) << 4);
-        self.a.rm(Two::Add, B, if write { field::write_table() } else { field::read_table() });
+        data_entry(&mut self.a, write);
         // Entries are those of whole pages: low bits that are left make the comparison fail.
         self.a.imm(Imm::And, true, C, -0x1000 | i32::from(alignment - 1));
         self.a.rm(Two::Cmp, C, at(B, 0));

@@ -60,12 +60,10 @@ impl Emitter<'_> {
     /// that cannot be, control comes to what is emitted next.
     pub(super) fn cold_stack(&mut self, site: usize, limit: i32, back: usize) {
         self.a.bind(site);
-        let site = self.a.call();
-        self.a.patch(site, self.stubs.stack as i64 - self.base as i64);
+        self.call_out(self.stubs.stack);
         let unknown = self.a.jcc(cc::NE);
         self.a.compare_imm(A, limit);
-        let at = self.a.jcc(cc::BE);
-        self.a.patch(at, back as i64);
+        self.a.jcc_to(cc::BE, back as i64);
         self.a.bind(unknown);
     }
 

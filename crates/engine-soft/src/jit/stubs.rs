@@ -6,7 +6,7 @@
 
 use std::mem::offset_of;
 
-use super::asm::{Assembler, Imm, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
+use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
 use super::registers::{A, B, C, PIN, STACK, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
@@ -133,11 +133,22 @@ fn load_registers(a: &mut Assembler) {
     }
 }
 
-/// Finds the soft TLB's entry for fetches at the linear address in [`A`]: it is at [`B`] then. Changes flags.
-pub(super) fn fetch_entry(a: &mut Assembler) {
+/// Finds the entry for the linear address in [`A`] in one of the soft TLB's tables: it is at [`B`] then. Changes flags.
+fn table_entry(a: &mut Assembler, entries: usize, table: Mem) {
+    // The shift leaves the page number where it is an entry's offset.
     a.shifted(B, A, 12 - ENTRY_SHIFT);
-    a.imm(Imm::And, false, B, (FETCH_ENTRIES as i32 - 1) << ENTRY_SHIFT);
-    a.rm(Two::Add, B, field::fetch_table());
+    a.imm(Imm::And, false, B, (entries as i32 - 1) << ENTRY_SHIFT);
+    a.rm(Two::Add, B, table);
+}
+
+/// [`table_entry`] for instruction fetches.
+pub(super) fn fetch_entry(a: &mut Assembler) {
+    table_entry(a, FETCH_ENTRIES, field::fetch_table());
+}
+
+/// [`table_entry`] for reads or writes.
+pub(super) fn data_entry(a: &mut Assembler, write: bool) {
+    table_entry(a, ENTRIES, if write { field::write_table() } else { field::read_table() });
 }
 
 /// Makes the page of the address in [`A`] the one whose code runs.
@@ -245,8 +256,7 @@ fn load(a: &mut Assembler, level: Level, avx: bool, avx512: bool) {
             a.bytes(&(offset::ZMM + 32 + 64 * register).to_le_bytes());
         }
         a.bytes(&[0xc4, 0xe2, 0x7d, 0x17, 0xc0]); // vptest ymm0, ymm0
-        let site = a.jcc(cc::NE);
-        a.patch(site, refuse as i64);
+        a.jcc_to(cc::NE, refuse as i64);
     }
     for register in 0..16 {
         vector_move(a, level, false, register, A, offset::ZMM + 64 * i32::from(register));
@@ -292,8 +302,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
 
     let leave_for = |a: &mut Assembler, reason: u64| {
         a.constant(B, reason);
-        let site = a.jmp();
-        a.patch(site, leave as i64);
+        a.jmp_to(leave as i64);
     };
     let budget = a.here();
     a.rr32(Two::Load, B, A);
@@ -315,8 +324,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     // The two words at the bottom are there for the next time.
     a.rm(Two::Load, RSP, field::base());
     let dispatch = a.here();
-    let site = a.call();
-    a.patch(site, look_up_start as i64);
+    a.call_to(look_up_start as i64);
     let missing = a.jcc(cc::NE);
     enter_page(&mut a);
     a.jmp_reg(B);
@@ -343,12 +351,10 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.rm(Two::Load, RSP, field::base());
     load_registers(&mut a);
     a.rm(Two::Load, A, field::rip());
-    let site = a.jmp();
-    a.patch(site, dispatch as i64);
+    a.jmp_to(dispatch as i64);
     a.bind(other);
     a.rr32(Two::Load, B, RAX);
-    let site = a.jmp();
-    a.patch(site, leave_stored as i64);
+    a.jmp_to(leave_stored as i64);
 
     let ret = ret(&mut a, interpret, look_up_start, dispatch);
     let load = [Level::Sse, Level::Avx].map(|level| {
@@ -384,9 +390,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
 /// The code of [`Stubs::stack`].
 fn find_stack(a: &mut Assembler) {
     a.rm(Two::Add, A, field::stack_page());
-    a.shifted(B, A, 12 - ENTRY_SHIFT);
-    a.imm(Imm::And, false, B, (ENTRIES as i32 - 1) << ENTRY_SHIFT);
-    a.rm(Two::Add, B, field::write_table());
+    data_entry(a, true);
     a.copy(C, A);
     a.imm(Imm::And, true, C, -0x1000);
     a.rm(Two::Cmp, C, at(B, 0));
@@ -415,8 +419,7 @@ fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize) -> 
     a.ret();
     a.bind(empty);
     a.bind(other);
-    let site = a.call();
-    a.patch(site, look_up as i64);
+    a.call_to(look_up as i64);
     let missing = a.jcc(cc::NE);
     a.rm(Two::Lea, STACK, at(STACK, 8));
     enter_page(a);
@@ -424,10 +427,8 @@ fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize) -> 
     a.bind(missing);
     // Where it may fault, the handler executes it.
     a.rm32(Two::Load, A, field::link());
-    let site = a.call();
-    a.patch(site, interpret as i64);
+    a.call_to(interpret as i64);
     a.rm(Two::Load, A, field::rip());
-    let site = a.jmp();
-    a.patch(site, dispatch as i64);
+    a.jmp_to(dispatch as i64);
     start
 }

@@ -8,7 +8,6 @@ use super::asm::{Imm, cc};
 use super::cold::Cold;
 use super::emit::Emitter;
 use super::helper::Site;
-use super::registers::A;
 use super::state::field;
 use crate::vector::pass::Level;
 
@@ -56,19 +55,15 @@ impl Emitter<'_> {
     /// with its handler's help, or behind it.
     pub(super) fn cold_load(&mut self, site: usize, level: Level, step: usize, side: Side, back: usize) {
         self.a.bind(site);
-        let site = self.a.call();
-        self.a.patch(site, self.stubs.load_level(level) as i64 - self.base as i64);
-        let site = self.a.jcc(cc::E);
-        self.a.patch(site, back as i64);
+        self.call_out(self.stubs.load_level(level));
+        self.a.jcc_to(cc::E, back as i64);
         let (next, behind, op) = {
             let (step, op) = self.at(step);
             (step.next, step.behind, *op)
         };
         if side == Side::Before {
             let id = self.add_site(Site { op, next, behind, ends: true, resumes: false });
-            self.a.constant(A, id);
-            let site = self.a.call();
-            self.a.patch(site, self.stubs.interpret as i64 - self.base as i64);
+            self.call_site(id);
         }
         self.a.imm_mem(Imm::Add, field::budget(), behind.into());
         match side {
