@@ -34,7 +34,7 @@ impl Emitter<'_> {
         self.level.is_some_and(|known| known >= level)
     }
 
-    /// Makes sure in front of step `i` that vector registers are in the host's. Uses [`A`]; changes flags.
+    /// Makes sure in front of step `i` that vector registers are in the host's. Uses `A`; changes flags.
     pub(super) fn want_level(&mut self, level: Level, i: usize) {
         if !self.has_level(level) {
             self.keep_flags(i);
