@@ -73,13 +73,22 @@ pub(super) enum Cold {
     Cell { sites: [usize; 2], cell: usize, step: usize, back: usize },
     /// The only instruction ends in another page than it did.
     OtherSecond { sites: [usize; 2] },
-    /// The way of a call to another page.
-    Tail { site: usize, target: i64 },
     /// A return that does not match the call on top.
     Return { site: usize, step: usize },
 }
 
 impl Emitter<'_> {
+    /// Branches taken: out of the way, but not rare.
+    pub(super) fn emit_sides(&mut self) {
+        let (sides, rare) = std::mem::take(&mut self.cold)
+            .into_iter()
+            .partition(|cold| matches!(cold, Cold::Side { .. }));
+        self.cold = rare;
+        for side in sides {
+            self.emit_one_cold(side);
+        }
+    }
+
     pub(super) fn emit_cold(&mut self) {
         while let Some(cold) = self.cold.pop() {
             self.emit_one_cold(cold);
@@ -177,10 +186,6 @@ impl Emitter<'_> {
                 }
                 self.a.constant(A, self.source.address.page_offset());
                 self.jump_out(self.stubs.by_interpreter);
-            }
-            Cold::Tail { site, target } => {
-                self.a.bind(site);
-                self.go_to_other_page(target);
             }
             Cold::Return { site, step } => self.cold_return(site, step),
         }

@@ -146,6 +146,7 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
         }
         i = end;
     }
+    e.emit_sides();
     let split = e.a.here();
     e.emit_cold();
     for (site, step) in std::mem::take(&mut e.forward) {

@@ -31,6 +31,8 @@ pub(super) struct Guard {
     pub(super) misses: [usize; 2],
     /// Where those branches go once it is linked.
     pub(super) elsewhere: usize,
+    /// Of a call, where it comes back. The guest's return address is in [`C`] then, not yet on the host's stack.
+    back: Option<usize>,
 }
 
 impl NewLink {
@@ -81,6 +83,14 @@ impl Emitter<'_> {
             self.linear(target);
             return self.jump_out(self.stubs.dispatch);
         };
+        let guard = self.enter_other_page(page);
+        let site = self.a.jmp();
+        self.new_link(NewLink { site, stub: 0, target, guard: Some(guard) });
+    }
+
+    /// Makes the page at a distance from this one the one whose code runs, if it is the physical page that a link expects;
+    /// otherwise a branch is taken with its linear address in [`A`]. Uses [`B`].
+    fn enter_other_page(&mut self, page: i32) -> Guard {
         self.linear(page.into());
         fetch_entry(&mut self.a);
         self.a.rm(Two::Cmp, A, at(B, 0));
@@ -90,9 +100,7 @@ impl Emitter<'_> {
         let guarded = self.a.here() - 4;
         let other = self.a.jcc(cc::NE);
         self.a.rm(Two::Store, A, field::page());
-        let site = self.a.jmp();
-        let guard = Guard { page: guarded, misses: [unknown, other], elsewhere: 0 };
-        self.new_link(NewLink { site, stub: 0, target, guard: Some(guard) });
+        Guard { page: guarded, misses: [unknown, other], elsewhere: 0, back: None }
     }
 
     /// Makes sure that the next page is the physical one in which the region's only instruction ends.
@@ -119,8 +127,10 @@ impl Emitter<'_> {
     /// The way of a link that leads nowhere yet, and of one to a page that is mapped otherwise than it was.
     pub(super) fn unlinked(&mut self, index: usize) {
         let mut link = self.links[index];
+        let back = link.guard.and_then(|guard| guard.back);
         if let Some(guard) = &mut link.guard {
             guard.elsewhere = self.a.here();
+            self.call_ahead(back);
             let offset = (link.target & 0xfff) as i32;
             if offset != 0 {
                 self.a.rm(Two::Lea, A, at(A, offset));
@@ -133,8 +143,19 @@ impl Emitter<'_> {
         self.a.bind(link.site);
         link.stub = self.a.here();
         self.links[index] = link;
+        self.call_ahead(back);
         self.a.constant(A, (self.first_link + index) as u64);
         self.jump_out(self.stubs.link);
+    }
+
+    /// Makes what is emitted next the target of a call that comes `back` to where the call in line would.
+    fn call_ahead(&mut self, back: Option<usize>) {
+        if let Some(back) = back {
+            self.a.push(C);
+            let site = self.a.call();
+            self.a.jmp_to(back as i64);
+            self.a.bind(site);
+        }
     }
 
     pub(super) fn jump(&mut self, i: usize) -> Option<()> {
@@ -172,12 +193,12 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// Pushes the address behind step `i` to `slot`. Leaves it in [`B`].
+    /// Pushes the address behind step `i` to `slot`. Leaves it in [`C`].
     fn push_return(&mut self, i: usize, slot: Mem) {
         let next = self.at(i).0.next as i32;
-        self.a.rm(Two::Load, B, field::page());
-        self.a.rm(Two::Lea, B, at(B, next));
-        self.a.rm(Two::Store, B, slot);
+        self.a.rm(Two::Load, C, field::page());
+        self.a.rm(Two::Lea, C, at(C, next));
+        self.a.rm(Two::Store, C, slot);
         self.a.rm(Two::Lea, STACK, at(STACK, -8));
     }
 
@@ -192,16 +213,16 @@ impl Emitter<'_> {
     }
 
     pub(super) fn call(&mut self, i: usize) -> Option<()> {
+        let target = self.at(i).0.target();
+        let other_page = i32::try_from(target & !0xfff).ok()?;
         let (slot, check) = self.check_push(i);
         self.push_return(i, slot);
         self.save_flags();
-        self.a.push(B);
-        let target = self.at(i).0.target();
+        let guard = page_offset(target).is_none().then(|| self.enter_other_page(other_page));
+        self.a.push(C);
         let site = self.a.call();
-        match page_offset(target) {
-            Some(target) => self.link(site, target),
-            None => self.cold.push(Cold::Tail { site, target }),
-        }
+        let guard = guard.map(|guard| Guard { back: Some(self.a.here()), ..guard });
+        self.new_link(NewLink { site, stub: 0, target, guard });
         self.come_back(i);
         self.slow_unless_covered(i, check);
         Some(())
