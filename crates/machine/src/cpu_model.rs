@@ -12,13 +12,13 @@ pub struct CpuModel(pub Model);
 
 impl CpuModel {
     /// Every model.
-    pub const ALL: [Self; 3] = [Self(Model::V2), Self(Model::V3), Self(Model::Host)];
+    pub const ALL: [Self; 4] = [Self(Model::V2), Self(Model::V3), Self(Model::Auto), Self(Model::Host)];
 }
 
 impl Default for CpuModel {
-    /// What the host's CPU has, as far as the engine can run it.
+    /// What the host's CPU has, as far as every engine runs it at speed.
     fn default() -> Self {
-        Self(Model::Host)
+        Self(Model::Auto)
     }
 }
 
@@ -30,7 +30,7 @@ impl fmt::Display for CpuModel {
 
 /// A CPU model that nobody knows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no CPU model {0:?}; choose x86-64-v2, x86-64-v3 or host")]
+#[error("there is no CPU model {0:?}; choose x86-64-v2, x86-64-v3, auto or host")]
 pub struct UnknownCpuModel(pub String);
 
 impl FromStr for CpuModel {

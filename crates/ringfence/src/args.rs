@@ -118,7 +118,8 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(512 << 20))]
     pub(crate) memory: ByteSize,
 
-    /// The CPU that the guest sees: x86-64-v2, x86-64-v3 or host
+    /// The CPU that the guest sees: x86-64-v2, x86-64-v3, host (all that this host has), or auto (the same without AVX-512,
+    /// which the translator runs slowly)
     #[arg(long, value_name = "MODEL", default_value_t)]
     pub(crate) cpu: CpuModel,
 

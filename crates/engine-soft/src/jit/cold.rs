@@ -80,9 +80,8 @@ pub(super) enum Cold {
 impl Emitter<'_> {
     /// Branches taken: out of the way, but not rare.
     pub(super) fn emit_sides(&mut self) {
-        let (sides, rare) = std::mem::take(&mut self.cold)
-            .into_iter()
-            .partition(|cold| matches!(cold, Cold::Side { .. }));
+        let (sides, rare) =
+            std::mem::take(&mut self.cold).into_iter().partition(|cold| matches!(cold, Cold::Side { .. }));
         self.cold = rare;
         for side in sides {
             self.emit_one_cold(side);

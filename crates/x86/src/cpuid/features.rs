@@ -21,8 +21,10 @@ pub enum Level {
     V2,
     /// x86-64-v3 and all above.
     V3,
-    /// Only the model `host`.
+    /// The models `auto` and `host`.
     Host,
+    /// Only the model `host`: AVX-512.
+    Wide,
 }
 
 /// One feature bit.
@@ -53,7 +55,7 @@ const fn row(
     Feature { name, leaf, subleaf, register, bit, provider, level }
 }
 
-use Level::{Host as HostOnly, V2, V3};
+use Level::{Host as HostOnly, V2, V3, Wide};
 use Provider::{Engine, Host, Quirk};
 
 /// Every feature on offer. Not here, so never offered: MONITOR, VMX, SVM, VME, PKU, CET, AMX, RTM, UINTR, LA57, performance
@@ -110,33 +112,33 @@ pub const FEATURES: &[Feature] = &[
     row("erms", (7, 0, Ebx, 9), Engine, V2),
     row("invpcid", (7, 0, Ebx, 10), Engine, V2),
     row("zero_fcs_fds", (7, 0, Ebx, 13), Quirk, V2),
-    row("avx512f", (7, 0, Ebx, 16), Host, HostOnly),
-    row("avx512dq", (7, 0, Ebx, 17), Host, HostOnly),
+    row("avx512f", (7, 0, Ebx, 16), Host, Wide),
+    row("avx512dq", (7, 0, Ebx, 17), Host, Wide),
     row("rdseed", (7, 0, Ebx, 18), Host, HostOnly),
     row("adx", (7, 0, Ebx, 19), Host, HostOnly),
     row("smap", (7, 0, Ebx, 20), Engine, V2),
-    row("avx512ifma", (7, 0, Ebx, 21), Host, HostOnly),
+    row("avx512ifma", (7, 0, Ebx, 21), Host, Wide),
     row("clflushopt", (7, 0, Ebx, 23), Engine, HostOnly),
     row("clwb", (7, 0, Ebx, 24), Engine, HostOnly),
-    row("avx512cd", (7, 0, Ebx, 28), Host, HostOnly),
+    row("avx512cd", (7, 0, Ebx, 28), Host, Wide),
     row("sha_ni", (7, 0, Ebx, 29), Host, HostOnly),
-    row("avx512bw", (7, 0, Ebx, 30), Host, HostOnly),
-    row("avx512vl", (7, 0, Ebx, 31), Host, HostOnly),
-    row("avx512vbmi", (7, 0, Ecx, 1), Host, HostOnly),
+    row("avx512bw", (7, 0, Ebx, 30), Host, Wide),
+    row("avx512vl", (7, 0, Ebx, 31), Host, Wide),
+    row("avx512vbmi", (7, 0, Ecx, 1), Host, Wide),
     row("umip", (7, 0, Ecx, 2), Engine, V2),
-    row("avx512_vbmi2", (7, 0, Ecx, 6), Host, HostOnly),
+    row("avx512_vbmi2", (7, 0, Ecx, 6), Host, Wide),
     row("gfni", (7, 0, Ecx, 8), Host, HostOnly),
     row("vaes", (7, 0, Ecx, 9), Host, HostOnly),
     row("vpclmulqdq", (7, 0, Ecx, 10), Host, HostOnly),
-    row("avx512_vnni", (7, 0, Ecx, 11), Host, HostOnly),
-    row("avx512_bitalg", (7, 0, Ecx, 12), Host, HostOnly),
-    row("avx512_vpopcntdq", (7, 0, Ecx, 14), Host, HostOnly),
+    row("avx512_vnni", (7, 0, Ecx, 11), Host, Wide),
+    row("avx512_bitalg", (7, 0, Ecx, 12), Host, Wide),
+    row("avx512_vpopcntdq", (7, 0, Ecx, 14), Host, Wide),
     row("rdpid", (7, 0, Ecx, 22), Engine, HostOnly),
     row("fsrm", (7, 0, Edx, 4), Engine, V2),
     row("serialize", (7, 0, Edx, 14), Host, HostOnly),
-    row("avx512_fp16", (7, 0, Edx, 23), Host, HostOnly),
+    row("avx512_fp16", (7, 0, Edx, 23), Host, Wide),
     row("avx_vnni", (7, 1, Eax, 4), Host, HostOnly),
-    row("avx512_bf16", (7, 1, Eax, 5), Host, HostOnly),
+    row("avx512_bf16", (7, 1, Eax, 5), Host, Wide),
     row("avx_ifma", (7, 1, Eax, 23), Host, HostOnly),
     row("avx_vnni_int8", (7, 1, Edx, 4), Host, HostOnly),
     row("avx_ne_convert", (7, 1, Edx, 5), Host, HostOnly),

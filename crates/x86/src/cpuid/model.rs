@@ -10,6 +10,9 @@ pub enum Model {
     V2,
     /// The x86-64-v3 level.
     V3,
+    /// Those of the host's features that every engine runs at speed: all but AVX-512, of which the translator executes each
+    /// instruction by a handler, and which libraries choose for all their copying and searching where they find it.
+    Auto,
     /// All of the host's features that the engine has.
     Host,
 }
@@ -94,6 +97,7 @@ impl Model {
         match self {
             Model::V2 => "x86-64-v2",
             Model::V3 => "x86-64-v3",
+            Model::Auto => "auto",
             Model::Host => "host",
         }
     }
@@ -102,14 +106,20 @@ impl Model {
         match self {
             Model::V2 => Level::V2,
             Model::V3 => Level::V3,
-            Model::Host => Level::Host,
+            Model::Auto => Level::Host,
+            Model::Host => Level::Wide,
         }
+    }
+
+    /// Whether a host must have what is of `level`. The models that follow the host promise nothing.
+    fn promises(self, level: Level) -> bool {
+        !matches!(self, Model::Auto | Model::Host) && level <= self.level()
     }
 
     /// Leaf 1 EAX: family, model and stepping. The named models have some that guests know to be of that level.
     const fn signature(self, vendor: Vendor, host: u32) -> u32 {
         match (self, vendor) {
-            (Model::Host, _) => host,
+            (Model::Auto | Model::Host, _) => host,
             // Family 6: model 0x2c stepping 2, model 0x3c stepping 4.
             (Model::V2, Vendor::Intel) => 0x0002_06c2,
             (Model::V3, Vendor::Intel) => 0x0003_06c4,
@@ -122,7 +132,7 @@ impl Model {
         let name: &[u8] = match self {
             Model::V2 => b"Ringfence x86-64-v2",
             Model::V3 => b"Ringfence x86-64-v3",
-            Model::Host => return [2, 3, 4].map(|leaf| host.get(0x8000_0000 | leaf, 0)),
+            Model::Auto | Model::Host => return [2, 3, 4].map(|leaf| host.get(0x8000_0000 | leaf, 0)),
         };
         let word =
             |i: usize| u32::from_le_bytes(std::array::from_fn(|k| name.get(4 * i + k).copied().unwrap_or(0)));
@@ -141,10 +151,7 @@ impl Model {
         for feature in in_model {
             if feature.provider == Provider::Engine || feature.is_in(host) {
                 offered.push(feature);
-            } else if feature.provider == Provider::Host
-                && feature.level != Level::Host
-                && self != Model::Host
-            {
+            } else if feature.provider == Provider::Host && self.promises(feature.level) {
                 missing.push(feature.name);
             }
         }

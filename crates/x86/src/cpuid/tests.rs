@@ -150,3 +150,28 @@ fn kvm_leaves_are_the_fixed_list() {
     let name: Vec<u8> = [r.ebx, r.ecx, r.edx].into_iter().flat_map(u32::to_le_bytes).collect();
     assert_eq!(name, b"KVMKVMKVM\0\0\0");
 }
+
+#[test]
+fn auto_is_the_host_without_avx512() {
+    for vendor in [Vendor::Intel, Vendor::Amd] {
+        let [auto, all] = [Model::Auto, Model::Host].map(|m| m.table(&host(vendor), &platform()).unwrap());
+        for feature in FEATURES {
+            let bit =
+                |table: &CpuidTable| table.bit(feature.leaf, feature.subleaf, feature.register, feature.bit);
+            assert!(bit(&all), "{}", feature.name);
+            assert_eq!(bit(&auto), !feature.name.starts_with("avx512"), "{}", feature.name);
+        }
+        // No state of AVX-512 to save: mask registers and upper halves.
+        assert_eq!(auto.get(0xd, 0).eax, 7);
+        assert_eq!(auto.get(1, 0).eax, all.get(1, 0).eax);
+    }
+}
+
+#[test]
+fn auto_runs_on_any_host() {
+    let mut weak = host(Vendor::Intel);
+    for leaf in [1, 7] {
+        weak.set(leaf, 0, CpuidResult::default());
+    }
+    assert!(Model::Auto.table(&weak, &platform()).is_ok());
+}
