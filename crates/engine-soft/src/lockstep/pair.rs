@@ -152,6 +152,8 @@ impl Pair {
         }
         if self.shadow.a20_mask() != self.memory.a20_mask() {
             self.shadow.set_a20(self.memory.a20_mask() == u64::MAX);
+            // The first machine did so at its OUT; the second's bus only plays back, and moves no gate.
+            self.subject.interpreter.cpu.tlb.flush();
         }
         let now = cpu.clock.now();
         self.before = Before { regs: cpu.regs, rflags: cpu.rflags(), retired: cpu.retired };

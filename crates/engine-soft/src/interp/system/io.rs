@@ -55,7 +55,12 @@ impl Cpu {
     fn port_out<T: Scalar>(&mut self, port: u16, value: T) {
         let data = value.widen().to_le_bytes();
         self.sync_clock();
+        let meaning = self.memory.generation();
         self.bus.port_write(port, &data[..T::SIZE]);
+        if self.memory.generation() != meaning {
+            // The A20 gate has moved: what the soft TLB holds of odd megabytes is no longer true.
+            self.tlb.flush();
+        }
         self.note_io_breakpoints(port, T::SIZE as u64);
         self.leave_block = true;
     }

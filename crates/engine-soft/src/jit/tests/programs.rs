@@ -178,3 +178,67 @@ fn endless_code_of_every_shape_is_left_when_its_budget_is_spent() {
         assert!(jit.cache.sizes.regions > 0, "{name}");
     }
 }
+
+/// A way to store: its name, bytes written, and the instructions. rbx is where; the bytes are in rdx or at r8.
+type Store = (&'static str, usize, &'static [u8]);
+
+const STORES: [Store; 8] = [
+    ("mov 1", 1, &[0x88, 0x13]),
+    ("mov 2", 2, &[0x66, 0x89, 0x13]),
+    ("mov 4", 4, &[0x89, 0x13]),
+    ("mov 8", 8, &[0x48, 0x89, 0x13]),
+    ("movups 16", 16, &[0x41, 0x0f, 0x10, 0x00, 0x0f, 0x11, 0x03]),
+    // mov rdi,rbx; mov rsi,r8; mov ecx,LEN; rep movsb
+    ("rep movsb 16", 16, &[0x48, 0x89, 0xdf, 0x4c, 0x89, 0xc6, 0xb9, 16, 0, 0, 0, 0xf3, 0xa4]),
+    ("rep movsb 32", 32, &[0x48, 0x89, 0xdf, 0x4c, 0x89, 0xc6, 0xb9, 32, 0, 0, 0, 0xf3, 0xa4]),
+    ("vmovups 32", 32, &[0xc4, 0xc1, 0x7c, 0x10, 0x00, 0xc5, 0xfc, 0x11, 0x03]),
+];
+
+#[test]
+fn store_into_the_instructions_that_follow_it_is_seen_at_every_offset() {
+    /// More than two granules of code behind the store.
+    const SLED: usize = 136;
+    const PASSES: u64 = 12;
+    const NOP: u8 = 0x90;
+    const PUSH_RAX: u8 = 0x50;
+    let mut m = machine();
+    m.cpu.cr0 -= Cr0::EM;
+    m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
+    let _ = m.cpu.vector.set_xcr0(7);
+    m.cpu.update_mode();
+    m.cpu.memory.write_bytes(GuestAddress(DATA + 0x3000), &[NOP; 32]).unwrap();
+    m.cpu.memory.write_bytes(GuestAddress(DATA + 0x3040), &[PUSH_RAX; 32]).unwrap();
+    let mut jit = Jit::new(Options { threshold: 2, code_size: 1 << 20, ..OPTIONS }, &m.cpu.code).unwrap();
+    let avx = is_x86_feature_detected!("avx");
+    for (name, len, store) in STORES.into_iter().filter(|store| avx || !store.0.starts_with('v')) {
+        // top: xor rdx,r9; xor r8,r11; the store; the sled; dec r10; jnz top; ud2
+        let mut code = vec![0x4c, 0x31, 0xca, 0x4d, 0x31, 0xd8];
+        code.extend_from_slice(store);
+        let sled = code.len();
+        code.extend_from_slice(&[NOP; SLED]);
+        code.extend_from_slice(&[0x49, 0xff, 0xca, 0x0f, 0x85]);
+        code.extend_from_slice(&(-(code.len() as i32 + 4)).to_le_bytes());
+        code.extend_from_slice(&[0x0f, 0x0b]);
+        // Within a page, and with the page's end in the sled.
+        for start in [CODE + 0x100, CODE + 0x1000 - (sled + SLED / 2) as u64] {
+            for (offset, alias) in (0..=SLED - len).flat_map(|offset| [(offset, 0), (offset, ALIAS)]) {
+                m.cpu.memory.write_bytes(GuestAddress(start), &code).unwrap();
+                m.cpu.regs[RIP] = start;
+                m.cpu.regs[2] = u64::from_le_bytes([NOP; 8]);
+                m.cpu.regs[3] = start + (sled + offset) as u64 + alias;
+                m.cpu.regs[4] = DATA + 0x2000;
+                m.cpu.regs[8] = DATA + 0x3000;
+                m.cpu.regs[9] = u64::from_le_bytes([NOP ^ PUSH_RAX; 8]);
+                m.cpu.regs[10] = PASSES;
+                m.cpu.regs[11] = 0x40;
+                let end = (0..10_000).find_map(|_| jit.run(&mut m, 1000).err());
+                let what = format!("{name} at {start:#x}, {offset} bytes behind, alias {alias:#x}");
+                assert_eq!(end, Some(Exception::UD), "{what}");
+                // Every other pass finds pushes.
+                let pushed = (DATA + 0x2000 - m.cpu.regs[4]) / 8;
+                assert_eq!(pushed, PASSES / 2 * len as u64, "{what}");
+            }
+        }
+    }
+    assert!(jit.cache.sizes.regions > 0 && jit.cache.sizes.invalidated > 0, "{:?}", jit.cache.sizes);
+}

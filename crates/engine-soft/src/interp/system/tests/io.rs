@@ -1,7 +1,14 @@
 //! Port input and output.
 
-use ringfence_x86::{Exception, Vector};
+use std::sync::Arc;
 
+use ringfence_engine::Bus;
+use ringfence_memory::{GuestAddress, GuestMemory};
+use ringfence_x86::segment::Segment;
+use ringfence_x86::{Exception, SegmentRegister, Vector};
+
+use crate::code::CodeMap;
+use crate::interp::cpu::Connections;
 use crate::interp::op::RIP;
 use crate::interp::testing::{Lab, at};
 
@@ -99,4 +106,48 @@ fn real_mode_may_use_every_port() {
     let mut lab = Lab::real();
     lab.m.cpu.regs[RIP] = at::CODE;
     lab.step(&[0xe6, 0x80]).unwrap();
+}
+
+/// Port 0x92's gate and nothing else.
+struct Gate(Arc<GuestMemory>);
+
+impl Bus for Gate {
+    fn port_read(&self, _: u16, _: &mut [u8]) {}
+    fn port_write(&self, _: u16, data: &[u8]) {
+        self.0.set_a20(data[0] & 2 != 0);
+    }
+    fn memory_read(&self, _: GuestAddress, _: &mut [u8]) {}
+    fn memory_write(&self, _: GuestAddress, _: &[u8]) {}
+}
+
+#[test]
+fn a20_gate_moved_by_a_port_changes_what_the_next_load_reads() {
+    let mut lab = Lab::real();
+    let memory = Arc::new(GuestMemory::flat(2 << 20).unwrap());
+    let cpu = &lab.m.cpu;
+    let mut cpu = crate::interp::cpu::Cpu::new(Connections {
+        code: CodeMap::new(Arc::clone(&memory)),
+        memory: Arc::clone(&memory),
+        bus: Arc::new(Gate(Arc::clone(&memory))),
+        clock: Arc::clone(&cpu.clock),
+        cpuid: Arc::clone(&cpu.cpuid),
+    })
+    .unwrap();
+    cpu.segments[SegmentRegister::Cs as usize] = Segment::real_mode(0);
+    cpu.segments[SegmentRegister::Ds as usize] = Segment::real_mode(0xffff);
+    cpu.update_mode();
+    cpu.regs[RIP] = at::CODE;
+    lab.m = crate::interp::run::Interpreter::new(cpu);
+    memory.write::<u8>(GuestAddress(0), 3).unwrap();
+    memory.write::<u8>(GuestAddress(1 << 20), 7).unwrap();
+    // FFFF:0010 is the second megabyte's first byte, or the first's. Read with the gate open, closed, and open again:
+    // mov bl,[0x10]; mov al,0; out 0x92,al; mov cl,[0x10]; mov al,2; out 0x92,al; mov dl,[0x10]; ud2
+    let code = [
+        0x8a, 0x1e, 0x10, 0, 0xb0, 0, 0xe6, 0x92, 0x8a, 0x0e, 0x10, 0, 0xb0, 2, 0xe6, 0x92, 0x8a, 0x16, 0x10,
+        0, 0x0f, 0x0b,
+    ];
+    memory.write_bytes(GuestAddress(at::CODE), &code).unwrap();
+    let end = (0..20).find_map(|_| lab.m.run_block(100).err());
+    assert_eq!(end, Some(Exception::UD));
+    assert_eq!([3, 1, 2].map(|register: usize| lab.m.cpu.regs[register] as u8), [7, 3, 7]);
 }
