@@ -48,6 +48,7 @@ mod vector;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::{Duration, Instant};
 
 use ringfence_memory::GuestAddress;
 use ringfence_x86::Exception;
@@ -151,6 +152,10 @@ pub struct Jit {
     /// Addresses of code that could not be translated.
     never: HashSet<GuestAddress>,
     exits: [u64; 8],
+    /// Instructions executed by translated code, those that it handed to handlers included.
+    executed: u64,
+    /// Time spent on translation.
+    translating: Duration,
     /// A mistake made on purpose, for tests of what should catch it.
     #[cfg(test)]
     pub(crate) seeded: Option<seeded::SeededBug>,
@@ -173,6 +178,8 @@ impl Jit {
             heat,
             never: HashSet::new(),
             exits: [0; 8],
+            executed: 0,
+            translating: Duration::ZERO,
             #[cfg(test)]
             seeded: None,
         })
@@ -261,7 +268,9 @@ impl Jit {
         let reason = enter::enter(cpu, &mut self.cache);
         let rest = cpu.translated.budget;
         cpu.retired = cpu.translated.end.wrapping_sub(rest as u64);
-        *left -= (budget - rest) as u64;
+        let executed = (budget - rest) as u64;
+        self.executed += executed;
+        *left -= executed;
         reason
     }
 
@@ -312,10 +321,12 @@ impl Jit {
             }
         };
         let straight = !self.cache.chaining;
+        let start = Instant::now();
         let source = Source::decode(cpu, address, &self.host, &self.options, straight, seen);
         #[cfg(test)]
         let source = source.map(|source| seeded::seed(self.seeded, source));
         let entry = source.and_then(|source| self.cache.translate(&source));
+        self.translating += start.elapsed();
         self.heat[heat_index(address)] = 0;
         if entry.is_none() && self.never.len() < MAX_NEVER {
             self.never.insert(address);
@@ -333,17 +344,34 @@ impl Jit {
     /// Named figures for `-v`.
     pub fn counters(&self, cpu: &Cpu) -> Vec<(&'static str, u64)> {
         let sizes = &self.cache.sizes;
+        let nanoseconds = u64::try_from(self.translating.as_nanos()).unwrap_or(u64::MAX);
+        let handed = cpu.translated.interpreted;
+        let interpreted = cpu.retired.saturating_sub(self.executed).saturating_add(handed);
+        let per = |part: u64, unit: u64, whole: u64| {
+            u64::try_from(u128::from(part) * u128::from(unit) / u128::from(whole.max(1))).unwrap_or(u64::MAX)
+        };
+        let often = sizes.host_bytes - sizes.rare_bytes;
         vec![
             ("regions translated", sizes.regions),
             ("instructions translated", sizes.instructions),
             ("of these by handlers", sizes.interpreted),
+            ("microseconds spent translating", nanoseconds / 1000),
+            ("nanoseconds per instruction translated", per(nanoseconds, 1, sizes.instructions)),
             ("bytes of guest code translated", sizes.guest_bytes),
             ("bytes of host code", sizes.host_bytes),
             ("of these rarely executed", sizes.rare_bytes),
+            ("bytes of host code often executed, per 100 of guest code", per(often, 100, sizes.guest_bytes)),
+            (
+                "bytes of host code rarely executed, per 100 of guest code",
+                per(sizes.rare_bytes, 100, sizes.guest_bytes),
+            ),
+            ("bytes of host code per 100 guest instructions", per(sizes.host_bytes, 100, sizes.instructions)),
             ("regions invalidated", sizes.invalidated),
             ("links made", sizes.links),
             ("code memory flushes", sizes.flushes),
-            ("handlers called from translated code", cpu.translated.interpreted),
+            ("handlers called from translated code", handed),
+            ("instructions interpreted, those by handlers included", interpreted),
+            ("instructions interpreted per million executed", per(interpreted, 1_000_000, cpu.retired)),
             ("exits: left by a handler", self.exits[reason::LEAVE as usize]),
             ("exits: fault", self.exits[reason::FAULT as usize]),
             ("exits: budget", self.exits[reason::BUDGET as usize]),

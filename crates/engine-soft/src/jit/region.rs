@@ -102,6 +102,8 @@ pub(super) struct Source {
     /// Physical address of its first instruction.
     pub(super) address: GuestAddress,
     pub(super) steps: Vec<Step>,
+    /// Where each step starts in the page: what [`Source::find`] searches, without going over whole steps.
+    starts: Vec<u16>,
     /// The page in which its only instruction ends, if that is not the one in which it starts.
     pub(super) second: Option<GuestAddress>,
     /// Granules of the page that it was made from.
@@ -134,6 +136,7 @@ impl Source {
         let mut source = Self {
             address,
             steps: Vec::with_capacity(32),
+            starts: Vec::with_capacity(32),
             second: None,
             granules: 0,
             bytes: 0,
@@ -167,9 +170,16 @@ impl Source {
         Some(source)
     }
 
+    fn push(&mut self, step: Step) {
+        // No instruction starts behind the page.
+        self.starts.push(step.start() as u16);
+        self.steps.push(step);
+    }
+
     /// The step at an offset in the page.
     pub(super) fn find(&self, offset: u32) -> Option<usize> {
-        self.steps.iter().position(|step| step.start() == offset)
+        let offset = u16::try_from(offset).ok()?;
+        self.starts.iter().position(|&start| start == offset)
     }
 
     /// The step that a relative branch leads to, if it is in the region.
@@ -202,7 +212,7 @@ impl Source {
                 (Kind::Call | Kind::CallIndirect, _) if next < 0x1000 => ahead.push_front(next),
                 _ => {}
             }
-            self.steps.push(step);
+            self.push(step);
         }
         if next != offset {
             self.bytes += next - offset;
@@ -221,7 +231,7 @@ impl Source {
         let next = offset as u32 + u32::from(op.length);
         let mut step = Step::new(Some(instruction), op, next, host, options);
         step.last = true;
-        self.steps.push(step);
+        self.push(step);
         self.second = Some(second.page());
         self.granules = granules(offset, 0x1000 - offset);
         self.bytes = u32::from(op.length);
