@@ -9,7 +9,7 @@ mod support;
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use support::image::{BOOT, Session, ensure, nonce, path, program, sha256};
+use support::image::{BOOT, Session, ensure, errors, nonce, path, program, sha256};
 use support::pty::{Pty, comparable};
 use support::{file, finish, ringfence, wait};
 
@@ -36,38 +36,6 @@ echo "@interrupts begin"; cat /proc/interrupts; echo "@interrupts end"
 echo "@dmesg begin"; dmesg -r; echo "@dmesg end"
 exit 37
 "#;
-
-/// Kernel messages that tell of a machine that is not right.
-const COMPLAINTS: [&str; 17] = [
-    "WARNING:",
-    "BUG:",
-    "Call Trace",
-    "soft lockup",
-    "rcu_sched",
-    "nobody cared",
-    "unstable",
-    "calibration failed",
-    "Firmware Bug",
-    "FW BUG",
-    "ACPI Error",
-    "ACPI BIOS Error",
-    "timer doesn't work",
-    "Unable to",
-    "segfault",
-    "rejected",
-    "unchecked MSR",
-];
-
-/// Lines of `dmesg -r` that are errors by their level, or complaints by their words.
-fn errors<'a>(dmesg: &[&'a str]) -> Vec<&'a str> {
-    let level =
-        |line: &str| line.strip_prefix('<').and_then(|rest| rest.split('>').next()?.parse::<u32>().ok());
-    let bad = |line: &&&str| {
-        let severe = level(line).is_some_and(|level| level & 7 <= 3);
-        severe || COMPLAINTS.iter().any(|words| line.contains(words))
-    };
-    dmesg.iter().filter(bad).copied().collect()
-}
 
 #[test]
 fn debian_kernel_computes_keeps_time_and_does_not_complain() {

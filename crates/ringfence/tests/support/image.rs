@@ -64,6 +64,38 @@ pub fn program(name: &str, folder: &Path) -> std::path::PathBuf {
     program
 }
 
+/// Kernel messages that tell of a machine that is not right.
+const COMPLAINTS: [&str; 17] = [
+    "WARNING:",
+    "BUG:",
+    "Call Trace",
+    "soft lockup",
+    "rcu_sched",
+    "nobody cared",
+    "unstable",
+    "calibration failed",
+    "Firmware Bug",
+    "FW BUG",
+    "ACPI Error",
+    "ACPI BIOS Error",
+    "timer doesn't work",
+    "Unable to",
+    "segfault",
+    "rejected",
+    "unchecked MSR",
+];
+
+/// Lines of `dmesg -r` that are errors by their level, or complaints by their words.
+pub fn errors<'a>(dmesg: &[&'a str]) -> Vec<&'a str> {
+    let level =
+        |line: &str| line.strip_prefix('<').and_then(|rest| rest.split('>').next()?.parse::<u32>().ok());
+    let bad = |line: &&&str| {
+        let severe = level(line).is_some_and(|level| level & 7 <= 3);
+        severe || COMPLAINTS.iter().any(|words| line.contains(words))
+    };
+    dmesg.iter().filter(bad).copied().collect()
+}
+
 /// A line of a guest's output, and when it came.
 #[derive(Debug)]
 pub struct Line {
