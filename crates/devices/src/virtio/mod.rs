@@ -18,12 +18,16 @@
 //! called with none of the core's locks held.
 
 mod core;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod pci;
 mod queue;
 mod registers;
 pub mod rng;
 mod saved;
 mod spec;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
