@@ -28,6 +28,7 @@ pub mod serial;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod virtio;
 
 pub use bus::{BusError, SystemBus};
 pub use device::Device;

@@ -61,6 +61,7 @@ pub(crate) fn build_on(
         power: &(Arc::clone(&power) as Arc<dyn PowerControl>),
         debug_exit: spec.debug_exit,
         cpus: spec.cpus,
+        events: &sender,
     };
     let devices = Devices::new(&wiring, outputs, disks)?;
     let bus = Arc::new(SystemBus::new(devices.placements().chain(vm.placements()))?);

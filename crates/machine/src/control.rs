@@ -31,6 +31,8 @@ pub(crate) enum Event {
     Resume,
     /// A disk's image failed on the host; what to tell the user.
     DiskFault(String),
+    /// The guest's driver broke the rules of a device; what to tell the user.
+    DeviceBroken(String),
 }
 
 /// Reaches a machine from any thread. Outlives it harmlessly.

@@ -1,6 +1,7 @@
 //! The machine's devices: one table of constructors, and what is done to all of them alike.
 
-use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ringfence_devices::acpi_pm::AcpiPm;
 use ringfence_devices::debug_exit::DebugExit;
@@ -12,11 +13,14 @@ use ringfence_devices::port92::Port92;
 use ringfence_devices::pvpanic::PvPanic;
 use ringfence_devices::rtc::{Rtc, RtcConfig, host_wall_clock};
 use ringfence_devices::serial::{Serial, SerialOutput};
+use ringfence_devices::virtio::rng::Rng;
+use ringfence_devices::virtio::{SharedDevice, VirtioConfig, VirtioPci};
 use ringfence_devices::{Device, PowerControl, SystemBus, platform};
 use ringfence_engine::{ClockMode, InterruptSink, IrqLine, Placement, TimerQueue, VirtualClock};
 use ringfence_memory::GuestMemory;
 
 use crate::console::ConsoleInput;
+use crate::control::Event;
 use crate::disks::{self, Disk};
 use crate::error::MachineError;
 use crate::memory_map::ABOVE_4G;
@@ -44,9 +48,23 @@ pub(crate) struct Wiring<'a> {
     pub(crate) power: &'a Arc<dyn PowerControl>,
     pub(crate) debug_exit: Option<u16>,
     pub(crate) cpus: u32,
+    /// Where devices report what the user should know.
+    pub(crate) events: &'a Sender<Event>,
 }
 
 impl Wiring<'_> {
+    /// A PCI function with a virtio device in it. `name` is that of its saved state, unique in the machine.
+    pub(crate) fn virtio(&self, name: impl Into<String>, device: SharedDevice) -> Arc<VirtioPci> {
+        let events = Mutex::new(self.events.clone());
+        let reporter = Arc::new(move |text| {
+            let events = events.lock().unwrap_or_else(PoisonError::into_inner);
+            // A machine that has ended needs no reports.
+            let _ = events.send(Event::DeviceBroken(text));
+        });
+        let config = VirtioConfig { name: name.into(), reporter };
+        VirtioPci::new(config, device, Arc::clone(self.memory), self.interrupts)
+    }
+
     fn line(&self, gsi: u32) -> IrqLine {
         IrqLine::new(Arc::clone(self.interrupts), gsi)
     }
@@ -92,6 +110,12 @@ impl Devices {
             let controller = disks::controller(index, disk, wiring.cpus, memory, wiring.interrupts)?;
             pci.plug_next(Arc::clone(&controller) as _)?;
             all.push(controller);
+        }
+        // A run by the count of instructions repeats exactly, which the host's entropy would spoil.
+        if clock.mode() == ClockMode::Host {
+            let rng = wiring.virtio("virtio-rng.0", Arc::new(Rng::default()));
+            pci.plug_next(Arc::clone(&rng) as _)?;
+            all.push(rng);
         }
         Ok(Self { all, pci, console: ConsoleInput::new(console) })
     }

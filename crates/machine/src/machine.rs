@@ -51,6 +51,9 @@ pub enum Notice {
     Rebooting,
     /// A disk's image failed on the host, and the guest sees an I/O error. Told once for each kind of failure.
     DiskFault(String),
+    /// The guest's driver broke the rules of a device, which does nothing more until it is reset. Told once for each
+    /// device.
+    DeviceBroken(String),
 }
 
 /// A machine, from being assembled to its end.
@@ -231,6 +234,7 @@ impl Machine {
                 }
             }
             Event::DiskFault(text) => notice(Notice::DiskFault(text)),
+            Event::DeviceBroken(text) => notice(Notice::DeviceBroken(text)),
             Event::Pause(done) => {
                 self.pause_vcpus()?;
                 activity.paused.get_or_insert_with(Instant::now);
@@ -288,7 +292,14 @@ impl Machine {
         self.reset_vcpus()?;
         // What the old guest still said means nothing to the new one; what the outside said does.
         let outside = |event: &Event| {
-            matches!(event, Event::Stop(_) | Event::Pause(_) | Event::Resume | Event::DiskFault(_))
+            matches!(
+                event,
+                Event::Stop(_)
+                    | Event::Pause(_)
+                    | Event::Resume
+                    | Event::DiskFault(_)
+                    | Event::DeviceBroken(_)
+            )
         };
         self.backlog.extend(self.events.try_iter().filter(outside));
         self.power.clear();

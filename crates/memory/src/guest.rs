@@ -226,6 +226,21 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Whether every byte of a range is in guest memory, and with `write` in RAM. True of no bytes at all.
+    pub fn holds(&self, address: GuestAddress, len: u64, write: bool) -> bool {
+        let Some(end) = address.checked_add(len) else { return false };
+        let mut at = address;
+        while at < end {
+            match self.region(at) {
+                Some(region) if !write || region.kind == RegionKind::Ram => {
+                    at = GuestAddress(region.range.end());
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// Copies guest memory into `into`.
     ///
     /// # Errors

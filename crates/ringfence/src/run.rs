@@ -143,7 +143,7 @@ fn tell_notice(notice: Notice) {
              --timeout, Ctrl-] or a signal"
         }
         Notice::Rebooting => "ringfence: the guest resets; booting it again",
-        Notice::DiskFault(text) => return tell(&format!("ringfence: {text}")),
+        Notice::DiskFault(text) | Notice::DeviceBroken(text) => return tell(&format!("ringfence: {text}")),
     });
 }
 

@@ -16,6 +16,7 @@ use crate::device::lock;
 /// Identifiers of capabilities.
 mod capability {
     pub(super) const POWER: u8 = 0x01;
+    pub(super) const VENDOR: u8 = 0x09;
     pub(super) const EXPRESS: u8 = 0x10;
     pub(super) const MSIX: u8 = 0x11;
 }
@@ -104,6 +105,12 @@ impl Endpoint {
             interrupt: AtomicBool::new(false),
             place: OnceLock::new(),
         }
+    }
+
+    /// Adds a capability of the vendor's own, given without its two bytes of identifier and link, before the
+    /// function is plugged in. `writable` has the bits that software can set. Returns where it starts.
+    pub fn add_vendor_capability(&self, body: &[u8], writable: &[u8]) -> u16 {
+        lock(&self.config).add_capability(capability::VENDOR, body, writable)
     }
 
     /// Gives the endpoint its place: its registers get addresses, which are decoded once software says so.

@@ -1,0 +1,3 @@
+mod driver;
+mod hostile;
+mod life;
