@@ -110,6 +110,11 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) lockstep_batch: Option<u64>,
 
+    /// With --engine jit or lockstep: most memory for translated code, from 1M to 1G; when it is full, everything is
+    /// translated anew [default: 128M]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) code_memory: Option<ByteSize>,
+
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,

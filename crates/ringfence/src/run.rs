@@ -68,6 +68,7 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
     MachineSpec {
         engine: arguments.engine,
         lockstep_batch: arguments.lockstep_batch,
+        code_memory: arguments.code_memory.map(|size| size.0),
         cpus: arguments.cpus,
         memory: arguments.memory.0,
         cpu: arguments.cpu,

@@ -66,10 +66,18 @@ pub(crate) use single::{HostCode, Next};
 pub use state::State;
 use stubs::reason;
 
+/// The least code memory: a few hundred regions.
+pub const SMALLEST_CODE: usize = 1 << 20;
+/// What it is if nobody asks: a boot and a compiler need some 50 MiB.
+pub const DEFAULT_CODE: usize = 128 << 20;
+/// The most: branches reach 2 GiB.
+pub const LARGEST_CODE: usize = 1 << 30;
+
 /// What the translator may do.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Most bytes of translated code.
+    /// Most bytes of translated code, from [`SMALLEST_CODE`] to [`LARGEST_CODE`]; other sizes become the nearest of these.
+    /// When it is full, everything is dropped and translated anew.
     pub code_size: usize,
     /// Executions after which a block is translated, at most 200.
     pub threshold: u8,
@@ -82,7 +90,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_size: 128 << 20, threshold: 8, region: 64, exact_flags: false }
+        Self { code_size: DEFAULT_CODE, threshold: 8, region: 64, exact_flags: false }
     }
 }
 

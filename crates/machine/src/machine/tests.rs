@@ -146,6 +146,7 @@ fn machine(
     let kernel = kernel();
     let mut spec = MachineSpec {
         lockstep_batch: None,
+        code_memory: None,
         disks: Vec::new(),
         engine: EngineChoice::Auto,
         cpus: 1,
