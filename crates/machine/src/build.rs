@@ -27,7 +27,11 @@ const TSC_KHZ: u32 = 1_000_000;
 /// Assembles the machine that `spec` describes, with its kernel loaded and its vCPUs paused at the entry.
 pub(crate) fn build(spec: MachineSpec, outputs: SerialOutputs) -> Result<Machine, MachineError> {
     let selection = spec.check(HostMemory::probe())?;
-    let settings = EngineSettings { lockstep_batch: spec.lockstep_batch, code_memory: spec.code_memory };
+    let settings = EngineSettings {
+        lockstep_batch: spec.lockstep_batch,
+        code_memory: spec.code_memory,
+        profile: spec.profile,
+    };
     build_on(move |selection| engine_choice::make(selection, settings), selection, spec, outputs)
 }
 

@@ -100,6 +100,8 @@ pub(crate) struct EngineSettings {
     pub(crate) lockstep_batch: Option<u64>,
     /// For the translator: most bytes of translated code, checked; `None` is the default.
     pub(crate) code_memory: Option<u64>,
+    /// For the translator: find out where the guest's instructions are.
+    pub(crate) profile: bool,
 }
 
 /// The engine that was selected.
@@ -113,7 +115,9 @@ pub(crate) fn make(selection: Selection, settings: EngineSettings) -> Result<Box
     };
     match selection.engine {
         EngineChoice::Interp => Ok(Box::new(InterpreterEngine)),
-        EngineChoice::Jit => Ok(Box::new(JitEngine { options: sized(Options::default()) })),
+        EngineChoice::Jit => Ok(Box::new(JitEngine {
+            options: Options { profile: settings.profile, ..sized(Options::default()) },
+        })),
         EngineChoice::Lockstep => {
             let default = LockstepOptions::default();
             let options =

@@ -21,6 +21,8 @@ pub struct MachineSpec {
     pub lockstep_batch: Option<u64>,
     /// With an engine that translates: most bytes of translated code, instead of its default.
     pub code_memory: Option<u64>,
+    /// With [`EngineChoice::Jit`]: find out where the guest's instructions are.
+    pub profile: bool,
     /// Number of vCPUs.
     pub cpus: u32,
     /// Memory in bytes, a multiple of 4 KiB.
@@ -118,6 +120,12 @@ pub enum SpecError {
         /// The engine.
         engine: EngineChoice,
     },
+    /// A profile from an engine that makes none.
+    #[error("--profile is for --engine jit; the {engine} engine makes no profile")]
+    ProfileWithoutTranslator {
+        /// The engine.
+        engine: EngineChoice,
+    },
     /// Less code memory than the translator can work with.
     #[error("{asked} of code memory is too little; the least is {}", ByteSize(SMALLEST_CODE as u64))]
     LittleCodeMemory {
@@ -156,6 +164,9 @@ impl MachineSpec {
         if self.lockstep_batch.is_some() && selection.engine != EngineChoice::Lockstep {
             return Err(SpecError::BatchWithoutLockstep { engine: selection.engine });
         }
+        if self.profile && selection.engine != EngineChoice::Jit {
+            return Err(SpecError::ProfileWithoutTranslator { engine: selection.engine });
+        }
         self.check_code_memory(selection.engine)?;
         match self.cpus {
             0 => return Err(SpecError::NoCpus),
@@ -187,6 +198,7 @@ mod tests {
         MachineSpec {
             lockstep_batch: None,
             code_memory: None,
+            profile: false,
             engine: EngineChoice::Auto,
             cpus: 1,
             memory: 512 << 20,
@@ -221,7 +233,7 @@ mod tests {
             (check(|s| s.memory = 9 << 30), "more than this host has (8G)"),
             (check(|s| s.cpus = 0), "0 CPUs"),
             (check(|s| s.cpus = 2), "one vCPU so far"),
-            (check(|s| s.code_memory = Some(4096)), "4K of code memory is too little; the least is 1M"),
+            (check(|s| s.code_memory = Some(4096)), "4K of code memory is too little; the least is 128K"),
             (check(|s| s.code_memory = Some(2 << 30)), "the most is 1G"),
             (
                 check(|s| (s.code_memory, s.engine) = (Some(1 << 20), EngineChoice::Interp)),

@@ -147,6 +147,7 @@ fn machine(
     let mut spec = MachineSpec {
         lockstep_batch: None,
         code_memory: None,
+        profile: false,
         disks: Vec::new(),
         engine: EngineChoice::Auto,
         cpus: 1,
