@@ -6,7 +6,8 @@ use ringfence_memory::GuestMemory;
 use ringfence_x86::cpuid::CpuidTable;
 
 use crate::{
-    Bus, CpuState, EngineError, InterruptSink, Placement, SavedState, StateError, TimerQueue, VirtualClock,
+    Bus, CpuState, EngineError, GuestProfile, InterruptSink, Placement, SavedState, StateError, TimerQueue,
+    VirtualClock,
 };
 
 /// A way to execute guest code.
@@ -77,6 +78,10 @@ pub trait Vcpu: Send {
     fn instructions(&self) -> u64;
     /// Named counters for `-v`, in the order to be printed.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+    /// Where the guest's instructions were, if the engine was made to find out.
+    fn profile(&self) -> Option<GuestProfile> {
+        None
+    }
 }
 
 /// Makes a running vCPU return [`VmExit::Kicked`].

@@ -12,7 +12,7 @@ use crate::control::{Event, MachineHandle, PowerSwitch};
 use crate::cpu_model;
 use crate::devices::{Devices, SerialOutputs, Wiring};
 use crate::disks;
-use crate::engine_choice::{self, Selection};
+use crate::engine_choice::{self, EngineSettings, Selection};
 use crate::error::MachineError;
 use crate::host::HostMemory;
 use crate::load;
@@ -27,8 +27,12 @@ const TSC_KHZ: u32 = 1_000_000;
 /// Assembles the machine that `spec` describes, with its kernel loaded and its vCPUs paused at the entry.
 pub(crate) fn build(spec: MachineSpec, outputs: SerialOutputs) -> Result<Machine, MachineError> {
     let selection = spec.check(HostMemory::probe())?;
-    let batch = spec.lockstep_batch;
-    build_on(move |selection| engine_choice::make(selection, batch), selection, spec, outputs)
+    let settings = EngineSettings {
+        lockstep_batch: spec.lockstep_batch,
+        code_memory: spec.code_memory,
+        profile: spec.profile,
+    };
+    build_on(move |selection| engine_choice::make(selection, settings), selection, spec, outputs)
 }
 
 /// The same on the engine that `make` gives.

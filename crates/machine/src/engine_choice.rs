@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ringfence_engine::{Engine, EngineError};
 use ringfence_engine_soft::engine::{InterpreterEngine, JitEngine};
-use ringfence_engine_soft::jit::JitError;
+use ringfence_engine_soft::jit::{JitError, Options};
 use ringfence_engine_soft::lockstep::{LockstepEngine, LockstepOptions};
 
 /// An engine as named on the command line.
@@ -93,16 +93,35 @@ pub(crate) fn select(choice: EngineChoice) -> Result<Selection, NotOffered> {
     }
 }
 
-/// The engine that was selected. `batch` is for lock-step: instructions between two comparisons.
+/// What engines may be told beyond the machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct EngineSettings {
+    /// For lock-step: instructions between two comparisons.
+    pub(crate) lockstep_batch: Option<u64>,
+    /// For the translator: most bytes of translated code, checked; `None` is the default.
+    pub(crate) code_memory: Option<u64>,
+    /// For the translator: find out where the guest's instructions are.
+    pub(crate) profile: bool,
+}
+
+/// The engine that was selected.
 ///
 /// # Errors
 /// [`EngineError::Unsupported`] if this version does not have it; [`select`] would not have chosen it.
-pub(crate) fn make(selection: Selection, batch: Option<u64>) -> Result<Box<dyn Engine>, EngineError> {
+pub(crate) fn make(selection: Selection, settings: EngineSettings) -> Result<Box<dyn Engine>, EngineError> {
+    let sized = |options: Options| match settings.code_memory.map(usize::try_from) {
+        Some(Ok(code_size)) => Options { code_size, ..options },
+        _ => options,
+    };
     match selection.engine {
         EngineChoice::Interp => Ok(Box::new(InterpreterEngine)),
-        EngineChoice::Jit => Ok(Box::new(JitEngine::default())),
+        EngineChoice::Jit => Ok(Box::new(JitEngine {
+            options: Options { profile: settings.profile, ..sized(Options::default()) },
+        })),
         EngineChoice::Lockstep => {
-            let options = LockstepOptions { batch, ..LockstepOptions::default() };
+            let default = LockstepOptions::default();
+            let options =
+                LockstepOptions { batch: settings.lockstep_batch, jit: sized(default.jit), ..default };
             Ok(Box::new(LockstepEngine { options }))
         }
         other => Err(EngineError::Unsupported { engine: other.name(), what: "anything yet".to_owned() }),

@@ -37,7 +37,7 @@ pub use host::HostMemory;
 pub use machine::{Machine, Notice, Outcome};
 pub use ringfence_devices::serial::SerialOutput;
 pub use ringfence_disk::{DiskSpec, SpecError as DiskSpecError};
-pub use ringfence_engine::ClockMode;
+pub use ringfence_engine::{ClockMode, GuestProfile, Place};
 pub use size::{ByteSize, SizeError};
 pub use spec::{BootSpec, Initrd, MachineSpec, SpecError};
 pub use usage::MemoryUse;

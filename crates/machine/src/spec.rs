@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use ringfence_disk::DiskSpec;
 use ringfence_engine::ClockMode;
+use ringfence_engine_soft::jit::{LARGEST_CODE, SMALLEST_CODE};
 
 use crate::cpu_model::CpuModel;
 use crate::engine_choice::{self, EngineChoice, NotOffered, Selection};
@@ -18,6 +19,10 @@ pub struct MachineSpec {
     pub engine: EngineChoice,
     /// With [`EngineChoice::Lockstep`]: instructions between two comparisons, at most, instead of one translated block.
     pub lockstep_batch: Option<u64>,
+    /// With an engine that translates: most bytes of translated code, instead of its default.
+    pub code_memory: Option<u64>,
+    /// With [`EngineChoice::Jit`]: find out where the guest's instructions are.
+    pub profile: bool,
     /// Number of vCPUs.
     pub cpus: u32,
     /// Memory in bytes, a multiple of 4 KiB.
@@ -109,6 +114,30 @@ pub enum SpecError {
         /// The engine.
         engine: EngineChoice,
     },
+    /// Code memory for an engine that translates nothing.
+    #[error("--code-memory is for engines that translate; the {engine} engine keeps no translated code")]
+    CodeWithoutTranslator {
+        /// The engine.
+        engine: EngineChoice,
+    },
+    /// A profile from an engine that makes none.
+    #[error("--profile is for --engine jit; the {engine} engine makes no profile")]
+    ProfileWithoutTranslator {
+        /// The engine.
+        engine: EngineChoice,
+    },
+    /// Less code memory than the translator can work with.
+    #[error("{asked} of code memory is too little; the least is {}", ByteSize(SMALLEST_CODE as u64))]
+    LittleCodeMemory {
+        /// What was asked for.
+        asked: ByteSize,
+    },
+    /// More code memory than branches reach.
+    #[error("{asked} of code memory is too much; the most is {}", ByteSize(LARGEST_CODE as u64))]
+    MuchCodeMemory {
+        /// What was asked for.
+        asked: ByteSize,
+    },
     /// An engine that this version does not have.
     #[error(transparent)]
     Engine(#[from] NotOffered),
@@ -135,12 +164,29 @@ impl MachineSpec {
         if self.lockstep_batch.is_some() && selection.engine != EngineChoice::Lockstep {
             return Err(SpecError::BatchWithoutLockstep { engine: selection.engine });
         }
+        if self.profile && selection.engine != EngineChoice::Jit {
+            return Err(SpecError::ProfileWithoutTranslator { engine: selection.engine });
+        }
+        self.check_code_memory(selection.engine)?;
         match self.cpus {
             0 => return Err(SpecError::NoCpus),
             1 => {}
             asked => return Err(SpecError::ManyCpus { asked, engine: selection.engine }),
         }
         Ok(selection)
+    }
+
+    fn check_code_memory(&self, engine: EngineChoice) -> Result<(), SpecError> {
+        let Some(size) = self.code_memory else { return Ok(()) };
+        let asked = ByteSize(size);
+        if !matches!(engine, EngineChoice::Jit | EngineChoice::Lockstep) {
+            return Err(SpecError::CodeWithoutTranslator { engine });
+        }
+        match size {
+            n if n < SMALLEST_CODE as u64 => Err(SpecError::LittleCodeMemory { asked }),
+            n if n > LARGEST_CODE as u64 => Err(SpecError::MuchCodeMemory { asked }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -151,6 +197,8 @@ mod tests {
     fn spec() -> MachineSpec {
         MachineSpec {
             lockstep_batch: None,
+            code_memory: None,
+            profile: false,
             engine: EngineChoice::Auto,
             cpus: 1,
             memory: 512 << 20,
@@ -185,6 +233,12 @@ mod tests {
             (check(|s| s.memory = 9 << 30), "more than this host has (8G)"),
             (check(|s| s.cpus = 0), "0 CPUs"),
             (check(|s| s.cpus = 2), "one vCPU so far"),
+            (check(|s| s.code_memory = Some(4096)), "4K of code memory is too little; the least is 128K"),
+            (check(|s| s.code_memory = Some(2 << 30)), "the most is 1G"),
+            (
+                check(|s| (s.code_memory, s.engine) = (Some(1 << 20), EngineChoice::Interp)),
+                "the interp engine keeps no translated code",
+            ),
             (check(|s| s.engine = EngineChoice::Kvm), "not in this version"),
         ] {
             assert!(message.contains(expected), "{message}");

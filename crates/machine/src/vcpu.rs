@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ringfence_engine::{CpuState, EngineError, Kick, Vcpu, VmExit};
+use ringfence_engine::{CpuState, EngineError, GuestProfile, Kick, Vcpu, VmExit};
 
 /// What a vCPU thread reports of its own accord.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub struct VcpuStatistics {
     pub cpu_time: Duration,
     /// The engine's counters.
     pub counters: Vec<(&'static str, u64)>,
+    /// Where its instructions were, if that was asked for.
+    pub profile: Option<GuestProfile>,
 }
 
 enum Request {
@@ -229,6 +231,7 @@ impl<F: Fn(VcpuReport)> Worker<F> {
                     instructions: self.vcpu.instructions(),
                     cpu_time: thread_cpu_time(),
                     counters: self.vcpu.counters(),
+                    profile: self.vcpu.profile(),
                 });
             }
         }

@@ -110,6 +110,22 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) lockstep_batch: Option<u64>,
 
+    /// With --engine jit or lockstep: most memory for translated code, from 128K to 1G; when it is full, everything is
+    /// translated anew [default: 128M]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) code_memory: Option<ByteSize>,
+
+    /// With --engine jit: write to this file, at the end, where the guest's instructions were: symbols, pages and blocks,
+    /// and which instructions were left to the interpreter. Samples are taken every 16381 instructions, so that shares are
+    /// of instructions executed, not of time
+    #[arg(long, value_name = "FILE")]
+    pub(crate) profile: Option<PathBuf>,
+
+    /// With --profile: the guest kernel's symbols, as in System.map or the guest's own /proc/kallsyms (without --kaslr they
+    /// are the same in every run)
+    #[arg(long, value_name = "FILE", requires = "profile")]
+    pub(crate) profile_symbols: Option<PathBuf>,
+
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,

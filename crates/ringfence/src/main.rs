@@ -8,6 +8,7 @@ mod console;
 mod doctor;
 mod exit;
 mod image;
+mod profile;
 mod progress;
 mod report;
 mod run;

@@ -14,6 +14,7 @@ use crate::args::{ConsoleTarget, RunArguments};
 use crate::command_status::CommandStatus;
 use crate::console::Console;
 use crate::exit::{FAILURE, Failure, SIGNAL, SUCCESS, TIMEOUT};
+use crate::profile::ProfileFile;
 use crate::progress::Bars;
 use crate::terminal::tell;
 use crate::{report, signals, terminal};
@@ -35,6 +36,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     let console = Console::open(&arguments.console).map_err(Failure::failed)?;
     let control = command.clone().map_or_else(|| Arc::new(Nowhere) as _, |status| Arc::new(status) as _);
     let outputs = SerialOutputs { console: console.port(), control };
+    let profile = ProfileFile::open(arguments).map_err(Failure::failed)?;
     let mut machine = Machine::new(spec.clone(), outputs).map_err(machine_failure)?;
     if arguments.verbose {
         report::beginning(&machine, &spec);
@@ -47,6 +49,9 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     console.finish();
     drop(raw);
 
+    if let Some(profile) = profile {
+        profile.write(&machine).map_err(Failure::failed)?;
+    }
     if arguments.verbose {
         let told = report::end(&machine, console.output(), start, start.saturating_duration_since(begun));
         told.map_err(Failure::failed)?;
@@ -68,6 +73,8 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
     MachineSpec {
         engine: arguments.engine,
         lockstep_batch: arguments.lockstep_batch,
+        code_memory: arguments.code_memory.map(|size| size.0),
+        profile: arguments.profile.is_some(),
         cpus: arguments.cpus,
         memory: arguments.memory.0,
         cpu: arguments.cpu,

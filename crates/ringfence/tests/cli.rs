@@ -102,6 +102,9 @@ fn unknown_values_are_refused() {
 fn what_is_not_there_yet_is_refused() {
     for (arguments, reason) in [
         (["--engine", "kvm"], "kvm engine is not in this version"),
+        (["--code-memory", "64K"], "64K of code memory is too little; the least is 128K"),
+        (["--code-memory", "2G"], "the most is 1G"),
+        (["--profile-symbols", "map"], "--profile"),
         (["--lockstep-batch", "100"], "--lockstep-batch is for --engine lockstep"),
         (["--cpus", "2"], "one vCPU so far"),
         (["--net", "user"], "--net user is not in this version"),

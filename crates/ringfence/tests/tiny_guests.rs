@@ -184,6 +184,33 @@ fn translator_gives_the_same_answers() {
 }
 
 #[test]
+fn profile_shows_where_the_instructions_were() {
+    // mov ecx,6000000; first: dec ecx; jnz first: 12 million instructions in 3 bytes; then
+    // mov ecx,2000000; second: nop; nop; dec ecx; jnz second: 8 million.
+    let first = [0xb9, 0x80, 0x8d, 0x5b, 0x00, 0x49, 0x75, 0xfd];
+    let second = [0xb9, 0x80, 0x84, 0x1e, 0x00, 0x90, 0x90, 0x49, 0x75, 0xfb];
+    let kernel = Guest::new().code(&first).code(&second).print("done").power_off().kernel();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("profile");
+    let run = finish(run(&kernel).args(["--engine", "jit", "--profile"]).arg(&file));
+    run.expect(0, &[]);
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("one every 16381 instructions") && text.contains("kernel 100.00 %"), "{text}");
+    let mut shares = [0.0; 2];
+    let blocks = text.split("Blocks:").nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
+    for line in blocks.lines().skip(2) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let rip = u64::from_str_radix(words[3].trim_start_matches("0x"), 16).unwrap();
+        match rip.checked_sub(0x10_0000 + 48) {
+            Some(0..8) => shares[0] += words[0].parse::<f64>().unwrap(),
+            Some(8..18) => shares[1] += words[0].parse::<f64>().unwrap(),
+            _ => {}
+        }
+    }
+    assert!((shares[0] - 60.0).abs() < 1.0 && (shares[1] - 40.0).abs() < 1.0, "{shares:?}: {text}");
+}
+
+#[test]
 fn counted_runs_repeat_exactly() {
     let kernel = Guest::new().print("some work\n").power_off().kernel();
     let instructions = || {

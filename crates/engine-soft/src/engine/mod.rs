@@ -1,5 +1,6 @@
 //! The software engine behind the seam.
 
+mod sampler;
 mod signal;
 pub(crate) mod vcpu;
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_engine::{
-    Activity, ClockMode, CpuState, EngineError, Kick, TimerQueue, Vcpu, VirtualTime, VmExit,
+    Activity, ClockMode, CpuState, EngineError, GuestProfile, Kick, TimerQueue, Vcpu, VirtualTime, VmExit,
 };
 use ringfence_irqchip::{LapicInbox, LocalApic, pending};
 use ringfence_x86::Rflags;
 
+use super::sampler::Sampler;
 use super::signal::Signal;
 use crate::interp::cpu::{Connections, Cpu};
 use crate::interp::event::{Source, TripleFault};
@@ -24,6 +25,8 @@ pub(crate) struct SoftVcpu {
     pub(crate) interpreter: Interpreter,
     /// The translator, if the engine has one.
     jit: Option<Jit>,
+    /// If a profile was asked for.
+    sampler: Option<Sampler>,
     pub(crate) inbox: Arc<LapicInbox>,
     timers: Arc<TimerQueue>,
     pub(crate) signal: Arc<Signal>,
@@ -69,7 +72,8 @@ impl SoftVcpu {
         let mut cpu = Cpu::new(connections)?;
         cpu.connect_apic(apic);
         let interpreter = Interpreter::new(cpu);
-        Ok(Self { interpreter, jit, inbox, timers, signal, counters: Counters::default() })
+        let sampler = jit.as_ref().is_some_and(Jit::profiles).then(Sampler::new);
+        Ok(Self { interpreter, jit, sampler, inbox, timers, signal, counters: Counters::default() })
     }
 
     fn cpu(&mut self) -> &mut Cpu {
@@ -143,7 +147,10 @@ impl SoftVcpu {
 
     /// Executes until somebody rings, a timer may be due, or an interrupt can be taken.
     fn execute(&mut self) -> Result<(), TripleFault> {
-        let batch = self.batch();
+        let mut batch = self.batch();
+        if let Some(sampler) = &self.sampler {
+            batch = batch.min(sampler.left(&self.interpreter.cpu));
+        }
         let end = self.cpu().retired + batch;
         while !self.signal.rung() {
             let cpu = &mut self.interpreter.cpu;
@@ -169,6 +176,9 @@ impl SoftVcpu {
             if look && (cpu.activity != Activity::Active || self.inbox.pending() != 0) {
                 break;
             }
+        }
+        if let Some(sampler) = &mut self.sampler {
+            sampler.look(&self.interpreter.cpu);
         }
         Ok(())
     }
@@ -286,5 +296,10 @@ impl Vcpu for SoftVcpu {
             counters.extend(jit.counters(cpu));
         }
         counters
+    }
+
+    fn profile(&self) -> Option<GuestProfile> {
+        let cpu = &self.interpreter.cpu;
+        self.sampler.as_ref().map(|sampler| sampler.profile(cpu, crate::jit::handed(cpu)))
     }
 }

@@ -10,6 +10,7 @@ use super::helper::Site;
 use super::links::NewLink;
 use super::region::Source;
 use super::stubs::{self, CELLS, Cell, JUMP_BITS, Jump, NO_JUMP, Stubs, jump_index};
+use super::{LARGEST_CODE, SMALLEST_CODE};
 use crate::codemem::{CodeMemory, CodeMemoryError};
 
 /// Index of a region; valid until the cache is flushed.
@@ -116,10 +117,10 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// An empty cache that holds up to `size` bytes of code.
+    /// An empty cache that holds up to `size` bytes of code, from [`SMALLEST_CODE`] to [`LARGEST_CODE`].
     pub(super) fn new(size: usize) -> Result<Self, CodeMemoryError> {
         let (code, stubs) = stubs::emit();
-        let mut memory = CodeMemory::new(size.max(1 << 20))?;
+        let mut memory = CodeMemory::new(size.clamp(SMALLEST_CODE, LARGEST_CODE))?;
         memory.write(0, &code);
         let rare = memory.size();
         Ok(Self {

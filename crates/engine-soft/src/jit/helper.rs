@@ -60,6 +60,30 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
     reason::CONTINUE
 }
 
+/// As [`interpret`], for a profile: counts the instruction's form first.
+///
+/// # Safety
+/// As [`interpret`].
+pub(super) unsafe extern "sysv64" fn interpret_counted(cpu: *mut Cpu, site: usize) -> u64 {
+    {
+        // SAFETY: the caller's promise; the borrow ends here.
+        let cpu = unsafe { &mut *cpu };
+        // SAFETY: as in `interpret`.
+        let code = unsafe { &*(cpu.translated.sites as *const Site).add(site) }.op.code;
+        if let Some(count) = cpu.translated.handed.get_mut(code as usize) {
+            *count += 1;
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { interpret(cpu, site) }
+}
+
+/// What [`interpret_counted`] has counted: forms of instructions, and how often.
+pub(crate) fn handed(cpu: &Cpu) -> Vec<(String, u64)> {
+    let counts = Code::values().zip(&cpu.translated.handed).filter(|(_, count)| **count != 0);
+    counts.map(|(code, &count)| (format!("{code:?}"), count)).collect()
+}
+
 /// Whether nothing keeps translated code from going on at RIP after an instruction that has changed mode, privilege or
 /// address space.
 fn may_resume(cpu: &Cpu) -> bool {

@@ -60,16 +60,25 @@ use crate::interp::decode::translate_fetch;
 use crate::interp::op::RIP;
 use crate::interp::run::Interpreter;
 use cache::{Cache, Entry};
+pub(crate) use helper::handed;
 use native::Host;
 use region::{Seen, Source};
 pub(crate) use single::{HostCode, Next};
 pub use state::State;
 use stubs::reason;
 
+/// The least code memory: some forty regions, so that a guest gets nowhere fast but everything works.
+pub const SMALLEST_CODE: usize = 128 << 10;
+/// What it is if nobody asks: a boot and a compiler need some 50 MiB.
+pub const DEFAULT_CODE: usize = 128 << 20;
+/// The most: branches reach 2 GiB.
+pub const LARGEST_CODE: usize = 1 << 30;
+
 /// What the translator may do.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Most bytes of translated code.
+    /// Most bytes of translated code, from [`SMALLEST_CODE`] to [`LARGEST_CODE`]; other sizes become the nearest of these.
+    /// When it is full, everything is dropped and translated anew.
     pub code_size: usize,
     /// Executions after which a block is translated, at most 200.
     pub threshold: u8,
@@ -78,11 +87,13 @@ pub struct Options {
     /// Keep every arithmetic flag exact wherever the guest can be interrupted, even if the guest's code will overwrite it
     /// unread. Slower; for comparisons with the interpreter.
     pub exact_flags: bool,
+    /// Find out where the guest's instructions are, and which are handed to handlers.
+    pub profile: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_size: 128 << 20, threshold: 8, region: 64, exact_flags: false }
+        Self { code_size: DEFAULT_CODE, threshold: 8, region: 64, exact_flags: false, profile: false }
     }
 }
 
@@ -257,7 +268,12 @@ impl Jit {
         state.entry = self.cache.entry(entry);
         state.jumps = self.cache.jumps();
         state.context = context;
-        state.interpret = helper::interpret as *const () as u64;
+        state.interpret = if self.options.profile {
+            state.handed.resize(iced_x86::Code::values().len(), 0);
+            helper::interpret_counted as *const () as u64
+        } else {
+            helper::interpret as *const () as u64
+        };
         state.sites = self.cache.sites();
         state.cells = self.cache.cells();
         state.vectors = cpu.vector.registers_address();
@@ -332,6 +348,11 @@ impl Jit {
             self.never.insert(address);
         }
         entry
+    }
+
+    /// Whether a profile was asked for.
+    pub(crate) fn profiles(&self) -> bool {
+        self.options.profile
     }
 
     /// Forgets all translated code.

@@ -23,6 +23,9 @@ pub struct State {
     pub(super) exception: Option<Exception>,
     /// Instructions handed to the interpreter from translated code.
     pub(super) interpreted: u64,
+    /// How often translated code handed which form of instruction to its handler, by [`iced_x86::Code`]; empty unless a profile
+    /// was asked for.
+    pub(super) handed: Vec<u64>,
     /// Instructions retired when the budget is used up.
     pub(super) end: u64,
     /// Where to enter.
@@ -80,6 +83,7 @@ impl State {
         Self {
             exception: None,
             interpreted: 0,
+            handed: Vec::new(),
             end: 0,
             entry: 0,
             interpret: 0,

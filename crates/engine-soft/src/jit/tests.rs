@@ -12,7 +12,7 @@ use ringfence_oracle::Random;
 use ringfence_x86::segment::attribute;
 use ringfence_x86::{Cr0, Cr4, Efer, Exception};
 
-use super::{Jit, Options};
+use super::{Jit, Options, SMALLEST_CODE};
 use crate::code::CodeMap;
 use crate::interp::cpu::{Connections, Cpu};
 use crate::interp::features::host_cpuid;
@@ -278,6 +278,11 @@ fn vector_rounds(seed: u64, count: u64, options: Options) -> u64 {
 }
 
 fn run_rounds(mut pair: Pair, seed: u64, count: u64) -> u64 {
+    run_rounds_of(&mut pair, seed, count);
+    pair.jit.cache.sizes.regions
+}
+
+fn run_rounds_of(pair: &mut Pair, seed: u64, count: u64) {
     for round in 0..count {
         let mut random = Random::new(seed << 32 | round);
         let random = &mut random;
@@ -308,7 +313,6 @@ fn run_rounds(mut pair: Pair, seed: u64, count: u64) -> u64 {
         }
         pair.compare_memory();
     }
-    pair.jit.cache.sizes.regions
 }
 
 fn seed(default: u64) -> u64 {
@@ -319,7 +323,8 @@ fn count(default: u64) -> u64 {
     std::env::var("RINGFENCE_CASES").ok().and_then(|s| s.parse().ok()).unwrap_or(default)
 }
 
-const OPTIONS: Options = Options { code_size: 4 << 20, threshold: 1, region: 64, exact_flags: false };
+const OPTIONS: Options =
+    Options { code_size: 4 << 20, threshold: 1, region: 64, exact_flags: false, profile: false };
 
 #[test]
 fn random_instructions_one_at_a_time_run_as_in_the_interpreter() {
@@ -361,4 +366,14 @@ fn random_vector_programs_with_exact_flags_run_as_in_the_interpreter() {
 #[test]
 fn random_vector_programs_partly_interpreted_run_as_in_the_interpreter() {
     assert!(vector_rounds(seed(8), count(3000), Options { threshold: 3, ..OPTIONS }) > 300);
+}
+
+#[test]
+fn random_programs_in_the_smallest_code_memory_run_as_in_the_interpreter() {
+    for (seed, vectors) in [(seed(9), false), (seed(10), true)] {
+        let mut pair = Pair::new(Options { code_size: SMALLEST_CODE, ..OPTIONS }, vectors);
+        run_rounds_of(&mut pair, seed, count(3000));
+        let sizes = &pair.jit.cache.sizes;
+        assert!(sizes.flushes * 100 > count(3000) && sizes.links > sizes.flushes, "{sizes:?}");
+    }
 }

@@ -146,6 +146,8 @@ fn machine(
     let kernel = kernel();
     let mut spec = MachineSpec {
         lockstep_batch: None,
+        code_memory: None,
+        profile: false,
         disks: Vec::new(),
         engine: EngineChoice::Auto,
         cpus: 1,

@@ -76,6 +76,23 @@ fn full_code_memory_is_flushed_and_execution_goes_on() {
 }
 
 #[test]
+fn profile_counts_what_is_handed_to_handlers() {
+    // mov edi,1000; top: cpuid; dec edi; jnz top; ud2
+    let code = [0xbf, 0xe8, 3, 0, 0, 0x0f, 0xa2, 0xff, 0xcf, 0x75, 0xfa, 0x0f, 0x0b];
+    let counted = [false, true].map(|profile| {
+        let mut m = machine();
+        m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
+        m.cpu.regs[RIP] = CODE;
+        let mut jit = Jit::new(Options { threshold: 2, profile, ..OPTIONS }, &m.cpu.code).unwrap();
+        while jit.run(&mut m, 1000).is_ok() {}
+        assert_eq!(m.cpu.regs[7], 0);
+        crate::jit::handed(&m.cpu).into_iter().find(|(name, _)| name == "Cpuid").map_or(0, |(_, count)| count)
+    });
+    assert_eq!(counted[0], 0);
+    assert!((990..=1000).contains(&counted[1]), "{counted:?}");
+}
+
+#[test]
 fn branch_with_a_16_bit_target_leaves_the_region() {
     // mov ecx,20; top: dec ecx; jz done; 66 jnz +0 (to the low 16 bits: not mapped there, so #PF or the next
     // instruction, as the interpreter says)

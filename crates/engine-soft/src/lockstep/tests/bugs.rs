@@ -14,7 +14,13 @@ use crate::lockstep::LockstepOptions;
 const BATCH: LockstepOptions = LockstepOptions {
     batch: Some(100),
     full: 1 << 20,
-    jit: crate::jit::Options { code_size: 1 << 20, threshold: 1, region: 64, exact_flags: true },
+    jit: crate::jit::Options {
+        code_size: 1 << 20,
+        threshold: 1,
+        region: 64,
+        exact_flags: true,
+        profile: false,
+    },
 };
 
 /// Some blocks without the mistake, then one that has it, then others.
