@@ -17,7 +17,7 @@ const ALL: Duration = Duration::from_secs(200);
 
 /// The command beside this test, or why it cannot be measured.
 fn ringfence() -> Result<PathBuf, String> {
-    let path = Path::new(env!("CARGO_BIN_EXE_bench")).with_file_name("ringfence");
+    let path = Path::new(env!("CARGO_BIN_EXE_ringfence-bench")).with_file_name("ringfence");
     if !path.is_file() {
         return Err(format!("`{}` is not built; `cargo build -p ringfence` first", path.display()));
     }
@@ -48,7 +48,7 @@ fn one_program_is_measured_natively_and_in_a_guest() {
     };
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("report.json");
-    let child = Command::new(env!("CARGO_BIN_EXE_bench"))
+    let child = Command::new(env!("CARGO_BIN_EXE_ringfence-bench"))
         .args(["engines", "--programs", "getppid", "--rounds", "1", "--repeats", "1", "--against", "native"])
         .args(["--memory", "256", "--timeout", SIDE, "--ringfence"])
         .arg(ringfence)
