@@ -17,7 +17,7 @@ dd if=/dev/hwrng of=/b bs=1000 count=20 iflag=fullblock 2>/dev/null
 echo "@sizes $(stat -c %s /a) $(stat -c %s /b)"
 echo "@packed $(gzip -c /a | wc -c) $(cat /a /b | gzip -c | wc -c)"
 # The driver lets go of the device and takes it again.
-modprobe -r virtio_rng && modprobe virtio_rng
+rmmod virtio_rng && modprobe virtio_rng
 dd if=/dev/hwrng of=/c bs=1000 count=1 iflag=fullblock 2>/dev/null
 echo "@again $(stat -c %s /c) $(cat /sys/class/misc/hw_random/rng_current)"
 echo "@modules $(cut -d' ' -f1 /proc/modules | grep -c -E '^(virtio_pci|virtio_rng)$')"
