@@ -19,6 +19,7 @@ mod error;
 mod host;
 mod load;
 mod machine;
+mod nets;
 pub mod memory_map;
 mod save;
 mod size;
@@ -38,6 +39,9 @@ pub use machine::{Machine, Notice, Outcome};
 pub use ringfence_devices::serial::SerialOutput;
 pub use ringfence_disk::{DiskSpec, SpecError as DiskSpecError};
 pub use ringfence_engine::ClockMode;
+pub use ringfence_net::{
+    NetSpec, NetSpecError, SUBCOMMAND as NET_SUBCOMMAND, helper_main as net_helper_main,
+};
 pub use size::{ByteSize, SizeError};
 pub use spec::{BootSpec, Initrd, MachineSpec, SpecError};
 pub use usage::MemoryUse;

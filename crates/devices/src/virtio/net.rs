@@ -252,7 +252,9 @@ impl Shared {
         let mergeable = port.features() & feature::MERGEABLE != 0;
         let (mut chains, mut room): (Vec<Chain>, u64) = (Vec::new(), 0);
         while room < len as u64 {
-            match port.take(RECEIVE) {
+            // A driver's buffers of no bytes do not keep this thread busy.
+            let next = if chains.len() < usize::from(QUEUE) { port.take(RECEIVE) } else { None };
+            match next {
                 Some(chain) if mergeable || chain.writable_len() >= len as u64 => {
                     room += chain.writable_len();
                     chains.push(chain);
