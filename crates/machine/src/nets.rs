@@ -15,7 +15,10 @@ use crate::error::MachineError;
 pub(crate) struct Helpers(Vec<Helper>);
 
 /// Starts the processes and makes the cards.
-pub(crate) fn open(specs: &[NetSpec], events: &Sender<Event>) -> Result<(Vec<Arc<Net>>, Helpers), MachineError> {
+pub(crate) fn open(
+    specs: &[NetSpec],
+    events: &Sender<Event>,
+) -> Result<(Vec<Arc<Net>>, Helpers), MachineError> {
     let mut helpers = Helpers::default();
     let mut cards = Vec::new();
     for (index, spec) in specs.iter().enumerate() {

@@ -113,7 +113,9 @@ pub enum SpecError {
         engine: EngineChoice,
     },
     /// A network in a run that must repeat exactly.
-    #[error("a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a network does not; use --net none")]
+    #[error(
+        "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a network does not; use --net none"
+    )]
     NetCounted,
     /// An engine that this version does not have.
     #[error(transparent)]

@@ -18,7 +18,9 @@ pub enum NetError {
     #[error("the network's process cannot go on")]
     Host(#[source] io::Error),
     /// A tap device.
-    #[error("cannot open the tap device {name}: {source}; an administrator makes it for you with `ip tuntap add {name} mode tap user …`")]
+    #[error(
+        "cannot open the tap device {name}: {source}; an administrator makes it for you with `ip tuntap add {name} mode tap user …`"
+    )]
     Tap {
         /// Its name.
         name: String,

@@ -68,10 +68,9 @@ pub fn helper_main(spec: &str) -> u8 {
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     // A terminal's signals are for the machine, which ends this process.
     let _ = rustix::process::setpgid(None, None);
-    if let Ok(mut limit) = Ok::<_, io::Error>(rustix::process::getrlimit(rustix::process::Resource::Nofile)) {
-        limit.current = limit.maximum;
-        let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
-    }
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
     let Ok(spec) = spec.parse::<NetSpec>() else { return 2 };
     let Ok(link) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let link = Link::new(link);
@@ -81,11 +80,7 @@ pub fn helper_main(spec: &str) -> u8 {
         told = true;
         let _ = link.send(&[IoSlice::new(&[CONTROL, READY])]);
     };
-    let result = match &spec.backend {
-        Backend::User(user) => user::serve(link, &spec, user, ready),
-        Backend::Tap(name) => tap::serve(&link, name, &spec, ready),
-    };
-    match result {
+    match serve(link, &spec, ready) {
         Ok(()) => 0,
         Err(error) => {
             let mut text = error.to_string();
@@ -102,5 +97,13 @@ pub fn helper_main(spec: &str) -> u8 {
             }
             1
         }
+    }
+}
+
+/// Serves the guest at the other end of `link`; `ready` is called when the network is there.
+pub(crate) fn serve(link: Link, spec: &NetSpec, ready: impl FnOnce(&Link)) -> Result<(), NetError> {
+    match &spec.backend {
+        Backend::User(user) => user::serve(link, spec, user, ready),
+        Backend::Tap(name) => tap::serve(&link, name, spec, ready),
     }
 }

@@ -27,6 +27,14 @@ mod tap;
 mod user;
 pub mod wire;
 
+/// Serves a guest at the other end of `link` on this thread, until that closes: what the network's process does.
+///
+/// # Errors
+/// [`NetError`] for what the host does not give.
+pub fn serve(link: Link, spec: &NetSpec) -> Result<(), NetError> {
+    helper::serve(link, spec, |_| ())
+}
+
 pub use bucket::Bucket;
 pub use error::NetError;
 pub use helper::{Helper, SUBCOMMAND, helper_main};

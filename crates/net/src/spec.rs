@@ -59,7 +59,9 @@ pub enum NetSpecError {
     #[error("{0:?} is no network; say user, tap=NAME or none")]
     Kind(String),
     /// Not an option.
-    #[error("{0:?} is no option of this network; there are forward=, restrict=, dns= (of user), mac=, mtu=, bps= and pps=")]
+    #[error(
+        "{0:?} is no option of this network; there are forward=, restrict=, dns= (of user), mac=, mtu=, bps= and pps="
+    )]
     Option(String),
     /// A value that does not fit.
     #[error("{0:?} does not fit; say {1}")]
@@ -154,14 +156,21 @@ impl FromStr for NetSpec {
                 continue;
             }
             match name {
-                "mac" => spec.mac = Some(mac(value).ok_or_else(|| bad("mac=52:54:00:12:34:56, or another of six bytes"))?),
+                "mac" => {
+                    spec.mac = Some(
+                        mac(value).ok_or_else(|| bad("mac=52:54:00:12:34:56, or another of six bytes"))?,
+                    )
+                }
                 "mtu" => {
                     let mtu = value.parse().ok().filter(|mtu| (1280..=65_520).contains(mtu));
                     spec.mtu = mtu.ok_or_else(|| bad("mtu= with 1280 to 65520 bytes"))?;
                 }
-                "bps" => spec.bytes = Some(rate(value).ok_or_else(|| bad("bytes per second, such as bps=10M"))?),
+                "bps" => {
+                    spec.bytes = Some(rate(value).ok_or_else(|| bad("bytes per second, such as bps=10M"))?)
+                }
                 "pps" => {
-                    spec.packets = Some(rate(value).ok_or_else(|| bad("packets per second, such as pps=1000"))?);
+                    spec.packets =
+                        Some(rate(value).ok_or_else(|| bad("packets per second, such as pps=1000"))?);
                 }
                 _ => return Err(NetSpecError::Option(part.to_owned())),
             }
@@ -220,9 +229,20 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for text in [
-            "", "users", "tap=", "tap=abcdefghijklmnop", "user,forward=tcp:1:2", "user,forward=sctp:127.0.0.1:1:1",
-            "user,forward=tcp:127.0.0.1:1:0", "user,mac=01:00:00:00:00:00", "user,mtu=5", "user,bps=0",
-            "tap=t,restrict=yes", "user,restrict", "user,what=1", "user,mac=52:54:00:12:34:56:78",
+            "",
+            "users",
+            "tap=",
+            "tap=abcdefghijklmnop",
+            "user,forward=tcp:1:2",
+            "user,forward=sctp:127.0.0.1:1:1",
+            "user,forward=tcp:127.0.0.1:1:0",
+            "user,mac=01:00:00:00:00:00",
+            "user,mtu=5",
+            "user,bps=0",
+            "tap=t,restrict=yes",
+            "user,restrict",
+            "user,what=1",
+            "user,mac=52:54:00:12:34:56:78",
         ] {
             assert!(text.parse::<NetSpec>().is_err(), "{text}");
         }

@@ -45,16 +45,8 @@ mod feature {
     pub(super) const HOST_TSO6: u64 = 1 << 12;
     pub(super) const MERGEABLE: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
-    pub(super) const ALL: u64 = CSUM
-        | GUEST_CSUM
-        | MTU
-        | MAC
-        | GUEST_TSO4
-        | GUEST_TSO6
-        | HOST_TSO4
-        | HOST_TSO6
-        | MERGEABLE
-        | STATUS;
+    pub(super) const ALL: u64 =
+        CSUM | GUEST_CSUM | MTU | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MERGEABLE | STATUS;
 }
 
 /// How a network device is made.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::user::addresses::{DNS6, GATEWAY6, GATEWAY_MAC, ROUTER6, is_ours};
+use crate::user::addresses::{DNS6, GATEWAY_MAC, GATEWAY6, ROUTER6, is_ours};
 use crate::user::outlet::Outlet;
 use crate::wire::{ARP, Packet};
 

@@ -161,10 +161,9 @@ impl Flow {
     pub(crate) fn interest(&self) -> (bool, bool) {
         match self.state {
             State::Connecting => (false, true),
-            State::Open => (
-                !self.host_eof && !self.readable && self.to_guest.len() < self.room,
-                self.to_host.len() > 0,
-            ),
+            State::Open => {
+                (!self.host_eof && !self.readable && self.to_guest.len() < self.room, self.to_host.len() > 0)
+            }
             State::Answered | State::Calling | State::Over => (false, false),
         }
     }
