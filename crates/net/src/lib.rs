@@ -24,7 +24,10 @@ mod limit;
 mod link;
 mod spec;
 mod tap;
+#[cfg(not(feature = "fuzzing"))]
 mod user;
+#[cfg(feature = "fuzzing")]
+pub mod user;
 pub mod wire;
 
 /// Serves a guest at the other end of `link` on this thread, until that closes: what the network's process does.

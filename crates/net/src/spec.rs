@@ -80,7 +80,10 @@ fn mac(text: &str) -> Option<Mac> {
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut bytes {
-        *byte = parts.next().filter(|part| part.len() == 2).and_then(|p| u8::from_str_radix(p, 16).ok())?;
+        *byte = parts
+            .next()
+            .filter(|part| part.len() == 2 && !part.starts_with('+'))
+            .and_then(|p| u8::from_str_radix(p, 16).ok())?;
     }
     // The lowest bit marks groups (IEEE 802 8.2).
     (parts.next().is_none() && bytes[0] & 1 == 0 && bytes != [0; 6]).then_some(bytes)

@@ -6,6 +6,8 @@
 pub(crate) mod addresses;
 mod datagram;
 mod dhcp;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod neighbour;
 pub(crate) mod outlet;
 mod resolver;
@@ -13,5 +15,7 @@ mod ring;
 mod serve;
 pub(crate) mod stack;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use serve::serve;

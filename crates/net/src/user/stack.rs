@@ -280,6 +280,8 @@ impl Stack {
 
     fn call_out(&mut self, key: Key, syn: &Segment<'_>, now: Instant) -> Option<()> {
         let to = self.host(key.remote, now)?;
+        #[cfg(feature = "fuzzing")]
+        let to = super::fuzz::detour(to);
         let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).ok()?;
@@ -443,6 +445,8 @@ impl Stack {
                     _ => return None,
                 },
             };
+            #[cfg(feature = "fuzzing")]
+            let to = super::fuzz::detour(to);
             if self.datagrams.len() >= datagram::MAX {
                 let oldest = self.datagrams.iter().min_by_key(|(_, socket)| socket.used).map(|(key, _)| *key);
                 oldest.into_iter().for_each(|key| self.forget(key));
@@ -591,6 +595,12 @@ impl Stack {
             let ips: [Ipv4Addr; 2] = [GATEWAY, GUEST];
             self.out.udp(ips.map(IpAddr::from), [from, port], &self.buffer[..len]);
         }
+    }
+
+    /// Connections, sockets for datagrams and tokens that it has.
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> [usize; 3] {
+        [self.flows.len(), self.datagrams.len(), self.tokens.len()]
     }
 }
 
