@@ -18,6 +18,7 @@ use crate::host::HostMemory;
 use crate::load;
 use crate::machine::Machine;
 use crate::memory_map;
+use crate::nets;
 use crate::spec::MachineSpec;
 use crate::vcpu::VcpuThread;
 
@@ -47,6 +48,7 @@ pub(crate) fn build_on(
     // The kernel before everything else: most of what users get wrong shows here.
     let plan = load::load(&spec, &memory)?;
     let disks = disks::open(&spec.disks, spec.clock, &sender)?;
+    let (cards, helpers) = nets::open(&spec.nets, &sender)?;
     let clock = Arc::new(VirtualClock::new(spec.clock, TSC_KHZ));
     let timers = Arc::new(TimerQueue::default());
     let vm = make(selection)?.create_vm(VmConfig {
@@ -67,7 +69,7 @@ pub(crate) fn build_on(
         cpus: spec.cpus,
         events: &sender,
     };
-    let devices = Devices::new(&wiring, outputs, disks)?;
+    let devices = Devices::new(&wiring, outputs, disks, cards)?;
     let bus = Arc::new(SystemBus::new(devices.placements().chain(vm.placements()))?);
     devices.connect(&bus, wiring.interrupts);
     let vcpus = start_vcpus(vm.as_ref(), spec.cpus, bus, &power, &sender)?;
@@ -85,6 +87,7 @@ pub(crate) fn build_on(
         power,
         events,
         plan,
+        _helpers: helpers,
     };
     machine.reset_vcpus()?;
     Ok(machine)

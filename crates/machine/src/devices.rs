@@ -13,6 +13,7 @@ use ringfence_devices::port92::Port92;
 use ringfence_devices::pvpanic::PvPanic;
 use ringfence_devices::rtc::{Rtc, RtcConfig, host_wall_clock};
 use ringfence_devices::serial::{Serial, SerialOutput};
+use ringfence_devices::virtio::net::Net;
 use ringfence_devices::virtio::rng::Rng;
 use ringfence_devices::virtio::{SharedDevice, VirtioConfig, VirtioPci};
 use ringfence_devices::{Device, PowerControl, SystemBus, platform};
@@ -83,6 +84,7 @@ impl Devices {
         wiring: &Wiring<'_>,
         outputs: SerialOutputs,
         disks: Vec<Disk>,
+        cards: Vec<Arc<Net>>,
     ) -> Result<Self, MachineError> {
         let pci = PciBus::new();
         let &Wiring { memory, clock, timers, power, .. } = wiring;
@@ -110,6 +112,11 @@ impl Devices {
             let controller = disks::controller(index, disk, wiring.cpus, memory, wiring.interrupts)?;
             pci.plug_next(Arc::clone(&controller) as _)?;
             all.push(controller);
+        }
+        for (index, card) in cards.into_iter().enumerate() {
+            let function = wiring.virtio(format!("virtio-net.{index}"), card);
+            pci.plug_next(Arc::clone(&function) as _)?;
+            all.push(function);
         }
         // A run by the count of instructions repeats exactly, which the host's entropy would spoil.
         if clock.mode() == ClockMode::Host {

@@ -10,6 +10,7 @@ use ringfence_devices::pci::PciError;
 use ringfence_disk::ImageError;
 use ringfence_engine::{EngineError, StateError};
 use ringfence_memory::MemoryError;
+use ringfence_net::NetError;
 use ringfence_x86::cpuid::MissingFeatures;
 
 use crate::size::ByteSize;
@@ -33,6 +34,9 @@ pub enum MachineError {
     /// Two devices want the same address.
     #[error("the machine's devices do not fit together")]
     Bus(#[from] BusError),
+    /// A network cannot be had.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// A disk cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),

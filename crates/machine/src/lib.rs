@@ -20,6 +20,7 @@ mod host;
 mod load;
 mod machine;
 pub mod memory_map;
+mod nets;
 mod save;
 mod size;
 mod spec;
@@ -38,6 +39,9 @@ pub use machine::{Machine, Notice, Outcome};
 pub use ringfence_devices::serial::SerialOutput;
 pub use ringfence_disk::{DiskSpec, SpecError as DiskSpecError};
 pub use ringfence_engine::{ClockMode, GuestProfile, Place};
+pub use ringfence_net::{
+    NetSpec, NetSpecError, SUBCOMMAND as NET_SUBCOMMAND, helper_main as net_helper_main,
+};
 pub use size::{ByteSize, SizeError};
 pub use spec::{BootSpec, Initrd, MachineSpec, SpecError};
 pub use usage::MemoryUse;

@@ -16,6 +16,7 @@ use crate::crash::CrashReport;
 use crate::devices::{Devices, SerialOutputs};
 use crate::engine_choice::Selection;
 use crate::error::MachineError;
+use crate::nets::Helpers;
 use crate::spec::MachineSpec;
 use crate::usage::{self, MemoryUse};
 use crate::vcpu::{NoAnswer, VcpuReport, VcpuStatistics, VcpuThread};
@@ -71,6 +72,8 @@ pub struct Machine {
     pub(crate) backlog: VecDeque<Event>,
     pub(crate) handle: MachineHandle,
     pub(crate) plan: BootPlan,
+    /// Kept for as long as the machine.
+    pub(crate) _helpers: Helpers,
     pub(crate) run_time: Duration,
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ringfence_disk::DiskSpec;
 use ringfence_engine::ClockMode;
 use ringfence_engine_soft::jit::{LARGEST_CODE, SMALLEST_CODE};
+use ringfence_net::NetSpec;
 
 use crate::cpu_model::CpuModel;
 use crate::engine_choice::{self, EngineChoice, NotOffered, Selection};
@@ -33,6 +34,8 @@ pub struct MachineSpec {
     pub clock: ClockMode,
     /// Its disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// Its network cards, in the order in which the guest finds them.
+    pub nets: Vec<NetSpec>,
     /// What it boots.
     pub boot: BootSpec,
     /// Port to which the guest writes V to end with status `(V << 1) | 1`.
@@ -138,6 +141,11 @@ pub enum SpecError {
         /// What was asked for.
         asked: ByteSize,
     },
+    /// A network in a run that must repeat exactly.
+    #[error(
+        "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a network does not; use --net none"
+    )]
+    NetCounted,
     /// An engine that this version does not have.
     #[error(transparent)]
     Engine(#[from] NotOffered),
@@ -168,6 +176,9 @@ impl MachineSpec {
             return Err(SpecError::ProfileWithoutTranslator { engine: selection.engine });
         }
         self.check_code_memory(selection.engine)?;
+        if self.clock == ClockMode::Counted && !self.nets.is_empty() {
+            return Err(SpecError::NetCounted);
+        }
         match self.cpus {
             0 => return Err(SpecError::NoCpus),
             1 => {}
@@ -205,6 +216,7 @@ mod tests {
             cpu: CpuModel::default(),
             clock: ClockMode::Host,
             disks: Vec::new(),
+            nets: Vec::new(),
             boot: BootSpec::default(),
             debug_exit: None,
             no_reboot: false,

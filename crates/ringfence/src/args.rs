@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringfence_machine::{ByteSize, CpuModel, DiskSpec, EngineChoice};
+use ringfence_machine::{ByteSize, CpuModel, DiskSpec, EngineChoice, NET_SUBCOMMAND, NetSpec, NetSpecError};
 
 /// Virtual machines that run anywhere.
 #[derive(Debug, Parser)]
@@ -55,6 +55,12 @@ pub(crate) enum Command {
     Image(ImageCommand),
     /// Tell what this host offers, and what it lacks
     Doctor(Listing),
+    /// The process behind a machine's network card
+    #[command(name = NET_SUBCOMMAND, hide = true)]
+    NetHelper {
+        /// As --net has it
+        spec: String,
+    },
 }
 
 /// How a listing is printed.
@@ -157,9 +163,12 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "STRING")]
     pub(crate) append: Vec<String>,
 
-    /// Network: none
-    #[arg(long, value_name = "NET")]
-    pub(crate) net: Vec<String>,
+    /// Network card: user (a NAT of our own, which needs no rights), tap=NAME or none [default: user]. Options of user:
+    /// forward=tcp:127.0.0.1:2222:22 or udp:… (a port of the host that leads to the guest; repeatable), restrict=yes (no
+    /// way out but forwards), dns=ADDRESS[:PORT] (instead of the host's resolver); of every card: mac=ADDRESS, mtu=BYTES,
+    /// bps=BYTES and pps=PACKETS (limits per second in each direction). The host is 10.0.2.2 there (repeatable)
+    #[arg(long, value_name = "NET[,OPTION]...")]
+    pub(crate) net: Vec<NetArgument>,
 
     /// Where the guest's console goes: stdio, file=PATH (output only) or none
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
@@ -218,10 +227,19 @@ impl RunArguments {
         if self.fence.is_some() {
             return Err(NotYet("--fence".to_owned(), "; the machine runs with the rights of its user"));
         }
-        match self.net.iter().find(|net| *net != "none") {
-            Some(net) => Err(NotYet(format!("--net {net}"), "; leave it out or say --net none")),
-            None => Ok(()),
-        }
+        Ok(())
+    }
+}
+
+/// A network card, or that there is to be none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NetArgument(pub(crate) Option<NetSpec>);
+
+impl FromStr for NetArgument {
+    type Err = NetSpecError;
+
+    fn from_str(text: &str) -> Result<Self, NetSpecError> {
+        if text == "none" { Ok(Self(None)) } else { text.parse().map(|spec| Self(Some(spec))) }
     }
 }
 

@@ -20,6 +20,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use ringfence_machine::net_helper_main;
+
 use crate::args::{Arguments, Command};
 
 fn main() -> ExitCode {
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Image(command) => image::image(&command),
+        Command::NetHelper { spec } => return ExitCode::from(net_helper_main(&spec)),
         Command::Doctor(listing) => doctor::doctor(listing),
     };
     let status = result.unwrap_or_else(|failure| {

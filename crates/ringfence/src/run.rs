@@ -7,7 +7,7 @@ use ringfence_images::Catalogue;
 use ringfence_machine::console::Nowhere;
 use ringfence_machine::{
     BootSpec, ClockMode, CrashReport, DiskSpec, EngineChoice, HostMemory, Initrd, Machine, MachineError,
-    MachineSpec, Notice, Outcome, SerialOutputs, StopReason,
+    MachineSpec, NetSpec, Notice, Outcome, SerialOutputs, StopReason,
 };
 
 use crate::args::{ConsoleTarget, RunArguments};
@@ -80,10 +80,20 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
         cpu: arguments.cpu,
         clock: if counted { ClockMode::Counted } else { ClockMode::Host },
         disks: arguments.disk.clone(),
+        nets: nets(arguments, counted),
         boot: BootSpec::default(),
         debug_exit: arguments.debug_exit,
         // A command runs once: a guest that resets before it is done has failed.
         no_reboot: arguments.no_reboot || !arguments.command.is_empty(),
+    }
+}
+
+/// The networks given; without any, one in user mode, where time passes as on the host.
+fn nets(arguments: &RunArguments, counted: bool) -> Vec<NetSpec> {
+    match &arguments.net[..] {
+        [] if counted => Vec::new(),
+        [] => vec![NetSpec::user()],
+        given => given.iter().filter_map(|net| net.0.clone()).collect(),
     }
 }
 

@@ -107,7 +107,7 @@ fn what_is_not_there_yet_is_refused() {
         (["--profile-symbols", "map"], "--profile"),
         (["--lockstep-batch", "100"], "--lockstep-batch is for --engine lockstep"),
         (["--cpus", "2"], "one vCPU so far"),
-        (["--net", "user"], "--net user is not in this version"),
+        (["--net", "users"], "is no network"),
         (["--disk", "disk.raw,cache=fast"], "cache can be none, writeback or unsafe"),
         (["--share", ".:here"], "--share is not in this version"),
         (["--fence", "strict"], "--fence is not in this version"),

@@ -20,6 +20,7 @@
 mod core;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+pub mod net;
 mod pci;
 mod queue;
 mod registers;

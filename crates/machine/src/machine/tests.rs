@@ -149,6 +149,7 @@ fn machine(
         code_memory: None,
         profile: false,
         disks: Vec::new(),
+        nets: Vec::new(),
         engine: EngineChoice::Auto,
         cpus: 1,
         memory: 16 << 20,

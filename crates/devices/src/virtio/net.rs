@@ -1,0 +1,349 @@
+//! The network device (5.1): a queue of frames in, a queue of frames out, and a link to the process that has the network.
+//!
+//! The header of the link's messages is the driver's own (5.1.6), so offloads pass through: unfinished checksums and
+//! segments of up to 64 KiB in either direction. A frame goes out on the vCPU's thread, straight into the link; where that has no
+//! room the chain goes back into the queue, and the device's thread goes on when there is some. That thread also brings frames
+//! in; it takes receive chains only when a frame is there, so none are held, and a frame for which there are none waits, and
+//! with it, the link fills up and the sender stops.
+//!
+//! If the process at the other end dies, the link goes down for the guest and the user is told; the machine lives on.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+
+use ringfence_net::Link;
+use ringfence_net::wire::{MAX_MESSAGE, Mac, NEEDS_CSUM, Offloads, VNET};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::{Chain, Kind, Port, Reporter, VirtioDevice, read_bytes};
+use crate::device::lock;
+
+const DEVICE_TYPE: u16 = 1;
+/// Base class 02 (network), subclass 00 (Ethernet).
+const CLASS: u32 = 0x02_0000;
+/// Entries of each queue.
+const QUEUE: u16 = 256;
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+/// The shortest frame: an Ethernet header.
+const SHORTEST: u64 = VNET as u64 + 14;
+/// Offset of `num_buffers` in the header.
+const BUFFERS: usize = 10;
+
+/// Feature bits (5.1.3).
+mod feature {
+    pub(super) const CSUM: u64 = 1 << 0;
+    pub(super) const GUEST_CSUM: u64 = 1 << 1;
+    pub(super) const MTU: u64 = 1 << 3;
+    pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    pub(super) const GUEST_TSO6: u64 = 1 << 8;
+    pub(super) const HOST_TSO4: u64 = 1 << 11;
+    pub(super) const HOST_TSO6: u64 = 1 << 12;
+    pub(super) const MERGEABLE: u64 = 1 << 15;
+    pub(super) const STATUS: u64 = 1 << 16;
+    pub(super) const ALL: u64 =
+        CSUM | GUEST_CSUM | MTU | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MERGEABLE | STATUS;
+}
+
+/// How a network device is made.
+pub struct NetConfig {
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// The largest IP packet that it passes, in bytes.
+    pub mtu: u16,
+    /// The way to the network.
+    pub link: Link,
+    /// Told when the other end of the link is gone.
+    pub reporter: Reporter,
+}
+
+impl std::fmt::Debug for NetConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NetConfig")
+    }
+}
+
+#[derive(Debug, Default)]
+struct Transmit {
+    buffer: Vec<u8>,
+    /// The link had no room, and the device's thread goes on when it has.
+    blocked: bool,
+}
+
+struct Shared {
+    config: NetConfig,
+    port: OnceLock<Port>,
+    transmit: Mutex<Transmit>,
+    wake: OwnedFd,
+    /// The driver is ready.
+    active: AtomicBool,
+    /// A frame waits for receive buffers.
+    starving: AtomicBool,
+    up: AtomicBool,
+    quit: AtomicBool,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Net")
+    }
+}
+
+/// A network device.
+#[derive(Debug)]
+pub struct Net {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Net {
+    /// A device on the link of `config`, with its thread.
+    ///
+    /// # Errors
+    /// The host has no descriptor or no thread left.
+    pub fn new(config: NetConfig) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            config,
+            port: OnceLock::new(),
+            transmit: Mutex::default(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            active: AtomicBool::new(false),
+            starving: AtomicBool::new(false),
+            up: AtomicBool::new(true),
+            quit: AtomicBool::new(false),
+        });
+        let worker = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("net".to_owned()).spawn(move || worker.work())?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.shared.quit.store(true, Ordering::SeqCst);
+        self.shared.wake();
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        // It fails only when the counter is full, and then the thread is awake.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Sends what the driver has made available, until there is no more or the link has no room.
+    fn transmit(&self, port: &Port) {
+        let mut transmit = lock(&self.transmit);
+        let Transmit { buffer, blocked } = &mut *transmit;
+        if *blocked {
+            return;
+        }
+        while let Some(chain) = port.take(TRANSMIT) {
+            let len = chain.readable_len();
+            // What cannot be a frame is sent nowhere.
+            if !(SHORTEST..=MAX_MESSAGE as u64).contains(&len) || !self.up.load(Ordering::Relaxed) {
+                chain.complete(0);
+                continue;
+            }
+            buffer.resize(len as usize, 0);
+            if chain.read(0, buffer) != buffer.len() {
+                chain.complete(0);
+                continue;
+            }
+            // The one flag that a driver may set (5.1.6.2). Others mean something else on the link.
+            buffer[0] &= NEEDS_CSUM;
+            match self.config.link.send(&[IoSlice::new(buffer)]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    chain.put_back();
+                    *blocked = true;
+                    self.wake();
+                    return;
+                }
+                // One that the other end does not get is lost, as on any wire; the thread notices if it is gone.
+                _ => chain.complete(0),
+            }
+        }
+    }
+
+    /// The device's thread.
+    fn work(&self) {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        // The length of a frame that waits for receive buffers.
+        let mut waiting = None;
+        while !self.quit.load(Ordering::SeqCst) {
+            let up = self.up.load(Ordering::Relaxed);
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, waiting.is_none());
+            flags.set(PollFlags::OUT, lock(&self.transmit).blocked);
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.config.link.as_fd(), flags),
+            ];
+            // A link that is down is not looked at: it would be ready all the time.
+            let fds = if up { &mut fds[..] } else { &mut fds[..1] };
+            if poll(fds, None).is_err_and(|error| error != rustix::io::Errno::INTR) {
+                return self.down();
+            }
+            let woken = !fds[0].revents().is_empty();
+            let ready = fds.get(1).map_or(PollFlags::empty(), |fd| fd.revents());
+            if woken {
+                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+            }
+            let Some(port) = self.port.get() else { continue };
+            if ready.intersects(PollFlags::OUT | PollFlags::HUP | PollFlags::ERR)
+                && std::mem::take(&mut lock(&self.transmit).blocked)
+            {
+                self.transmit(port);
+            }
+            if let Some(len) = waiting {
+                waiting = self.deliver(port, &mut buffer, len);
+            }
+            if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && waiting.is_none() {
+                waiting = self.receive(port, &mut buffer);
+            } else if ready.contains(PollFlags::HUP) {
+                waiting = None;
+                self.down();
+            }
+        }
+    }
+
+    /// Brings in what has come, until a frame must wait: its length then.
+    fn receive(&self, port: &Port, buffer: &mut [u8]) -> Option<usize> {
+        for _ in 0..QUEUE {
+            match self.config.link.receive(buffer, false) {
+                Ok(Some(len)) => {
+                    let waiting = self.deliver(port, buffer, len);
+                    if waiting.is_some() {
+                        return waiting;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Ok(None) | Err(_) => {
+                    self.down();
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts a frame into receive buffers. If there are too few, it has to wait: its length then.
+    fn deliver(&self, port: &Port, buffer: &mut [u8], len: usize) -> Option<usize> {
+        let frame = &mut buffer[..len];
+        if !self.active.load(Ordering::SeqCst) || (len as u64) < SHORTEST {
+            return None;
+        }
+        self.starving.store(true, Ordering::SeqCst);
+        let mergeable = port.features() & feature::MERGEABLE != 0;
+        let (mut chains, mut room): (Vec<Chain>, u64) = (Vec::new(), 0);
+        while room < len as u64 {
+            // A driver's buffers of no bytes do not keep this thread busy.
+            let next = if chains.len() < usize::from(QUEUE) { port.take(RECEIVE) } else { None };
+            match next {
+                Some(chain) if mergeable || chain.writable_len() >= len as u64 => {
+                    room += chain.writable_len();
+                    chains.push(chain);
+                }
+                // Too small, and one is all it may have: the frame is lost, the buffer is for the next.
+                Some(chain) => {
+                    chain.put_back();
+                    self.starving.store(false, Ordering::SeqCst);
+                    return None;
+                }
+                None => {
+                    // What was taken goes back; the queue's next kick wakes this thread. All of a queue's buffers
+                    // may be less than a frame: then it never fits, and is lost.
+                    let all = chains.len() >= usize::from(QUEUE);
+                    while let Some(chain) = chains.pop() {
+                        chain.put_back();
+                    }
+                    return (!all).then_some(len);
+                }
+            }
+        }
+        self.starving.store(false, Ordering::SeqCst);
+        frame[BUFFERS..VNET].copy_from_slice(&(chains.len() as u16).to_le_bytes());
+        let mut at = 0;
+        let written = chains.into_iter().map(|chain| {
+            let n = chain.write(0, &frame[at..]);
+            at += n;
+            (chain, n as u32)
+        });
+        let written = written.collect();
+        port.complete_all(written);
+        None
+    }
+
+    /// The other end is gone.
+    fn down(&self) {
+        if !self.up.swap(false, Ordering::SeqCst) || self.quit.load(Ordering::SeqCst) {
+            return;
+        }
+        lock(&self.transmit).blocked = false;
+        (self.config.reporter)("the network's process has ended; the guest's link is down".to_owned());
+        if let Some(port) = self.port.get() {
+            port.config_changed();
+            // Frames that wait go nowhere, but their buffers go back.
+            self.transmit(port);
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn kind(&self) -> Kind {
+        Kind { id: DEVICE_TYPE, class: CLASS, features: feature::ALL, queues: vec![QUEUE, QUEUE] }
+    }
+
+    fn connect(&self, port: Port) {
+        // Called once.
+        let _ = self.shared.port.set(port);
+    }
+
+    /// `struct virtio_net_config` (5.1.4) up to `mtu`.
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let NetConfig { mac, mtu, .. } = &self.shared.config;
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(mac);
+        config[6] = u8::from(self.shared.up.load(Ordering::Relaxed));
+        config[8] = 1;
+        config[10..].copy_from_slice(&mtu.to_le_bytes());
+        read_bytes(&config, offset, data);
+    }
+
+    fn activate(&self, features: u64) {
+        let has = |bit| features & bit != 0;
+        let offloads = Offloads {
+            checksum: has(feature::GUEST_CSUM),
+            tso4: has(feature::GUEST_TSO4),
+            tso6: has(feature::GUEST_TSO6),
+        };
+        // If the link is full, it stays as it was before the reset: the other end then reads this with the frames.
+        let _ = self.shared.config.link.send(&[IoSlice::new(&offloads.message())]);
+        self.shared.active.store(true, Ordering::SeqCst);
+        self.shared.wake();
+    }
+
+    fn notify(&self, queue: u16) {
+        let Some(port) = self.shared.port.get() else { return };
+        match queue {
+            TRANSMIT => self.shared.transmit(port),
+            _ if self.shared.starving.load(Ordering::SeqCst) => self.shared.wake(),
+            _ => {}
+        }
+    }
+
+    fn stop(&self, queue: Option<u16>, _: bool) {
+        // No chains are held. A frame that waits is let go by the thread.
+        if queue.is_none() {
+            self.shared.active.store(false, Ordering::SeqCst);
+            self.shared.wake();
+        }
+    }
+}

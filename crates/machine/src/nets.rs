@@ -1,0 +1,54 @@
+//! The machine's network cards, each with a process of its own behind it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ringfence_devices::virtio::net::{Net, NetConfig};
+use ringfence_net::{Backend, Helper, NetError, NetSpec};
+
+use crate::control::Event;
+use crate::error::MachineError;
+
+/// The processes, which end with the machine.
+#[derive(Debug, Default)]
+pub(crate) struct Helpers(Vec<Helper>);
+
+/// Starts the processes and makes the cards.
+pub(crate) fn open(
+    specs: &[NetSpec],
+    events: &Sender<Event>,
+) -> Result<(Vec<Arc<Net>>, Helpers), MachineError> {
+    let mut helpers = Helpers::default();
+    let mut cards = Vec::new();
+    for (index, spec) in specs.iter().enumerate() {
+        let helper = Helper::start(spec)?;
+        let events = Mutex::new(events.clone());
+        let reporter = move |text: String| {
+            let events = events.lock().unwrap_or_else(PoisonError::into_inner);
+            // A machine that has ended needs no reports.
+            let _ = events.send(Event::DeviceBroken(text));
+        };
+        let config = NetConfig {
+            mac: spec.mac.unwrap_or_else(|| mac(spec, index)),
+            mtu: spec.mtu,
+            link: helper.link.try_clone().map_err(NetError::Start)?,
+            reporter: Arc::new(reporter),
+        };
+        cards.push(Arc::new(Net::new(config).map_err(NetError::Start)?));
+        helpers.0.push(helper);
+    }
+    Ok((cards, helpers))
+}
+
+/// An address for a card. Behind a NAT nobody else sees it, and it is the same each time; on a tap it must differ from other
+/// machines'.
+fn mac(spec: &NetSpec, index: usize) -> [u8; 6] {
+    let number = match spec.backend {
+        Backend::User(_) => 0x0012_3456 + index as u64,
+        Backend::Tap(_) => RandomState::new().hash_one((std::process::id(), index)),
+    };
+    let [.., a, b, c] = number.to_be_bytes();
+    // Locally administered (IEEE 802 8.2).
+    [0x52, 0x54, 0x00, a, b, c]
+}

@@ -1,0 +1,152 @@
+//! What fuzzing drives: frames from arbitrary bytes, time that passes, and a server of the fuzzer's own that all
+//! connections lead to.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use crate::link::Link;
+use crate::spec::{Backend, NetSpec};
+use crate::user::addresses::{GATEWAY, GUEST};
+use crate::user::stack::{LINK, Stack};
+use crate::wire::{ETH, MAX_MESSAGE, Offloads, SYN, Segment, TCP, VNET};
+
+struct Server {
+    listener: TcpListener,
+    socket: UdpSocket,
+}
+
+/// The server, made once: ports of the host are not endless.
+#[expect(clippy::expect_used, reason = "there is no fuzzing without loopback")]
+fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of loopback");
+        listener.set_nonblocking(true).expect("no waiting");
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of loopback");
+        socket.set_nonblocking(true).expect("no waiting");
+        Server { listener, socket }
+    })
+}
+
+/// Where everything goes in place of `to`. Odd ports are refused: nobody listens at port 1.
+pub(crate) fn detour(to: SocketAddr) -> SocketAddr {
+    let port = match to.port() {
+        0 => 0,
+        port if port & 1 == 1 => 1,
+        port if port & 2 == 0 => server().listener.local_addr().map_or(1, |at| at.port()),
+        _ => server().socket.local_addr().map_or(1, |at| at.port()),
+    };
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+struct Playground {
+    stack: Stack,
+    link: Link,
+    now: Instant,
+    streams: Vec<TcpStream>,
+    /// Numbers of the last segment that the guest was sent: what it should send next, and confirm.
+    next: u32,
+    seen: u32,
+}
+
+impl Playground {
+    fn turn(&mut self) {
+        let mut events = Vec::with_capacity(64);
+        let mut buffer = vec![0; MAX_MESSAGE + 1];
+        for _ in 0..3 {
+            if self.stack.wait(&mut events, Some(Instant::now())).is_err() {
+                return;
+            }
+            for event in &events {
+                let token = event.data.u64();
+                if token != LINK {
+                    self.stack.ready(token, self.now);
+                }
+            }
+            while let Ok(Some(len)) = self.link.receive(&mut buffer, false) {
+                assert!(len <= MAX_MESSAGE, "a frame of {len} bytes");
+                self.note(&buffer[..len]);
+            }
+            self.stack.room(self.now);
+        }
+        while let Ok((stream, _)) = server().listener.accept() {
+            if stream.set_nonblocking(true).is_ok() {
+                self.streams.push(stream);
+            }
+        }
+    }
+
+    fn note(&mut self, message: &[u8]) {
+        let ip = message.get(VNET + ETH..).unwrap_or_default();
+        if ip.get(9) == Some(&TCP)
+            && let Some(segment) = ip.get(20..).and_then(Segment::read)
+        {
+            let len = segment.payload.len() as u32 + u32::from(segment.flags & (SYN | 1) != 0);
+            (self.next, self.seen) = (segment.ack, segment.seq.wrapping_add(len));
+        }
+    }
+
+    /// A segment near the numbers that count: flags, ports, offsets from them, window, data.
+    fn segment(&mut self, body: &[u8], repeat: usize) {
+        let [flags, port, seq, ack, window, payload @ ..] = body else { return };
+        let near = |base: u32, offset: u8| base.wrapping_add(i32::from(offset as i8) as u32);
+        let payload = payload.repeat(1 + repeat);
+        let segment = Segment {
+            source: 1000 + u16::from(port & 3),
+            destination: 4 * u16::from(port >> 4) + u16::from(port >> 2 & 1),
+            seq: near(self.next, *seq),
+            ack: near(self.seen, *ack),
+            flags: *flags,
+            window: u16::from(*window) << (port & 7),
+            mss: (flags & SYN != 0).then_some(u16::from(*window) * 8),
+            scale: (flags & SYN != 0 && port & 8 != 0).then_some(port & 15),
+            payload: &[],
+        };
+        let mut message = Vec::new();
+        let ips = [GUEST.into(), GATEWAY.into()];
+        segment.write(&mut message, [[2; 6]; 2], ips, [&payload, &[]], 65_535, Offloads::default());
+        message.extend_from_slice(&payload);
+        self.stack.message(&message, self.now);
+    }
+}
+
+/// Feeds a stack with what `data` says.
+pub fn run(mut data: &[u8]) {
+    let Ok(spec) = "user".parse::<NetSpec>() else { return };
+    let (Backend::User(user), Ok((link, theirs))) = (&spec.backend, Link::pair()) else { return };
+    let Ok(stack) = Stack::new(theirs, &spec, user) else { return };
+    let mut playground =
+        Playground { stack, link, now: Instant::now(), streams: Vec::new(), next: 1, seen: 0 };
+    while let [action, len, rest @ ..] = data {
+        let (body, rest) = rest.split_at(usize::from(*len).min(rest.len()));
+        data = rest;
+        match action % 8 {
+            0 => {
+                playground.now += Duration::from_millis(u64::from(*len) * 100);
+                playground.stack.tick(playground.now);
+            }
+            1 => playground.streams.iter_mut().for_each(|stream| {
+                let _ = stream.write(&body.repeat(1 + usize::from(action >> 3) * 16));
+            }),
+            2 => playground.stack.message(body, playground.now),
+            3 => match body {
+                [] => playground.streams.clear(),
+                _ => playground.streams.iter_mut().for_each(|stream| {
+                    let _ = stream.read(&mut [0; 65_536]);
+                }),
+            },
+            // A frame whose checksums the card would finish.
+            4 => {
+                let mut message = vec![0; VNET];
+                message[0] = crate::wire::NEEDS_CSUM;
+                message.extend_from_slice(body);
+                playground.stack.message(&message, playground.now);
+            }
+            _ => playground.segment(body, usize::from(action >> 3)),
+        }
+        playground.stack.batch_done(playground.now);
+        playground.turn();
+    }
+}

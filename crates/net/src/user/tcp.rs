@@ -1,0 +1,520 @@
+//! One TCP connection: the guest's end, spoken in segments, and the host's, a socket.
+//!
+//! The guest's SYN is answered when the host's connection is up, so a refusal is a refusal for the guest too. Bytes wait in two
+//! bounded rings; the window told to the guest is the room in one, and the host's socket is read as far as there is room in the
+//! other. The link loses nothing, but a guest may drop what it received: what it has not acknowledged is kept and sent again.
+//! A segment out of order is dropped and answered, so nothing is ever kept for a gap.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::user::outlet::Outlet;
+use crate::user::ring::Ring;
+use crate::wire::{ACK, FIN, PSH, RST, SYN, Segment};
+
+/// The room for bytes in each direction, in the usual case and when many connections share the memory.
+pub(crate) const ROOM: usize = 1 << 20;
+pub(crate) const LITTLE_ROOM: usize = 64 << 10;
+/// The shift of the windows told to a guest that scales (RFC 7323 2).
+const SCALE: u8 = 7;
+const FIRST_TIMEOUT: Duration = Duration::from_millis(300);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_TRIES: u32 = 10;
+/// Reads of one socket before others have their turn.
+const TURNS: usize = 8;
+
+/// Both ends as the guest sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) guest: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The guest has called; the host's socket is connecting.
+    Connecting,
+    /// The guest was answered.
+    Answered,
+    /// We have called the guest, for a forwarded port.
+    Calling,
+    Open,
+    /// Nothing more is to be done; the owner drops it.
+    Over,
+}
+
+#[derive(Debug)]
+pub(crate) struct Flow {
+    key: Key,
+    pub(crate) token: u64,
+    pub(crate) stream: TcpStream,
+    /// What the host's socket is watched for; `(false, false)` is not at all.
+    pub(crate) watched: (bool, bool),
+    /// It has taken a segment and is to be pumped when the batch is done.
+    pub(crate) touched: bool,
+    /// The link had no room; to be pumped when it has.
+    pub(crate) blocked: bool,
+    pub(crate) deadline: Option<Instant>,
+    state: State,
+    room: usize,
+    mss: usize,
+    tries: u32,
+    // What the guest sends.
+    to_host: Ring,
+    rcv_nxt: u32,
+    rcv_scale: u8,
+    /// The right edge of the window that the guest was told.
+    told: u32,
+    guest_fin: bool,
+    host_shut: bool,
+    ack_due: bool,
+    // What it is sent. The ring begins at `snd_una`.
+    to_guest: Ring,
+    snd_una: u32,
+    snd_nxt: u32,
+    snd_max: u32,
+    snd_wnd: usize,
+    snd_scale: u8,
+    readable: bool,
+    host_eof: bool,
+    fin_sent: bool,
+    fin_acked: bool,
+    duplicates: u32,
+}
+
+impl Flow {
+    fn new(key: Key, token: u64, stream: TcpStream, state: State, isn: u32) -> Self {
+        Self {
+            key,
+            token,
+            stream,
+            watched: (false, false),
+            touched: false,
+            blocked: false,
+            deadline: None,
+            state,
+            room: ROOM,
+            mss: 536,
+            tries: 0,
+            to_host: Ring::default(),
+            rcv_nxt: 0,
+            rcv_scale: 0,
+            told: 0,
+            guest_fin: false,
+            host_shut: false,
+            ack_due: false,
+            to_guest: Ring::default(),
+            snd_una: isn,
+            snd_nxt: isn,
+            snd_max: isn,
+            snd_wnd: 0,
+            snd_scale: 0,
+            readable: false,
+            host_eof: false,
+            fin_sent: false,
+            fin_acked: false,
+            duplicates: 0,
+        }
+    }
+
+    /// A call by the guest; `stream` is connecting.
+    pub(crate) fn outward(key: Key, token: u64, stream: TcpStream, syn: &Segment<'_>, isn: u32) -> Self {
+        let mut flow = Self::new(key, token, stream, State::Connecting, isn);
+        flow.options(syn);
+        flow
+    }
+
+    /// A call to the guest.
+    pub(crate) fn inward(key: Key, token: u64, stream: TcpStream, isn: u32) -> Self {
+        Self::new(key, token, stream, State::Calling, isn)
+    }
+
+    fn options(&mut self, syn: &Segment<'_>) {
+        self.rcv_nxt = syn.seq.wrapping_add(1);
+        self.told = self.rcv_nxt;
+        self.mss = usize::from(syn.mss.unwrap_or(536)).clamp(64, 65_000);
+        // Windows are scaled if both ends say so.
+        (self.snd_scale, self.rcv_scale) = syn.scale.map_or((0, 0), |scale| (scale, SCALE));
+        self.snd_wnd = usize::from(syn.window);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        self.key
+    }
+
+    /// Bytes of memory it holds.
+    pub(crate) fn memory(&self) -> usize {
+        self.to_host.capacity() + self.to_guest.capacity()
+    }
+
+    /// Bounds each direction's bytes from now on.
+    pub(crate) fn limit(&mut self, room: usize) {
+        self.room = room;
+    }
+
+    /// What to watch the host's socket for: readable, writable.
+    pub(crate) fn interest(&self) -> (bool, bool) {
+        match self.state {
+            State::Connecting => (false, true),
+            State::Open => {
+                (!self.host_eof && !self.readable && self.to_guest.len() < self.room, self.to_host.len() > 0)
+            }
+            State::Answered | State::Calling | State::Over => (false, false),
+        }
+    }
+
+    fn window(&self) -> u32 {
+        let most = 65_535_usize << self.rcv_scale;
+        let free = self.room.saturating_sub(self.to_host.len()).min(most) as u32;
+        // Never take back what was told (RFC 9293 3.8.6).
+        free.max(self.told.wrapping_sub(self.rcv_nxt).min(most as u32))
+    }
+
+    fn in_flight(&self) -> usize {
+        self.snd_nxt.wrapping_sub(self.snd_una) as usize
+    }
+
+    fn arm(&mut self, now: Instant) {
+        let timeout = FIRST_TIMEOUT.saturating_mul(1 << self.tries.min(10)).min(LONGEST_TIMEOUT);
+        self.deadline = Some(now + timeout);
+    }
+
+    /// The connection ends at once, on both sides.
+    fn abort(&mut self, out: &mut Outlet) {
+        if self.state != State::Over {
+            self.emit(out, RST | ACK, self.snd_max, [&[], &[]]);
+        }
+        self.abandon();
+    }
+
+    /// The guest has ended it: the host's peer sees a reset.
+    fn abandon(&mut self) {
+        let _ = rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
+        self.state = State::Over;
+    }
+
+    fn emit(&self, out: &mut Outlet, flags: u8, seq: u32, body: [&[u8]; 2]) -> bool {
+        let syn = flags & SYN != 0;
+        // The window of a SYN is never scaled.
+        let window = if syn { self.window() } else { self.window() >> self.rcv_scale };
+        let scaled = self.state == State::Calling || self.rcv_scale != 0;
+        let header = Segment {
+            source: self.key.remote.port(),
+            destination: self.key.guest.port(),
+            seq,
+            ack: if flags & ACK != 0 { self.rcv_nxt } else { 0 },
+            flags,
+            window: window.min(65_535) as u16,
+            mss: syn.then(|| out.mss(self.key.guest.is_ipv4())),
+            scale: (syn && scaled).then_some(SCALE),
+            payload: &[],
+        };
+        out.tcp(&header, [self.key.remote.ip(), self.key.guest.ip()], body, self.mss)
+    }
+
+    fn acknowledge(&mut self, out: &mut Outlet) {
+        self.emit(out, ACK, self.snd_nxt, [&[], &[]]);
+        self.acknowledged();
+    }
+
+    fn acknowledged(&mut self) {
+        self.ack_due = false;
+        let window = (self.window() >> self.rcv_scale).min(65_535) << self.rcv_scale;
+        self.told = self.rcv_nxt.wrapping_add(window);
+    }
+
+    /// A segment of the guest's.
+    pub(crate) fn segment(&mut self, segment: &Segment<'_>, out: &mut Outlet, now: Instant) {
+        match self.state {
+            State::Connecting if segment.flags & RST != 0 => self.abandon(),
+            State::Connecting | State::Over => {}
+            State::Calling => self.answer(segment, out, now),
+            State::Answered | State::Open => self.established(segment, out),
+        }
+    }
+
+    fn answer(&mut self, segment: &Segment<'_>, out: &mut Outlet, now: Instant) {
+        let right = segment.flags & ACK != 0 && segment.ack == self.snd_una.wrapping_add(1);
+        if segment.flags & RST != 0 {
+            if right {
+                self.abandon();
+            }
+        } else if segment.flags & SYN != 0 && right {
+            self.options(segment);
+            self.opened(segment.ack);
+            self.acknowledge(out);
+            self.pump(out, now);
+        }
+    }
+
+    fn opened(&mut self, ack: u32) {
+        self.state = State::Open;
+        self.readable = true;
+        (self.snd_una, self.snd_nxt, self.snd_max) = (ack, ack, ack);
+        (self.tries, self.deadline) = (0, None);
+    }
+
+    fn established(&mut self, segment: &Segment<'_>, out: &mut Outlet) {
+        let flags = segment.flags;
+        if flags & RST != 0 {
+            // Exactly in place, or it may be somebody else's (RFC 5961 3.2).
+            if segment.seq == self.rcv_nxt {
+                self.abandon();
+            } else if segment.seq.wrapping_sub(self.rcv_nxt) < self.window() {
+                self.acknowledge(out);
+            }
+            return;
+        }
+        if flags & SYN != 0 {
+            if self.state == State::Answered {
+                self.emit(out, SYN | ACK, self.snd_una, [&[], &[]]);
+            } else {
+                self.acknowledge(out);
+            }
+            return;
+        }
+        if flags & ACK == 0 {
+            return;
+        }
+        if self.state == State::Answered {
+            if segment.ack != self.snd_una.wrapping_add(1) {
+                return;
+            }
+            self.opened(segment.ack);
+        }
+        if self.take_ack(segment, out) {
+            self.take_payload(segment);
+            self.touched = true;
+        }
+    }
+
+    /// False if it acknowledges what was never sent.
+    fn take_ack(&mut self, segment: &Segment<'_>, out: &mut Outlet) -> bool {
+        let acked = segment.ack.wrapping_sub(self.snd_una);
+        if acked > self.snd_max.wrapping_sub(self.snd_una) {
+            // An old one says nothing new; one from the future is answered by what is true.
+            if acked < 1 << 31 {
+                self.acknowledge(out);
+                return false;
+            }
+            return true;
+        }
+        let window = usize::from(segment.window) << self.snd_scale;
+        if acked > 0 {
+            self.fin_acked |= acked as usize > self.to_guest.len();
+            self.to_guest.consume(acked as usize);
+            self.snd_una = segment.ack;
+            if self.snd_nxt.wrapping_sub(self.snd_una) as i32 <= 0 {
+                // After a rewind, what was sent before it may be acknowledged, the FIN too.
+                self.snd_nxt = self.snd_una;
+            }
+            self.fin_sent |= self.fin_acked;
+            (self.duplicates, self.tries, self.deadline) = (0, 0, None);
+        } else if self.in_flight() > 0 && segment.payload.is_empty() && window == self.snd_wnd {
+            self.duplicates += 1;
+            if self.duplicates == 3 {
+                self.rewind();
+            }
+        } else {
+            self.tries = 0;
+        }
+        self.snd_wnd = window;
+        true
+    }
+
+    /// Sends from what is not acknowledged on again.
+    fn rewind(&mut self) {
+        self.snd_nxt = self.snd_una;
+        self.fin_sent = self.fin_acked;
+    }
+
+    fn take_payload(&mut self, segment: &Segment<'_>) {
+        let fin = segment.flags & FIN != 0;
+        if segment.payload.is_empty() && !fin {
+            // A probe from before the window is answered (RFC 9293 3.8.4).
+            self.ack_due |= segment.seq != self.rcv_nxt;
+            return;
+        }
+        self.ack_due = true;
+        let known = self.rcv_nxt.wrapping_sub(segment.seq) as usize;
+        if self.guest_fin || known > segment.payload.len() {
+            return;
+        }
+        let new = &segment.payload[known..];
+        let window = self.window() as usize;
+        let mut taken = 0;
+        // Straight to the host while nothing waits before it; an error shows again when the rest is written.
+        if self.to_host.len() == 0 && !new.is_empty() {
+            taken = io::Write::write(&mut &self.stream, &new[..new.len().min(window)]).unwrap_or(0);
+        }
+        let rest = &new[taken..];
+        taken += self.to_host.push(&rest[..rest.len().min(window - taken)], self.room);
+        self.rcv_nxt = self.rcv_nxt.wrapping_add(taken as u32);
+        if fin && taken == new.len() {
+            self.guest_fin = true;
+            self.rcv_nxt = self.rcv_nxt.wrapping_add(1);
+        }
+        if self.told.wrapping_sub(self.rcv_nxt) as i32 <= 0 {
+            self.told = self.rcv_nxt;
+        }
+    }
+
+    /// The host's socket is ready.
+    pub(crate) fn host_ready(&mut self, out: &mut Outlet, now: Instant) {
+        match self.state {
+            State::Connecting => match self.stream.take_error() {
+                Ok(None) if self.stream.peer_addr().is_ok() => {
+                    self.state = State::Answered;
+                    self.emit(out, SYN | ACK, self.snd_una, [&[], &[]]);
+                    self.told = self.rcv_nxt.wrapping_add(self.window().min(65_535));
+                    self.arm(now);
+                }
+                Ok(None) => {}
+                _ => self.abort(out),
+            },
+            State::Open => {
+                self.readable = true;
+                self.pump(out, now);
+            }
+            State::Answered | State::Calling | State::Over => {}
+        }
+    }
+
+    /// Calls the guest.
+    pub(crate) fn call(&mut self, out: &mut Outlet, now: Instant) {
+        self.emit(out, SYN, self.snd_una, [&[], &[]]);
+        self.arm(now);
+    }
+
+    /// The deadline has passed.
+    pub(crate) fn timeout(&mut self, out: &mut Outlet, now: Instant) {
+        self.deadline = None;
+        self.tries += 1;
+        if self.tries > MAX_TRIES {
+            return self.abort(out);
+        }
+        match self.state {
+            State::Answered => {
+                self.emit(out, SYN | ACK, self.snd_una, [&[], &[]]);
+                self.arm(now);
+            }
+            State::Calling => self.call(out, now),
+            State::Open => {
+                self.rewind();
+                if self.snd_wnd == 0 && self.to_guest.len() > 0 {
+                    // The window's probe: one byte, which the guest need not take.
+                    if self.emit(out, ACK, self.snd_una, self.to_guest.pieces(0, 1))
+                        && self.snd_max == self.snd_una
+                    {
+                        self.snd_max = self.snd_una.wrapping_add(1);
+                    }
+                    self.arm(now);
+                } else {
+                    self.pump(out, now);
+                }
+            }
+            State::Connecting | State::Over => {}
+        }
+    }
+
+    /// Moves what can be moved, in both directions.
+    pub(crate) fn pump(&mut self, out: &mut Outlet, now: Instant) {
+        (self.blocked, self.touched) = (false, false);
+        if self.state != State::Open {
+            return;
+        }
+        if self.feed_host().and_then(|()| self.feed_guest(out, now)).is_err() {
+            return self.abort(out);
+        }
+        // Told again when the window has opened by a good part.
+        let opened = self.window().wrapping_sub(self.told.wrapping_sub(self.rcv_nxt)) as usize;
+        if self.ack_due || (opened >= self.room / 4 && !self.guest_fin) {
+            self.acknowledge(out);
+        }
+        if self.host_shut && self.fin_acked {
+            self.state = State::Over;
+        }
+    }
+
+    fn feed_host(&mut self) -> io::Result<()> {
+        while self.to_host.len() > 0 {
+            match self.to_host.drain(&self.stream) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.to_host.len() == 0 {
+            self.to_host.shrink();
+            if self.guest_fin && !self.host_shut {
+                self.host_shut = true;
+                // A peer that is gone already needs no goodbye; reading tells what became of it.
+                let _ = self.stream.shutdown(Shutdown::Write);
+            }
+        }
+        Ok(())
+    }
+
+    fn feed_guest(&mut self, out: &mut Outlet, now: Instant) -> io::Result<()> {
+        for _ in 0..TURNS {
+            let mut got = 0;
+            if self.readable && !self.host_eof && self.to_guest.len() < self.room {
+                match self.to_guest.fill(&self.stream, self.room) {
+                    Ok(0) => self.host_eof = true,
+                    Ok(len) => got = len,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if !self.send(out, now) || got == 0 {
+                break;
+            }
+        }
+        // If there may be more and there is room, the socket is watched, which tells at once.
+        if self.to_guest.len() < self.room {
+            self.readable = false;
+        }
+        self.to_guest.shrink();
+        Ok(())
+    }
+
+    /// Sends what the guest's window takes. False if the link has no room.
+    fn send(&mut self, out: &mut Outlet, now: Instant) -> bool {
+        let most = out.longest_segment(self.mss, self.key.guest.is_ipv4());
+        while !self.fin_sent {
+            let flight = self.in_flight();
+            let waiting = self.to_guest.len().saturating_sub(flight);
+            let len = waiting.min(self.snd_wnd.saturating_sub(flight)).min(most);
+            if len == 0 && !(self.host_eof && waiting == 0) {
+                break;
+            }
+            // A small piece of a large amount waits for a better window while an acknowledgement is due anyway.
+            if len < self.mss.min(waiting) && flight > 0 {
+                break;
+            }
+            let fin = self.host_eof && len == waiting;
+            let flags = ACK | if len == waiting { PSH } else { 0 } | if fin { FIN } else { 0 };
+            if !self.emit(out, flags, self.snd_nxt, self.to_guest.pieces(flight, len)) {
+                self.blocked = true;
+                return false;
+            }
+            self.acknowledged();
+            self.fin_sent = fin;
+            self.snd_nxt = self.snd_nxt.wrapping_add(len as u32 + u32::from(fin));
+            if self.snd_nxt.wrapping_sub(self.snd_max) as i32 > 0 {
+                self.snd_max = self.snd_nxt;
+            }
+        }
+        if (self.in_flight() > 0 || self.to_guest.len() > 0) && self.deadline.is_none() {
+            self.arm(now);
+        }
+        true
+    }
+}

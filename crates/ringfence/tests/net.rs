@@ -1,0 +1,179 @@
+//! The network in user mode under Debian's own kernel, with servers on this host's loopback only.
+
+#![allow(clippy::unwrap_used, reason = "a test program")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::image::{BOOT, ensure, sha256_of};
+use support::{finish, ringfence, wait};
+
+/// Bytes of the transfers in MiB; `RINGFENCE_NET_MIB=1024` is the long check.
+fn mebibytes() -> usize {
+    std::env::var("RINGFENCE_NET_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(64)
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    let mut x = support::image::nonce() | 1;
+    let step = |_| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x.to_le_bytes()
+    };
+    (0..len / 8).flat_map(step).collect()
+}
+
+/// A free port: nobody else on a test's host takes it meanwhile.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn run(net: &str, script: &str) -> support::Finished {
+    ensure("shell");
+    finish(ringfence().args(["run", "--timeout", "240", "--net", net, "--", "sh", "-c", script]))
+}
+
+#[test]
+fn large_transfers_arrive_unchanged_both_ways() {
+    let data = bytes(mebibytes() << 20);
+    let down = TcpListener::bind("127.0.0.1:0").unwrap();
+    let up = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ports = [down.local_addr().unwrap().port(), up.local_addr().unwrap().port()];
+    let sum = sha256_of(&data);
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = down.accept().unwrap();
+        let mut request = [0; 4096];
+        let got = stream.read(&mut request).unwrap();
+        assert!(request[..got].starts_with(b"GET /file HTTP/1."));
+        write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", data.len()).unwrap();
+        stream.write_all(&data).unwrap();
+    });
+    let receiving = thread::spawn(move || {
+        let (mut stream, _) = up.accept().unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        (got.len(), sha256_of(&got))
+    });
+    let [down, up] = ports;
+    let mib = mebibytes();
+    // What is sent up is made in the guest, and never as a whole in its memory.
+    let script = format!(
+        "wget -q -O - http://10.0.2.2:{down}/file | sha256sum || exit 3
+         mkfifo /tmp/pipe; sha256sum </tmp/pipe >/tmp/sum &
+         dd if=/dev/urandom bs=1M count={mib} 2>/dev/null | tee /tmp/pipe | nc 10.0.2.2 {up} || exit 4
+         wait; cat /tmp/sum"
+    );
+    let run = run("user", &script);
+    run.expect(0, &[]);
+    serving.join().unwrap();
+    let (len, sent) = receiving.join().unwrap();
+    assert_eq!(len, mib << 20);
+    let sums: Vec<&str> = run.out.split_whitespace().filter(|word| word.len() == 64).collect();
+    assert_eq!(sums, [&sum, &sent], "{}", run.out);
+}
+
+/// A resolver that knows one name. The answer is the question with the address behind it (RFC 1035 4.1).
+fn resolver() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let mut answer = buffer[..len].to_vec();
+            let is_a = answer[len - 4..] == [0, 1, 0, 1];
+            let known = answer.windows(6).any(|part| part == b"\x05there");
+            answer[2] |= 0x80;
+            answer[3] = if known { 0x80 } else { 0x83 };
+            if known && is_a {
+                answer[7] = 1;
+                answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 77]);
+            }
+            let _ = socket.send_to(&answer, from);
+        }
+    });
+    address
+}
+
+#[test]
+fn guest_has_address_names_and_gateway() {
+    let closed = free_port();
+    let script = format!(
+        "ip -4 addr show dev eth0 | grep -o 'inet [0-9./]*'; ip route | grep -o 'default via [0-9.]*'
+         cat /etc/resolv.conf; nslookup there.example | grep 192; nslookup gone.example >/dev/null || echo unknown
+         ping -c 3 -q 10.0.2.2 | grep -o ' 0% packet loss'
+         ip -6 addr show dev eth0 | grep -o 'fd52:696e:6766:'
+         nc 10.0.2.2 {closed} </dev/null 2>&1"
+    );
+    let run = run(&format!("user,dns={}", resolver()), &script);
+    for part in [
+        "inet 10.0.2.15/24",
+        "default via 10.0.2.2",
+        "nameserver 10.0.2.3",
+        "192.0.2.77",
+        "unknown",
+        " 0% packet loss",
+        "fd52:696e:6766:",
+        "Connection refused",
+    ] {
+        assert!(run.out.contains(part), "no {part:?}: {run:#?}");
+    }
+}
+
+#[test]
+fn restricted_guest_has_no_way_out() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let run = run(
+        "user,restrict=yes",
+        &format!("nc 10.0.2.2 {port} </dev/null 2>&1; ip route | grep default || echo no route"),
+    );
+    assert!(run.out.contains("refused") && run.out.contains("no route"), "{run:#?}");
+    assert!(server.accept().is_err());
+}
+
+#[test]
+fn thousand_connections_come_in_by_a_forwarded_port() {
+    ensure("shell");
+    let port = free_port();
+    let mut machine = ringfence()
+        .args(["run", "--timeout", "240", "--net", &format!("user,forward=tcp:127.0.0.1:{port}:80")])
+        .args(["--", "sh", "-c", "mkdir /www; echo found >/www/page; httpd -f -h /www"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let ask = move || -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
+        stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    };
+    let right = |answer: &Option<String>| answer.as_ref().is_some_and(|text| text.ends_with("found\n"));
+    let end = Instant::now() + BOOT;
+    while !right(&ask()) {
+        assert!(Instant::now() < end, "the guest's server does not answer");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let clients: Vec<_> =
+        (0..20).map(|_| thread::spawn(move || (0..50).filter(|_| right(&ask())).count())).collect();
+    let served: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    let _ = machine.kill();
+    wait(&mut machine, Duration::from_secs(10));
+    assert_eq!(served, 1000);
+}
+
+#[test]
+fn port_in_use_is_told_before_the_guest_starts() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let run = run(&format!("user,forward=tcp:127.0.0.1:{port}:22"), "true");
+    run.expect(125, &[&format!("cannot listen on 127.0.0.1:{port}")]);
+}
