@@ -28,6 +28,8 @@ pub struct MachineSpec {
     pub clock: ClockMode,
     /// Its disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// A balloon that asks the guest for so many bytes, and takes what the guest reports as free; no balloon if `None`.
+    pub balloon: Option<u64>,
     /// What it boots.
     pub boot: BootSpec,
     /// Port to which the guest writes V to end with status `(V << 1) | 1`.
@@ -86,6 +88,16 @@ pub enum SpecError {
         /// What there is.
         total: ByteSize,
     },
+    /// A balloon as large as the memory.
+    #[error(
+        "a balloon of {asked} is as large as the memory of {memory} or larger; ask for less with --balloon"
+    )]
+    LargeBalloon {
+        /// What was asked for.
+        asked: ByteSize,
+        /// The guest's memory.
+        memory: ByteSize,
+    },
     /// Not whole pages.
     #[error("{asked} of memory is not a whole number of 4K pages")]
     OddMemory {
@@ -131,6 +143,9 @@ impl MachineSpec {
             }
             _ => {}
         }
+        if let Some(balloon) = self.balloon.filter(|balloon| *balloon >= self.memory) {
+            return Err(SpecError::LargeBalloon { asked: ByteSize(balloon), memory: asked });
+        }
         let selection = engine_choice::select(self.engine)?;
         if self.lockstep_batch.is_some() && selection.engine != EngineChoice::Lockstep {
             return Err(SpecError::BatchWithoutLockstep { engine: selection.engine });
@@ -157,6 +172,7 @@ mod tests {
             cpu: CpuModel::default(),
             clock: ClockMode::Host,
             disks: Vec::new(),
+            balloon: None,
             boot: BootSpec::default(),
             debug_exit: None,
             no_reboot: false,
@@ -183,6 +199,7 @@ mod tests {
             (check(|s| s.memory = u64::MAX), "too much"),
             (check(|s| s.memory = (64 << 20) + 1), "4K pages"),
             (check(|s| s.memory = 9 << 30), "more than this host has (8G)"),
+            (check(|s| s.balloon = Some(512 << 20)), "balloon of 512M"),
             (check(|s| s.cpus = 0), "0 CPUs"),
             (check(|s| s.cpus = 2), "one vCPU so far"),
             (check(|s| s.engine = EngineChoice::Kvm), "not in this version"),

@@ -147,6 +147,7 @@ fn machine(
     let mut spec = MachineSpec {
         lockstep_batch: None,
         disks: Vec::new(),
+        balloon: None,
         engine: EngineChoice::Auto,
         cpus: 1,
         memory: 16 << 20,
