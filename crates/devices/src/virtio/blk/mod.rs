@@ -10,13 +10,13 @@ mod request;
 mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use ringfence_disk::{Access, BlockDevice, Buffers, DiskInfo, IoError, Operation, Request};
 use ringfence_engine::StateError;
 
 use super::{Chain, Kind, Piece, Port, VirtioDevice, read_bytes};
-use crate::device::{invalid, lock};
+use crate::device::invalid;
 use config::{WRITEBACK, feature};
 use request::{Asked, Refusal};
 
@@ -72,11 +72,10 @@ pub struct Blk {
     serial: String,
     queues: u16,
     port: OnceLock<Port>,
-    /// Whether writes may stay in a cache until a flush (5.2.6.2): the driver knows flushes and has not switched to
-    /// write-through.
-    cached: AtomicBool,
-    /// What a saved state says of that, for the activation that follows.
-    restored: Mutex<Option<bool>>,
+    /// The driver knows flushes.
+    flushes: AtomicBool,
+    /// The driver has switched to write-through.
+    write_through: AtomicBool,
 }
 
 impl Blk {
@@ -105,8 +104,8 @@ impl Blk {
             serial: config.serial,
             queues: config.queues.clamp(1, MAX_QUEUES),
             port: OnceLock::new(),
-            cached: AtomicBool::new(false),
-            restored: Mutex::new(None),
+            flushes: AtomicBool::new(false),
+            write_through: AtomicBool::new(false),
         }))
     }
 
@@ -150,8 +149,9 @@ impl Blk {
         true
     }
 
-    fn is_durable(&self) -> bool {
-        !self.cached.load(Ordering::Acquire)
+    /// Whether writes may stay in a cache until a flush (5.2.6.2).
+    fn is_cached(&self) -> bool {
+        self.flushes.load(Ordering::Acquire) && !self.write_through.load(Ordering::Acquire)
     }
 
     /// Buffers for a request's data.
@@ -190,8 +190,8 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let cached = self.cached.load(Ordering::Acquire);
-        read_bytes(&config::bytes(&self.info, self.block, self.queues, cached), offset, data);
+        let config = config::bytes(&self.info, self.block, self.queues, self.is_cached());
+        read_bytes(&config, offset, data);
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
@@ -200,13 +200,12 @@ impl VirtioDevice for Blk {
         if (offset, data.len()) == (WRITEBACK, 1)
             && self.port.get().is_some_and(|port| port.features() & both == both)
         {
-            self.cached.store(data.first() == Some(&1), Ordering::Release);
+            self.write_through.store(data.first() == Some(&0), Ordering::Release);
         }
     }
 
     fn activate(&self, features: u64) {
-        let restored = lock(&self.restored).take();
-        self.cached.store(restored.unwrap_or(features & feature::FLUSH != 0), Ordering::Release);
+        self.flushes.store(features & feature::FLUSH != 0, Ordering::Release);
     }
 
     fn notify(&self, queue: u16) {
@@ -220,14 +219,20 @@ impl VirtioDevice for Blk {
         }
     }
 
+    fn stop(&self, queue: Option<u16>, saving: bool) {
+        if queue.is_none() && !saving {
+            self.write_through.store(false, Ordering::Release);
+        }
+    }
+
     fn save(&self) -> serde_json::Value {
-        serde_json::json!({ "cached": self.cached.load(Ordering::Acquire) })
+        serde_json::json!({ "write_through": self.write_through.load(Ordering::Acquire) })
     }
 
     fn restore(&self, name: &str, state: &serde_json::Value) -> Result<(), StateError> {
-        let cached = state.get("cached").and_then(serde_json::Value::as_bool);
-        let cached = cached.ok_or_else(|| invalid(name, "its cache is neither on nor off"))?;
-        *lock(&self.restored) = Some(cached);
+        let through = state.get("write_through").and_then(serde_json::Value::as_bool);
+        let through = through.ok_or_else(|| invalid(name, "its cache is neither on nor off"))?;
+        self.write_through.store(through, Ordering::Release);
         Ok(())
     }
 }

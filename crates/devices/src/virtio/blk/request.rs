@@ -89,7 +89,7 @@ pub(super) fn parse(chain: &Chain, blk: &Blk) -> Result<Asked, Refusal> {
     }
     let (kind, sector) = (word(&header, 0), long(&header, 8));
     let (given, wanted) = (chain.readable_len() - HEADER, room - 1);
-    let durable = blk.is_durable();
+    let durable = !blk.is_cached();
     let operation = match kind {
         kind::IN => {
             let Extent { offset, len } = blk.extent(sector, limited(wanted)?)?;

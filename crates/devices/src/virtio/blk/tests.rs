@@ -7,6 +7,7 @@ use ringfence_engine::Stateful;
 
 use super::config::feature;
 use super::*;
+use crate::device::lock;
 use crate::virtio::spec::{common, status};
 use crate::virtio::testing::{DATA, Driver, RAM};
 
