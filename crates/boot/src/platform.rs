@@ -84,6 +84,9 @@ pub struct PlatformDescription {
     pub fw_cfg: Option<u16>,
     /// The port of pvpanic, if there is one.
     pub pvpanic: Option<u16>,
+    /// The VM generation ID, which changes whenever a machine is a copy of another: a guest that has seen another value
+    /// renews its random numbers. `None` offers none.
+    pub generation_id: Option<[u8; 16]>,
     /// I/O ports that belong to the platform and are kept from PCI devices, as first port and number: ACPI
     /// registers, and room for hotplug.
     pub reserved_ports: Vec<(u16, u8)>,
@@ -122,6 +125,7 @@ impl Default for PlatformDescription {
             pci_window_64: None,
             fw_cfg: Some(0x510),
             pvpanic: Some(0x505),
+            generation_id: None,
             reserved_ports: vec![(0x600, 0x40), (0xae00, 0x20)],
             uuid: [0; 16],
         }

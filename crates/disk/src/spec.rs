@@ -15,9 +15,12 @@ pub enum DiskFormat {
 /// How the guest reaches the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DiskBus {
-    /// An NVMe controller.
+    /// An NVMe controller, which the kernels of distributions need no module for.
     #[default]
     Nvme,
+    /// A virtio disk, which most kernels have a module for: it cannot hold the root of a guest without an initial RAM
+    /// disk.
+    Virtio,
 }
 
 /// What becomes of written data before the guest asks for a flush.
@@ -125,14 +128,14 @@ pub enum SpecError {
     ReadOnlyEphemeral,
 }
 
-const OPTIONS: &str = "format=raw, bus=nvme, readonly, ephemeral, cache=none|writeback|unsafe, block-size=512|4096 and \
+const OPTIONS: &str = "format=raw, bus=nvme|virtio, readonly, ephemeral, cache=none|writeback|unsafe, block-size=512|4096 and \
                        io=auto|uring|threads|sync";
 
 /// A value by its name.
 type Choices<T> = &'static [(&'static str, T)];
 
 const FORMATS: Choices<DiskFormat> = &[("raw", DiskFormat::Raw)];
-const BUSES: Choices<DiskBus> = &[("nvme", DiskBus::Nvme)];
+const BUSES: Choices<DiskBus> = &[("nvme", DiskBus::Nvme), ("virtio", DiskBus::Virtio)];
 const CACHES: Choices<CacheMode> =
     &[("none", CacheMode::None), ("writeback", CacheMode::Writeback), ("unsafe", CacheMode::Unsafe)];
 const BLOCK_SIZES: Choices<u32> = &[("512", 512), ("4096", 4096)];
@@ -206,11 +209,8 @@ impl DiskSpec {
             ("format", Some("qcow2")) => {
                 return Err(SpecError::NotYet { option: "format", value: "qcow2", choices: "raw" });
             }
-            ("bus", Some("virtio")) => {
-                return Err(SpecError::NotYet { option: "bus", value: "virtio", choices: "nvme" });
-            }
             ("format", value) => self.format = choose("format", "format=raw", FORMATS, "raw", value)?,
-            ("bus", value) => self.bus = choose("bus", "bus=nvme", BUSES, "nvme", value)?,
+            ("bus", value) => self.bus = choose("bus", "bus=nvme|virtio", BUSES, "nvme or virtio", value)?,
             ("cache", value) => {
                 let names = "none, writeback or unsafe";
                 self.cache = choose("cache", "cache=none|writeback|unsafe", CACHES, names, value)?;
@@ -242,6 +242,11 @@ impl fmt::Display for DiskSpec {
         }
         if self.ephemeral {
             write!(f, ",ephemeral")?;
+        }
+        if let Some((name, _)) =
+            BUSES.iter().find(|(_, bus)| *bus == self.bus && self.bus != DiskBus::default())
+        {
+            write!(f, ",bus={name}")?;
         }
         if let Some((name, _)) =
             CACHES.iter().find(|(_, mode)| *mode == self.cache && self.cache != CacheMode::default())
@@ -280,10 +285,11 @@ mod tests {
         };
         assert_eq!(spec, expected);
         assert_eq!(parse(&spec.to_string()).unwrap(), spec);
-        let spec = parse("/x=y,ephemeral,cache=unsafe").unwrap();
+        let spec = parse("/x=y,ephemeral,cache=unsafe,bus=virtio").unwrap();
         assert!(
             spec.ephemeral && spec.cache == CacheMode::Unsafe && parse(&spec.to_string()).unwrap() == spec
         );
+        assert_eq!(spec.bus, DiskBus::Virtio);
     }
 
     #[test]
@@ -298,7 +304,7 @@ mod tests {
             ("a,readonly=yes", "readonly is written without a value"),
             ("a,format=qcow2", "format=qcow2 is not in this version; format can be raw"),
             ("a,format=vmdk", "format=vmdk is not known"),
-            ("a,bus=virtio", "bus=virtio is not in this version; bus can be nvme"),
+            ("a,bus=ide", "bus=ide is not known; bus can be nvme or virtio"),
             ("a,block-size=1024", "block-size can be 512 or 4096"),
             ("a,cache=none,cache=none", "cache is given twice"),
             ("a,ephemeral,readonly", "cannot be both"),

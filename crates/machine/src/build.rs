@@ -67,6 +67,7 @@ pub(crate) fn build_on(
         power: &(Arc::clone(&power) as Arc<dyn PowerControl>),
         debug_exit: spec.debug_exit,
         cpus: spec.cpus,
+        balloon: spec.balloon,
         events: &sender,
     };
     let devices = Devices::new(&wiring, outputs, disks, cards)?;

@@ -27,6 +27,8 @@ pub(crate) enum Event {
     Vcpu(u32, VcpuReport),
     Power(PowerEvent),
     Stop(StopReason),
+    /// The power button is pressed; the guest has so much time.
+    AskToStop(StopReason, Duration),
     Pause(Sender<()>),
     Resume,
     /// A disk's image failed on the host; what to tell the user.
@@ -52,6 +54,12 @@ impl MachineHandle {
     /// Ends the machine as if it were switched off.
     pub fn stop(&self, reason: StopReason) {
         self.tell(Event::Stop(reason));
+    }
+
+    /// Presses the power button, and ends the machine if it has not switched itself off after `patience`. A guest that
+    /// does not listen to the button is ended at once.
+    pub fn ask_to_stop(&self, reason: StopReason, patience: Duration) {
+        self.tell(Event::AskToStop(reason, patience));
     }
 
     /// Holds every vCPU and the guest's clock. Returns when they stand still.

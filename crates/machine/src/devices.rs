@@ -13,10 +13,12 @@ use ringfence_devices::port92::Port92;
 use ringfence_devices::pvpanic::PvPanic;
 use ringfence_devices::rtc::{Rtc, RtcConfig, host_wall_clock};
 use ringfence_devices::serial::{Serial, SerialOutput};
+use ringfence_devices::virtio::balloon::Balloon;
 use ringfence_devices::virtio::net::Net;
 use ringfence_devices::virtio::rng::Rng;
 use ringfence_devices::virtio::{SharedDevice, VirtioConfig, VirtioPci};
 use ringfence_devices::{Device, PowerControl, SystemBus, platform};
+use ringfence_disk::DiskBus;
 use ringfence_engine::{ClockMode, InterruptSink, IrqLine, Placement, TimerQueue, VirtualClock};
 use ringfence_memory::GuestMemory;
 
@@ -49,6 +51,8 @@ pub(crate) struct Wiring<'a> {
     pub(crate) power: &'a Arc<dyn PowerControl>,
     pub(crate) debug_exit: Option<u16>,
     pub(crate) cpus: u32,
+    /// Bytes that a balloon asks the guest for, if there is one.
+    pub(crate) balloon: Option<u64>,
     /// Where devices report what the user should know.
     pub(crate) events: &'a Sender<Event>,
 }
@@ -76,6 +80,7 @@ pub(crate) struct Devices {
     all: Vec<Arc<dyn Device>>,
     pci: Arc<PciBus>,
     console: ConsoleInput,
+    power: Arc<AcpiPm>,
 }
 
 impl Devices {
@@ -89,6 +94,7 @@ impl Devices {
         let pci = PciBus::new();
         let &Wiring { memory, clock, timers, power, .. } = wiring;
         let [console_irq, control_irq] = platform::SERIAL_IRQS;
+        let acpi = AcpiPm::new(Arc::clone(clock), timers, wiring.line(platform::SCI_IRQ), Arc::clone(power));
         let console = Serial::new(0, wiring.line(console_irq), outputs.console);
         let mut all: Vec<Arc<dyn Device>> = vec![
             Pit::new(Arc::clone(clock), timers, wiring.line(platform::PIT_IRQ)),
@@ -102,16 +108,23 @@ impl Devices {
             Serial::new(1, wiring.line(control_irq), outputs.control),
             I8042::new(wiring.line(platform::I8042_IRQ), Arc::clone(memory), Arc::clone(power)),
             Port92::new(Arc::clone(memory), Arc::clone(power)),
-            AcpiPm::new(Arc::clone(clock), timers, wiring.line(platform::SCI_IRQ), Arc::clone(power)),
+            Arc::clone(&acpi) as _,
             PciHost::new(Arc::clone(&pci), Arc::clone(power)),
             FwCfg::new(FwCfgItems::new(), Arc::clone(memory)),
             PvPanic::new(Arc::clone(power)),
         ];
         all.extend(wiring.debug_exit.map(|port| DebugExit::new(port, Arc::clone(power)) as _));
         for (index, disk) in disks.into_iter().enumerate() {
-            let controller = disks::controller(index, disk, wiring.cpus, memory, wiring.interrupts)?;
-            pci.plug_next(Arc::clone(&controller) as _)?;
-            all.push(controller);
+            if disk.bus() == DiskBus::Virtio {
+                let device = disks::virtio(index, disk, wiring.cpus)?;
+                let function = wiring.virtio(format!("virtio-blk.{index}"), device);
+                pci.plug_next(Arc::clone(&function) as _)?;
+                all.push(function);
+            } else {
+                let controller = disks::nvme(index, disk, wiring.cpus, memory, wiring.interrupts)?;
+                pci.plug_next(Arc::clone(&controller) as _)?;
+                all.push(controller);
+            }
         }
         for (index, card) in cards.into_iter().enumerate() {
             let function = wiring.virtio(format!("virtio-net.{index}"), card);
@@ -124,7 +137,12 @@ impl Devices {
             pci.plug_next(Arc::clone(&rng) as _)?;
             all.push(rng);
         }
-        Ok(Self { all, pci, console: ConsoleInput::new(console) })
+        if let Some(bytes) = wiring.balloon {
+            let balloon = wiring.virtio("virtio-balloon.0", Balloon::new(bytes));
+            pci.plug_next(Arc::clone(&balloon) as _)?;
+            all.push(balloon);
+        }
+        Ok(Self { all, pci, console: ConsoleInput::new(console), power: acpi })
     }
 
     /// Connects what is placed on the bus by the guest.
@@ -143,6 +161,11 @@ impl Devices {
 
     pub(crate) fn reset(&self) {
         self.all.iter().for_each(|device| device.reset());
+    }
+
+    /// Presses the power button. Returns whether the guest listens to it.
+    pub(crate) fn press_power_button(&self) -> bool {
+        self.power.press_power_button()
     }
 
     pub(crate) fn console_input(&self) -> &ConsoleInput {

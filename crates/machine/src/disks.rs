@@ -4,7 +4,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ringfence_devices::nvme::{Controller, NamespaceConfig, NvmeConfig};
-use ringfence_disk::{BlockDevice, DiskOptions, DiskSpec, Fault, IoEngine};
+use ringfence_devices::virtio::blk::{Blk, BlkConfig};
+use ringfence_disk::{BlockDevice, DiskBus, DiskOptions, DiskSpec, Fault, IoEngine};
 use ringfence_engine::{ClockMode, InterruptSink};
 use ringfence_memory::GuestMemory;
 
@@ -42,8 +43,32 @@ pub(crate) fn open(
     specs.iter().map(open).collect()
 }
 
-/// The controller of a disk.
-pub(crate) fn controller(
+impl Disk {
+    /// How the guest reaches it.
+    pub(crate) fn bus(&self) -> DiskBus {
+        self.spec.bus
+    }
+}
+
+/// A disk as a virtio device.
+pub(crate) fn virtio(index: usize, disk: Disk, queues: u32) -> Result<Arc<Blk>, MachineError> {
+    let Disk { spec, device } = disk;
+    let config = BlkConfig {
+        disk: device,
+        block_size: spec.block_size,
+        serial: serial(index),
+        queues: u16::try_from(queues).unwrap_or(u16::MAX),
+    };
+    Blk::new(config).map_err(|source| MachineError::Disk { disk: spec.path, source: source.into() })
+}
+
+/// By which the guest tells a machine's disks apart.
+fn serial(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// The NVMe controller of a disk.
+pub(crate) fn nvme(
     index: usize,
     disk: Disk,
     queues: u32,
@@ -56,11 +81,11 @@ pub(crate) fn controller(
     uuid[14..].copy_from_slice(&(index as u16).to_be_bytes());
     let config = NvmeConfig {
         name: format!("nvme.{index}"),
-        serial: format!("disk{index}"),
+        serial: serial(index),
         uuid,
         queues: u16::try_from(queues).unwrap_or(u16::MAX),
         namespaces: vec![NamespaceConfig { disk: device, block_size: spec.block_size, uuid }],
     };
     Controller::new(config, Arc::clone(memory), interrupts)
-        .map_err(|source| MachineError::Disk { disk: spec.path, source })
+        .map_err(|source| MachineError::Disk { disk: spec.path, source: source.into() })
 }

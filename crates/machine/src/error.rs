@@ -7,6 +7,7 @@ use ringfence_boot::BootError;
 use ringfence_devices::BusError;
 use ringfence_devices::nvme::NvmeError;
 use ringfence_devices::pci::PciError;
+use ringfence_devices::virtio::blk::BlkError;
 use ringfence_disk::ImageError;
 use ringfence_engine::{EngineError, StateError};
 use ringfence_memory::MemoryError;
@@ -46,7 +47,7 @@ pub enum MachineError {
         /// Its image.
         disk: PathBuf,
         /// Why.
-        source: NvmeError,
+        source: AttachError,
     },
     /// There is no room for another device.
     #[error(transparent)]
@@ -81,4 +82,15 @@ pub enum MachineError {
     /// A saved state cannot be loaded.
     #[error("the saved machine cannot be loaded")]
     State(#[from] StateError),
+}
+
+/// Why a disk cannot be what it is to be in the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// As an NVMe controller.
+    #[error(transparent)]
+    Nvme(#[from] NvmeError),
+    /// As a virtio disk.
+    #[error(transparent)]
+    Virtio(#[from] BlkError),
 }

@@ -33,7 +33,7 @@ pub use cpu_model::{CpuModel, UnknownCpuModel};
 pub use crash::CrashReport;
 pub use devices::SerialOutputs;
 pub use engine_choice::{EngineChoice, NotOffered, Selection, UnknownEngine};
-pub use error::MachineError;
+pub use error::{AttachError, MachineError};
 pub use host::HostMemory;
 pub use machine::{Machine, Notice, Outcome};
 pub use ringfence_devices::serial::SerialOutput;

@@ -53,10 +53,19 @@ fn read_and_load(spec: &MachineSpec, memory: &GuestMemory) -> Result<BootPlan, B
         kaslr,
         decompress_in_guest: boot.decompress_in_guest,
         cpus: spec.cpus,
-        platform: description(),
+        platform: PlatformDescription { generation_id: Some(generation_id(counted)?), ..description() },
         ..ringfence_boot::BootSpec::new(&kernel)
     };
     ringfence_boot::load(memory, &plan)
+}
+
+/// A value that no other machine has, and no other boot; where a run must repeat exactly, always the same.
+fn generation_id(counted: bool) -> Result<[u8; 16], BootError> {
+    let mut id = *b"ringfence counts";
+    if !counted {
+        getrandom::fill(&mut id).map_err(BootError::Random)?;
+    }
+    Ok(id)
 }
 
 fn window(range: GuestRange) -> MemoryWindow {

@@ -55,6 +55,8 @@ pub enum Notice {
     /// The guest's driver broke the rules of a device, which does nothing more until it is reset. Told once for each
     /// device.
     DeviceBroken(String),
+    /// The power button was pressed; the guest has so much time to switch itself off.
+    AskedToStop(Duration),
 }
 
 /// A machine, from being assembled to its end.
@@ -89,6 +91,8 @@ struct Activity {
     paused: Option<Instant>,
     /// Who has halted for good.
     halted: Vec<bool>,
+    /// Until when the guest may take to switch itself off, and why it was asked to.
+    grace: Option<(Instant, StopReason)>,
 }
 
 impl Machine {
@@ -136,10 +140,16 @@ impl Machine {
     ) -> Result<Outcome, MachineError> {
         let start = Instant::now();
         let deadline = timeout.and_then(|timeout| start.checked_add(timeout));
-        let mut activity = Activity { paused: None, halted: vec![false; self.vcpus.len()] };
+        let mut activity = Activity { paused: None, halted: vec![false; self.vcpus.len()], grace: None };
         self.start_vcpus(&activity)?;
         let result = loop {
-            let Some(event) = self.next_event(deadline) else { break Ok(Outcome::TimedOut) };
+            let (limit, end) = match activity.grace {
+                Some((until, reason)) if deadline.is_none_or(|deadline| until < deadline) => {
+                    (Some(until), Outcome::Stopped(reason))
+                }
+                _ => (deadline, Outcome::TimedOut),
+            };
+            let Some(event) = self.next_event(limit) else { break Ok(end) };
             match self.handle_event(event, &mut activity, &mut notice) {
                 Ok(None) => {}
                 Ok(Some(outcome)) => break Ok(outcome),
@@ -206,6 +216,15 @@ impl Machine {
     ) -> Result<Option<Outcome>, MachineError> {
         match event {
             Event::Stop(reason) => return Ok(Some(Outcome::Stopped(reason))),
+            Event::AskToStop(reason, patience) => {
+                // A machine that stands still cannot switch itself off.
+                if activity.paused.is_some() || !self.devices.press_power_button() {
+                    return Ok(Some(Outcome::Stopped(reason)));
+                }
+                notice(Notice::AskedToStop(patience));
+                let until = Instant::now().checked_add(patience);
+                activity.grace = activity.grace.or(until.map(|until| (until, reason)));
+            }
             Event::Power(PowerEvent::PowerOff) => return Ok(Some(Outcome::PoweredOff)),
             Event::Power(PowerEvent::GuestPanic) => return Ok(Some(Outcome::Panicked)),
             Event::Power(event @ PowerEvent::DebugExit(_)) => {
@@ -298,6 +317,7 @@ impl Machine {
             matches!(
                 event,
                 Event::Stop(_)
+                    | Event::AskToStop(..)
                     | Event::Pause(_)
                     | Event::Resume
                     | Event::DiskFault(_)

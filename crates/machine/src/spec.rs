@@ -36,6 +36,8 @@ pub struct MachineSpec {
     pub disks: Vec<DiskSpec>,
     /// Its network cards, in the order in which the guest finds them.
     pub nets: Vec<NetSpec>,
+    /// A balloon that asks the guest for so many bytes, and takes what the guest reports as free; no balloon if `None`.
+    pub balloon: Option<u64>,
     /// What it boots.
     pub boot: BootSpec,
     /// Port to which the guest writes V to end with status `(V << 1) | 1`.
@@ -93,6 +95,16 @@ pub enum SpecError {
         asked: ByteSize,
         /// What there is.
         total: ByteSize,
+    },
+    /// A balloon as large as the memory.
+    #[error(
+        "a balloon of {asked} is as large as the memory of {memory} or larger; ask for less with --balloon"
+    )]
+    LargeBalloon {
+        /// What was asked for.
+        asked: ByteSize,
+        /// The guest's memory.
+        memory: ByteSize,
     },
     /// Not whole pages.
     #[error("{asked} of memory is not a whole number of 4K pages")]
@@ -168,6 +180,9 @@ impl MachineSpec {
             }
             _ => {}
         }
+        if let Some(balloon) = self.balloon.filter(|balloon| *balloon >= self.memory) {
+            return Err(SpecError::LargeBalloon { asked: ByteSize(balloon), memory: asked });
+        }
         let selection = engine_choice::select(self.engine)?;
         if self.lockstep_batch.is_some() && selection.engine != EngineChoice::Lockstep {
             return Err(SpecError::BatchWithoutLockstep { engine: selection.engine });
@@ -217,6 +232,7 @@ mod tests {
             clock: ClockMode::Host,
             disks: Vec::new(),
             nets: Vec::new(),
+            balloon: None,
             boot: BootSpec::default(),
             debug_exit: None,
             no_reboot: false,
@@ -243,6 +259,7 @@ mod tests {
             (check(|s| s.memory = u64::MAX), "too much"),
             (check(|s| s.memory = (64 << 20) + 1), "4K pages"),
             (check(|s| s.memory = 9 << 30), "more than this host has (8G)"),
+            (check(|s| s.balloon = Some(512 << 20)), "balloon of 512M"),
             (check(|s| s.cpus = 0), "0 CPUs"),
             (check(|s| s.cpus = 2), "one vCPU so far"),
             (check(|s| s.code_memory = Some(4096)), "4K of code memory is too little; the least is 128K"),

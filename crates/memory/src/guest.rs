@@ -276,6 +276,27 @@ impl GuestMemory {
         })
     }
 
+    /// Gives the host back the memory behind the whole pages of a range of RAM, which read as zeroes afterwards. What
+    /// is not RAM, and what the host does not take, stays as it is. Returns how many bytes went back. Tells the code
+    /// observer.
+    pub fn release(&self, address: GuestAddress, len: u64) -> u64 {
+        let first = address.0.saturating_add(0xfff) & !0xfff;
+        let last = address.0.saturating_add(len) & !0xfff;
+        let mut released = 0;
+        for region in self.regions.iter().filter(|region| region.kind == RegionKind::Ram) {
+            let (start, end) = (region.range.start.0.max(first), region.range.end().min(last));
+            if start >= end {
+                continue;
+            }
+            let offset = start - region.range.start.0;
+            if region.mapping.release(offset as usize, (end - start) as usize) {
+                released += end - start;
+                self.notify(region, offset, end - start);
+            }
+        }
+        released
+    }
+
     /// Reads one little-endian integer; aligned ones are atomic.
     ///
     /// # Errors

@@ -41,6 +41,18 @@ impl Mapping {
         Ok(Self { base: base.cast(), size: bytes })
     }
 
+    /// Gives the host back what backs `len` bytes from `offset`, both multiples of 4096 and inside the mapping: they
+    /// read as zeroes then, and take no memory until they are written to again. Returns whether the host did so.
+    pub(crate) fn release(&self, offset: usize, len: usize) -> bool {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.size);
+        if !inside || (offset | len) & 0xfff != 0 {
+            return false;
+        }
+        // SAFETY: the range is inside our own private mapping, which nothing refers to but through the access functions of
+        // `host`; for them it is as if somebody had written zeroes.
+        unsafe { libc::madvise(self.base.wrapping_add(offset).cast(), len, libc::MADV_DONTNEED) == 0 }
+    }
+
     pub(crate) fn base(&self) -> *mut u8 {
         self.base
     }

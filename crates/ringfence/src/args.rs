@@ -140,6 +140,11 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(512 << 20))]
     pub(crate) memory: ByteSize,
 
+    /// Give the machine a balloon: the guest gives SIZE of its memory up from the start (0 for none of it), and what it
+    /// has free goes back to the host by and by
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) balloon: Option<ByteSize>,
+
     /// The CPU that the guest sees: x86-64-v2, x86-64-v3, host (all that this host has), or auto (the same without AVX-512,
     /// which the translator runs slowly)
     #[arg(long, value_name = "MODEL", default_value_t)]
@@ -150,7 +155,7 @@ pub(crate) struct RunArguments {
     pub(crate) kernel: Option<PathBuf>,
 
     /// Disk: a raw image or block device, with options readonly, ephemeral (writes vanish with the machine),
-    /// cache=none|writeback|unsafe, block-size=512|4096, format=raw, bus=nvme and io=auto|uring|threads|sync
+    /// cache=none|writeback|unsafe, block-size=512|4096, format=raw, bus=nvme|virtio and io=auto|uring|threads|sync
     /// (repeatable)
     #[arg(long, value_name = "FILE[,OPTION]...")]
     pub(crate) disk: Vec<DiskSpec>,
@@ -177,6 +182,11 @@ pub(crate) struct RunArguments {
     /// End the machine after so many seconds, with status 124
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) timeout: Option<Duration>,
+
+    /// After SIGTERM presses the guest's power button, end the machine after so many seconds if it is still on; a guest
+    /// that does not listen to the button is ended at once
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "10")]
+    pub(crate) stop_timeout: Duration,
 
     /// End the machine when the guest resets, instead of booting it again
     #[arg(long)]

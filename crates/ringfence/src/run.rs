@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
         report::beginning(&machine, &spec);
     }
 
-    signals::watch(machine.handle()).map_err(Failure::failed)?;
+    signals::watch(machine.handle(), arguments.stop_timeout).map_err(Failure::failed)?;
     let raw = console.attach(machine.handle(), machine.console_input()).map_err(Failure::failed)?;
     let start = Instant::now();
     let outcome = machine.run(arguments.timeout, tell_notice);
@@ -81,6 +81,7 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
         clock: if counted { ClockMode::Counted } else { ClockMode::Host },
         disks: arguments.disk.clone(),
         nets: nets(arguments, counted),
+        balloon: arguments.balloon.map(|size| size.0),
         boot: BootSpec::default(),
         debug_exit: arguments.debug_exit,
         // A command runs once: a guest that resets before it is done has failed.
@@ -160,6 +161,13 @@ fn tell_notice(notice: Notice) {
              --timeout, Ctrl-] or a signal"
         }
         Notice::Rebooting => "ringfence: the guest resets; booting it again",
+        Notice::AskedToStop(patience) => {
+            return tell(&format!(
+                "ringfence: pressed the power button; the guest has {} s to switch itself off (--stop-timeout), a second \
+                 signal ends it at once",
+                patience.as_secs_f64()
+            ));
+        }
         Notice::DiskFault(text) | Notice::DeviceBroken(text) => return tell(&format!("ringfence: {text}")),
     });
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use ringfence_machine::{MachineHandle, StopReason};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGXFSZ};
@@ -21,12 +22,13 @@ pub(crate) fn survive_size_limit() -> io::Result<()> {
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
 }
 
-/// Ends the machine on SIGINT, SIGTERM, SIGHUP and SIGQUIT (the second one ends the process on the spot), and
-/// holds it while we are stopped by SIGTSTP. In raw mode the terminal sends none of them for a key.
+/// Ends the machine on SIGINT, SIGHUP and SIGQUIT; on SIGTERM presses its power button first and gives it `patience`
+/// to switch itself off. The second of these signals ends the process on the spot. Holds the machine while we are
+/// stopped by SIGTSTP. In raw mode the terminal sends none of them for a key.
 ///
 /// # Errors
 /// If the host refuses the handlers or a thread.
-pub(crate) fn watch(machine: MachineHandle) -> io::Result<()> {
+pub(crate) fn watch(machine: MachineHandle, patience: Duration) -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP])?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let mut ending = false;
@@ -46,6 +48,10 @@ pub(crate) fn watch(machine: MachineHandle) -> io::Result<()> {
                     terminal::restore();
                     // Does not return for these signals.
                     let _ = emulate_default_handler(signal);
+                }
+                SIGTERM => {
+                    ending = true;
+                    machine.ask_to_stop(StopReason::Signal(signal), patience);
                 }
                 _ => {
                     ending = true;

@@ -6,13 +6,14 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use support::disk::{check, contents, ext4, machine, tool};
+use support::disk::{check, contents, disk, ext4, machine, sparse, tool};
 use support::image::{BOOT, ensure, nonce, path, sha256};
-use support::{finish, wait};
+use support::{finish, ringfence, wait};
 
 /// Makes a root file system from the running image's own busybox.
 const INSTALL: &str = r#"
@@ -66,6 +67,57 @@ fn root_on_nvme_boots_without_initrd_and_stays_clean() {
     assert_eq!(contents(&image, &debugfs, "/kept"), nonce.to_string());
 }
 
+/// Works a virtio disk over: a file system with checksums, discards, a read-only disk, the serial number. The second disk
+/// has a random number in its first block.
+const VIRTIO: &str = r#"
+[ "$(cat /sys/block/vda/serial)" = disk0 ] && [ "$(cat /sys/block/vdb/ro)" = 1 ] || exit 8
+mount -t ext4 -o discard /dev/vda /mnt || exit 9
+dd if=/dev/urandom of=/mnt/big bs=1M count=24 conv=fsync 2>/dev/null
+sum=$(sha256sum /mnt/big)
+echo 3 > /proc/sys/vm/drop_caches
+[ "$sum" = "$(sha256sum /mnt/big)" ] && echo "big-ok"
+rm /mnt/big
+# Blocks are free when the journal says so.
+sync
+fstrim /mnt && echo "trim-ok"
+nonce=$(dd if=/dev/vdb bs=512 count=1 2>/dev/null | tr -d '\0')
+dd if=/dev/zero of=/dev/vdb bs=512 count=1 2>/dev/null || echo "read-only-ok"
+echo "@data $(printf %s "$nonce" | sha256sum | cut -d' ' -f1)"
+printf %s "$nonce" > /mnt/kept
+umount /mnt && exit 6
+"#;
+
+#[test]
+fn virtio_disk_keeps_data_and_takes_discards_on_both_kernels() {
+    let (Some(mke2fs), Some(e2fsck), Some(debugfs)) = (tool("mke2fs"), tool("e2fsck"), tool("debugfs"))
+    else {
+        return;
+    };
+    for kernel in ["shell", "shell:6.12"] {
+        ensure(kernel);
+        let folder = tempfile::tempdir().unwrap();
+        let image = ext4(folder.path(), &mke2fs);
+        let nonce = nonce().to_string();
+        let second = sparse(folder.path(), "second", 1 << 20);
+        std::fs::OpenOptions::new().write(true).open(&second).unwrap().write_all(nonce.as_bytes()).unwrap();
+        let done = finish(
+            ringfence()
+                .args(["run", kernel, "--engine", "jit", "--timeout", "300"])
+                .args([disk(&image, ",bus=virtio"), disk(&second, ",bus=virtio,readonly")])
+                .args(["--", "sh", "-c", VIRTIO]),
+        );
+        done.expect(6, &[]);
+        let sum = format!("@data {}", sha256(&nonce));
+        for line in ["big-ok", "trim-ok", "read-only-ok", &sum] {
+            assert!(done.out.contains(line), "{kernel}: no {line:?} in {}", done.out);
+        }
+        check(&image, &e2fsck);
+        assert_eq!(contents(&image, &debugfs, "/kept"), nonce);
+        let taken = std::fs::metadata(&image).unwrap().blocks() * 512;
+        assert!(taken < 20 << 20, "{kernel}: what was discarded still takes room on the host: {taken} bytes");
+    }
+}
+
 #[test]
 fn image_in_use_is_refused_to_a_second_machine() {
     let folder = tempfile::tempdir().unwrap();
@@ -88,7 +140,7 @@ fn image_in_use_is_refused_to_a_second_machine() {
 
 /// Writes records for ever, each followed by a line once the disk has it.
 const WRITE: &str = r#"
-mount -t ext4 /dev/nvme0n1 /mnt || exit 9
+mount -t ext4 /dev/nvme0n1 /mnt 2>/dev/null || mount -t ext4 /dev/vda /mnt || exit 9
 tag=$(sed 's/.*tag=\([0-9]*\).*/\1/' /proc/cmdline)
 mkdir /mnt/$tag; i=0
 while :; do
@@ -97,23 +149,33 @@ while :; do
 done
 "#;
 
-/// Machines to kill; `RINGFENCE_KILLS` says otherwise.
+/// Machines to kill for each kind of disk; `RINGFENCE_KILLS` says otherwise.
 const KILLS: u64 = 30;
+const VIRTIO_KILLS: u64 = 10;
 
 #[test]
 fn nothing_acknowledged_is_lost_when_machines_are_killed() {
+    kill_machines(",bus=nvme", KILLS);
+}
+
+#[test]
+fn nothing_acknowledged_on_virtio_is_lost_when_machines_are_killed() {
+    kill_machines(",bus=virtio", VIRTIO_KILLS);
+}
+
+fn kill_machines(bus: &str, kills: u64) {
     let (Some(mke2fs), Some(e2fsck), Some(debugfs)) = (tool("mke2fs"), tool("e2fsck"), tool("debugfs"))
     else {
         return;
     };
     ensure("shell");
-    let kills = std::env::var("RINGFENCE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let kills = std::env::var("RINGFENCE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(kills);
     let folder = tempfile::tempdir().unwrap();
     let image = ext4(folder.path(), &mke2fs);
     let mut records = 0;
     for round in 0..kills {
         let tag = nonce();
-        let mut child = machine(&image, ",bus=nvme")
+        let mut child = machine(&image, bus)
             .args(["--append", &format!("tag={tag}"), "--", "sh", "-c", WRITE])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -108,6 +108,35 @@ fn signals_end_the_machine() {
 }
 
 #[test]
+fn sigterm_presses_the_power_button_of_a_guest_that_listens() {
+    let guest = Guest::new().listen_to_power_button().print("ready").wait_for_power_button();
+    let mut child = start(guest.print("pressed").power_off());
+    signal(&child, Signal::TERM);
+    assert_eq!(wait(&mut child, SOON).code(), Some(0));
+    let (mut out, mut err) = (String::new(), String::new());
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(out.contains("pressed"), "{out}");
+    assert!(err.contains("power button") && err.contains("--stop-timeout"), "{err}");
+}
+
+#[test]
+fn guest_that_ignores_the_power_button_is_ended_in_time() {
+    let kernel = Guest::new().listen_to_power_button().print("ready").spin().kernel();
+    let mut child = run(&kernel)
+        .args(["--stop-timeout", "1.5"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "ready");
+    let begun = Instant::now();
+    signal(&child, Signal::TERM);
+    assert_eq!(wait(&mut child, SOON).code(), Some(143));
+    assert!(begun.elapsed() >= Duration::from_millis(1400), "it had its time: {:?}", begun.elapsed());
+}
+
+#[test]
 fn signal_ends_a_halted_guest() {
     let mut child = start(ready().halt_for_good());
     signal(&child, Signal::TERM);

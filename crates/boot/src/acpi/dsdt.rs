@@ -13,6 +13,7 @@ pub(super) fn build(
     platform: &PlatformDescription,
     cpus: u32,
     ram: &[GuestRange],
+    generation_id: u64,
 ) -> Result<Vec<u8>, BootError> {
     check(platform)?;
     let mut aml = Vec::new();
@@ -23,6 +24,8 @@ pub(super) fn build(
     let bridge = HostBridge { platform, window_64: platform.pci_window_64(ram) };
     let mut devices: Vec<&dyn Aml> = vec![&processors, &bridge];
     devices.extend(ecam.iter().map(|e| e as &dyn Aml));
+    let generation = platform.generation_id.map(|_| GenerationId(generation_id));
+    devices.extend(generation.iter().map(|g| g as &dyn Aml));
     Scope::new(path("_SB_"), devices).to_aml_bytes(&mut aml);
     let mut dsdt = table(b"DSDT", 2);
     dsdt.append_slice(&aml);
@@ -63,6 +66,21 @@ impl Aml for Processors {
             let uid = Name::new(path("_UID"), &cpu);
             Device::new(path(&format!("C{cpu:03X}")), vec![&id, &uid]).to_aml_bytes(sink);
         }
+    }
+}
+
+/// The VM generation ID (Microsoft, "Virtual Machine Generation ID", 2012): a device that says where 16 bytes are.
+struct GenerationId(u64);
+
+impl Aml for GenerationId {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        let (low, high) = (self.0 as u32, (self.0 >> 32) as u32);
+        let id = Name::new(path("_HID"), &"RNGF0001");
+        // Drivers go by this one.
+        let compatible = Name::new(path("_CID"), &"VM_Gen_Counter");
+        let name = Name::new(path("_DDN"), &"VM_Gen_Counter");
+        let address = Name::new(path("ADDR"), &Package::new(vec![&low, &high]));
+        Device::new(path("VGEN"), vec![&id, &compatible, &name, &address]).to_aml_bytes(sink);
     }
 }
 

@@ -31,8 +31,7 @@ pub(super) fn build(platform: &PlatformDescription, dsdt: u32, facs: u32) -> Vec
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // Power and sleep buttons are not fixed hardware here.
-        .flag(Flags::PwrButton)
+        // The power button is fixed hardware, for which the flag is clear; there is no sleep button.
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup);
     if p.pm_timer_32bit {

@@ -42,6 +42,8 @@ pub struct AcpiTables {
 
 /// Bytes set aside for the FACS.
 const FACS_PAGE: u64 = 0x1000;
+/// Where the VM generation ID is in the same page, away from the cache lines of the FACS.
+const GENERATION_ID: u64 = 0x800;
 
 impl AcpiTables {
     /// Makes the tables for a machine with `cpus` vCPUs and no more RAM than below 4 GiB, to lie at `base`
@@ -70,8 +72,13 @@ impl AcpiTables {
         facs::FACS::new().to_aml_bytes(&mut facs);
         let mut tables = Tables { base, data: facs };
         tables.data.resize(FACS_PAGE as usize, 0);
+        if let (Some(id), Some(place)) =
+            (platform.generation_id, tables.data.get_mut(GENERATION_ID as usize..GENERATION_ID as usize + 16))
+        {
+            place.copy_from_slice(&id);
+        }
 
-        let dsdt = tables.add(&dsdt::build(platform, cpus, ram)?)?;
+        let dsdt = tables.add(&dsdt::build(platform, cpus, ram, base + GENERATION_ID)?)?;
         let fadt = tables.add(&fadt::build(platform, dsdt, tables.base32()?))?;
         let madt = tables.add(madt::build(platform, cpus).as_slice())?;
         let mut found = vec![fadt, madt];
@@ -101,6 +108,11 @@ impl AcpiTables {
     /// The FACS's memory, which the guest must keep; one page.
     pub fn facs_range(&self) -> GuestRange {
         GuestRange::new(self.base, FACS_PAGE)
+    }
+
+    /// Where the VM generation ID is, if there is one.
+    pub fn generation_id(&self) -> GuestAddress {
+        GuestAddress(self.base + GENERATION_ID)
     }
 
     /// Writes the tables and the root pointer.

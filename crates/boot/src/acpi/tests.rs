@@ -203,3 +203,23 @@ fn iasl_reads_every_table() {
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(said.contains(" 0 Errors, 0 Warnings"), "{said}");
 }
+
+#[test]
+fn generation_id_is_where_its_device_says_and_nowhere_without_one() {
+    let memory = GuestMemory::flat(64 << 20).unwrap();
+    let id = *b"0123456789abcdef";
+    let platform = PlatformDescription { generation_id: Some(id), ..PlatformDescription::default() };
+    let acpi = AcpiTables::build(&platform, 1, BASE).unwrap();
+    acpi.write(&memory).unwrap();
+    let at = acpi.generation_id().0;
+    assert_eq!(bytes(&memory, at, 16), id);
+    assert!(acpi.facs_range().contains(GuestAddress(at), 16), "in memory that the guest keeps");
+    let (name, dsdt) =
+        (b"VM_Gen_Counter", walk(&memory).into_iter().find(|(name, _)| name == "DSDT").unwrap().1);
+    let has = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+    assert!(has(&dsdt, name) && has(&dsdt, &(at as u32).to_le_bytes()));
+    let (memory, acpi) = written(1);
+    assert_eq!(bytes(&memory, acpi.generation_id().0, 16), [0; 16]);
+    let dsdt = walk(&memory).into_iter().find(|(name, _)| name == "DSDT").unwrap().1;
+    assert!(!has(&dsdt, name));
+}

@@ -105,9 +105,12 @@ impl AcpiPm {
     }
 
     /// A press of the power button. The operating system decides what it means; one that has not enabled the
-    /// button's event takes no notice.
-    pub fn press_power_button(&self) {
-        self.with_state(|state| state.status |= event::POWER_BUTTON);
+    /// button's event takes no notice. Returns whether it takes any.
+    pub fn press_power_button(&self) -> bool {
+        self.with_state(|state| {
+            state.status |= event::POWER_BUTTON;
+            state.enable & event::POWER_BUTTON != 0 && state.control & control::SCI_ENABLE != 0
+        })
     }
 
     /// Sets the status of general-purpose event `number`, 0 to 31.

@@ -4,12 +4,17 @@
 //! that work. What must hold is asserted: nothing panics or hangs, memory that devices may not write to stays as it was,
 //! saved state loads again, the user is told at most once, and after a reset the device works.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use ringfence_disk::{DiskOptions, DiskSpec, IoEngine, open};
 use ringfence_engine::{InterruptSink, Stateful};
 use ringfence_memory::{GuestAddress, GuestMemory, GuestRange, RegionKind, RegionSpec};
 
+use super::balloon::Balloon;
+use super::blk::{Blk, BlkConfig};
+use super::rng::Rng;
 use super::spec::{common, descriptor, feature, status};
 use super::{SharedDevice, VirtioConfig, VirtioPci};
 use crate::device::lock;
@@ -84,6 +89,29 @@ struct Guest {
     available: Vec<u16>,
     told: Arc<AtomicU32>,
     _bus: (Arc<PciBus>, Arc<SystemBus>),
+}
+
+/// The same with one of the devices, chosen by the first byte: entropy, a balloon, or a disk in the file `image` of some whole
+/// sectors, which is written to.
+///
+/// # Panics
+/// If the file cannot be used, or when something that must hold does not.
+pub fn run_any(image: &Path, input: &[u8]) {
+    let Some((kind, input)) = input.split_first() else { return };
+    match kind % 4 {
+        0 => run(Arc::new(Rng::default()), input),
+        1 => run(Balloon::new(1 << 20), input),
+        kind => {
+            let mut spec = DiskSpec { engine: IoEngine::Sync, ..DiskSpec::new(image) };
+            spec.read_only = kind == 3;
+            let disk = open(&DiskOptions::new(spec)).expect("the image can be opened");
+            let size = disk.info().size;
+            let config = BlkConfig { disk, block_size: None, serial: "fuzz".to_owned(), queues: 2 };
+            run(Blk::new(config).expect("the file has a block"), input);
+            let now = std::fs::metadata(image).expect("the file is there").len();
+            assert_eq!(now, size, "the file changed its size");
+        }
+    }
 }
 
 /// Lets a driver that does what `input` says loose on a device, which answers on the caller's thread or soon.
@@ -274,14 +302,15 @@ impl Guest {
 mod tests {
     use super::*;
     use crate::testing::Random;
-    use crate::virtio::rng::Rng;
 
     #[test]
     fn random_drivers_harm_nobody() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(64 << 10).unwrap();
         let mut random = Random::new(11);
         for _ in 0..200 {
             let input: Vec<u8> = (0..600).map(|_| random.next() as u8).collect();
-            run(Arc::new(Rng::default()), &input);
+            run_any(image.path(), &input);
         }
     }
 }

@@ -17,6 +17,8 @@
 //! Lock order: a device's own, then the core's state, then the endpoint, then the interrupt controller. Devices are
 //! called with none of the core's locks held.
 
+pub mod balloon;
+pub mod blk;
 mod core;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
@@ -27,6 +29,8 @@ mod registers;
 pub mod rng;
 mod saved;
 mod spec;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 

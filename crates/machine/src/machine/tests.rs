@@ -150,6 +150,7 @@ fn machine(
         profile: false,
         disks: Vec::new(),
         nets: Vec::new(),
+        balloon: None,
         engine: EngineChoice::Auto,
         cpus: 1,
         memory: 16 << 20,

@@ -112,3 +112,19 @@ fn memory_made_from_the_regions_of_another_is_like_it() {
     let copy = GuestMemory::new(&memory.specs()).unwrap();
     assert_eq!(format!("{copy:?}"), format!("{memory:?}"));
 }
+
+#[test]
+fn released_pages_read_as_zeroes_and_others_keep_their_bytes() {
+    let ram = RegionSpec { range: GuestRange::new(0, 0x8000), kind: RegionKind::Ram };
+    let rom = RegionSpec { range: GuestRange::new(0x8000, 0x2000), kind: RegionKind::Rom };
+    let memory = GuestMemory::new(&[ram, rom]).unwrap();
+    memory.fill(GuestAddress(0), 7, 0xa000).unwrap();
+    assert_eq!(memory.release(GuestAddress(0x1001), 0x2fff), 0x2000, "whole pages only");
+    let byte = |at| memory.read::<u8>(GuestAddress(at)).unwrap();
+    assert_eq!([byte(0x1fff), byte(0x2000), byte(0x3fff), byte(0x4000)], [7, 0, 0, 7]);
+    assert_eq!(memory.release(GuestAddress(0x7000), u64::MAX), 0x1000, "ROM stays");
+    assert_eq!([byte(0x6fff), byte(0x7000), byte(0x8000)], [7, 0, 7]);
+    assert_eq!(memory.release(GuestAddress(0x10_0000), 0x1000), 0, "there is nothing");
+    memory.write(GuestAddress(0x2000), 9_u8).unwrap();
+    assert_eq!(byte(0x2000), 9, "it can be used again");
+}

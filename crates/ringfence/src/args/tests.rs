@@ -51,7 +51,7 @@ fn unknown_values_are_refused() {
         ["--debug-exit", "0x10000"],
         ["--sideways", "1"],
         ["--disk", "a.qcow2,format=qcow2"],
-        ["--disk", "a.raw,bus=virtio"],
+        ["--disk", "a.raw,bus=ide"],
         ["--disk", "a.raw,cache=sometimes"],
     ] {
         assert!(run(&words).is_err(), "{words:?}");

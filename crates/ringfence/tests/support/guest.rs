@@ -84,6 +84,17 @@ impl Guest {
         self.out16(0x604, (5 << 10) | (1 << 13)).spin()
     }
 
+    /// Switches ACPI on and listens to the power button.
+    pub fn listen_to_power_button(self) -> Self {
+        self.out8(0xb2, 0xf1).out16(0x602, 1 << 8)
+    }
+
+    /// Waits for the power button.
+    pub fn wait_for_power_button(self) -> Self {
+        // in al, dx; test al, 1; jz back
+        self.port(0x601).code(&[0xec, 0xa8, 0x01, 0x74, 0xfb])
+    }
+
     /// Pulls the reset line.
     pub fn reset(self) -> Self {
         self.out8(0xcf9, 6).spin()
