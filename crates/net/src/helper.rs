@@ -92,8 +92,9 @@ pub fn helper_main(spec: &str) -> u8 {
             if told {
                 eprintln!("ringfence: {text}");
             } else {
-                text.truncate(1000);
-                let _ = answers.send(&[IoSlice::new(&[CONTROL, FAILED]), IoSlice::new(text.as_bytes())]);
+                // What the other side reads at most; a character cut in two is replaced there.
+                let text = &text.as_bytes()[..text.len().min(1000)];
+                let _ = answers.send(&[IoSlice::new(&[CONTROL, FAILED]), IoSlice::new(text)]);
             }
             1
         }

@@ -103,11 +103,12 @@ fn resolver() -> SocketAddr {
 #[test]
 fn guest_has_address_names_and_gateway() {
     let closed = free_port();
+    // The kernel asks for IPv6's prefix some time within seconds of the link's coming up (RFC 4861 6.3.7).
     let script = format!(
         "ip -4 addr show dev eth0 | grep -o 'inet [0-9./]*'; ip route | grep -o 'default via [0-9.]*'
          cat /etc/resolv.conf; nslookup there.example | grep 192; nslookup gone.example >/dev/null || echo unknown
          ping -c 3 -q 10.0.2.2 | grep -o ' 0% packet loss'
-         ip -6 addr show dev eth0 | grep -o 'fd52:696e:6766:'
+         for i in $(seq 100); do ip -6 addr show dev eth0 | grep -o 'fd52:696e:6766:' && break; sleep 0.1; done
          nc 10.0.2.2 {closed} </dev/null 2>&1"
     );
     let run = run(&format!("user,dns={}", resolver()), &script);
