@@ -1,23 +1,9 @@
 //! A guest may do anything to a disk controller, DMA included: see [`ringfence_devices::nvme::fuzz`].
 #![no_main]
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::sync::OnceLock;
-
 use libfuzzer_sys::fuzz_target;
-
-/// An unlinked file that keeps what the guests before have written.
-fn image() -> &'static File {
-    static IMAGE: OnceLock<File> = OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let file = tempfile::tempfile().expect("a temporary file can be made");
-        file.set_len(128 << 10).expect("it can have 128 KiB");
-        file
-    })
-}
+use ringfence_fuzz::image;
 
 fuzz_target!(|input: &[u8]| {
-    let path = format!("/proc/self/fd/{}", image().as_raw_fd());
-    ringfence_devices::nvme::fuzz::run(path.as_ref(), input);
+    ringfence_devices::nvme::fuzz::run(image(), input);
 });

@@ -1,6 +1,10 @@
-//! What fuzz targets of the software engine share: a vCPU in memory of its own, with arbitrary bytes as code.
+//! What fuzz targets share: for the software engine a vCPU in memory of its own, with arbitrary bytes as code; for disks an
+//! image.
 
-use std::sync::Arc;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use ringfence_engine::{Bus, ClockMode, VirtualClock};
 use ringfence_engine_soft::code::CodeMap;
@@ -95,4 +99,16 @@ pub fn guest(header: &[u8], code: &[u8]) -> Option<Interpreter> {
         machine.cpu.set_cpl(3);
     }
     Some(machine)
+}
+
+/// An unlinked file of 128 KiB that keeps what the guests before have written.
+pub fn image() -> &'static Path {
+    static IMAGE: OnceLock<(File, PathBuf)> = OnceLock::new();
+    let (_, path) = IMAGE.get_or_init(|| {
+        let file = tempfile::tempfile().expect("a temporary file can be made");
+        file.set_len(128 << 10).expect("it can have 128 KiB");
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+        (file, path)
+    });
+    path
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use ringfence_disk::{BlockDevice, DiskInfo, IoError, Request};
 use ringfence_engine::{BusDevice, ClockMode, InterruptSink, IrqLine, TimerQueue, VirtualClock, VirtualTime};
 
 use crate::device::lock;
@@ -181,4 +182,41 @@ pub(crate) fn poke<D: BusDevice + crate::Device>(device: &D, span: u64, bench: &
         }
         lock(&bench.wires.log).edges.clear();
     }
+}
+
+/// A disk that keeps its requests until told how they end.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) requests: Mutex<Vec<Request>>,
+    info: DiskInfo,
+}
+
+impl Held {
+    pub(crate) fn new(info: DiskInfo) -> Arc<Self> {
+        Arc::new(Self { requests: Mutex::default(), info })
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.requests).len()
+    }
+
+    /// Ends the oldest request.
+    pub(crate) fn end(&self, result: Result<(), IoError>) -> String {
+        let request = lock(&self.requests).remove(0);
+        let text = format!("{request:?}");
+        (request.done)(result);
+        text
+    }
+}
+
+impl BlockDevice for Held {
+    fn info(&self) -> DiskInfo {
+        self.info
+    }
+
+    fn submit(&self, request: Request) {
+        lock(&self.requests).push(request);
+    }
+
+    fn kick(&self) {}
 }

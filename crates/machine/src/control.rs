@@ -37,6 +37,16 @@ pub(crate) enum Event {
     DeviceBroken(String),
 }
 
+/// Passes what a device has to tell on to the machine's thread, as the event that `event` makes of it.
+pub(crate) fn reporter(
+    events: &Sender<Event>,
+    event: fn(String) -> Event,
+) -> impl Fn(String) + Send + Sync + use<> {
+    let events = events.clone();
+    // A machine that has ended needs no reports.
+    move |text| drop(events.send(event(text)))
+}
+
 /// Reaches a machine from any thread. Outlives it harmlessly.
 #[derive(Clone, Debug)]
 pub struct MachineHandle {

@@ -1,13 +1,13 @@
 //! The machine's devices: one table of constructors, and what is done to all of them alike.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ringfence_devices::acpi_pm::AcpiPm;
 use ringfence_devices::debug_exit::DebugExit;
 use ringfence_devices::fw_cfg::{FwCfg, FwCfgItems};
 use ringfence_devices::i8042::I8042;
-use ringfence_devices::pci::{PciBus, PciHost};
+use ringfence_devices::pci::{PciBus, PciError, PciFunction, PciHost};
 use ringfence_devices::pit::Pit;
 use ringfence_devices::port92::Port92;
 use ringfence_devices::pvpanic::PvPanic;
@@ -23,7 +23,7 @@ use ringfence_engine::{ClockMode, InterruptSink, IrqLine, Placement, TimerQueue,
 use ringfence_memory::GuestMemory;
 
 use crate::console::ConsoleInput;
-use crate::control::Event;
+use crate::control::{Event, reporter};
 use crate::disks::{self, Disk};
 use crate::error::MachineError;
 use crate::memory_map::ABOVE_4G;
@@ -60,18 +60,27 @@ pub(crate) struct Wiring<'a> {
 impl Wiring<'_> {
     /// A PCI function with a virtio device in it. `name` is that of its saved state, unique in the machine.
     pub(crate) fn virtio(&self, name: impl Into<String>, device: SharedDevice) -> Arc<VirtioPci> {
-        let events = Mutex::new(self.events.clone());
-        let reporter = Arc::new(move |text| {
-            let events = events.lock().unwrap_or_else(PoisonError::into_inner);
-            // A machine that has ended needs no reports.
-            let _ = events.send(Event::DeviceBroken(text));
-        });
+        let reporter = Arc::new(reporter(self.events, Event::DeviceBroken));
         let config = VirtioConfig { name: name.into(), reporter };
         VirtioPci::new(config, device, Arc::clone(self.memory), self.interrupts)
     }
 
     fn line(&self, gsi: u32) -> IrqLine {
         IrqLine::new(Arc::clone(self.interrupts), gsi)
+    }
+}
+
+/// Where devices go that are PCI functions.
+struct Plugged<'a> {
+    pci: &'a PciBus,
+    all: &'a mut Vec<Arc<dyn Device>>,
+}
+
+impl Plugged<'_> {
+    fn plug(&mut self, function: Arc<impl PciFunction + Device + 'static>) -> Result<(), PciError> {
+        self.pci.plug_next(Arc::clone(&function) as _)?;
+        self.all.push(function);
+        Ok(())
     }
 }
 
@@ -114,33 +123,24 @@ impl Devices {
             PvPanic::new(Arc::clone(power)),
         ];
         all.extend(wiring.debug_exit.map(|port| DebugExit::new(port, Arc::clone(power)) as _));
+        let mut plugged = Plugged { pci: &pci, all: &mut all };
         for (index, disk) in disks.into_iter().enumerate() {
             if disk.bus() == DiskBus::Virtio {
                 let device = disks::virtio(index, disk, wiring.cpus)?;
-                let function = wiring.virtio(format!("virtio-blk.{index}"), device);
-                pci.plug_next(Arc::clone(&function) as _)?;
-                all.push(function);
+                plugged.plug(wiring.virtio(format!("virtio-blk.{index}"), device))?;
             } else {
-                let controller = disks::nvme(index, disk, wiring.cpus, memory, wiring.interrupts)?;
-                pci.plug_next(Arc::clone(&controller) as _)?;
-                all.push(controller);
+                plugged.plug(disks::nvme(index, disk, wiring.cpus, memory, wiring.interrupts)?)?;
             }
         }
         for (index, card) in cards.into_iter().enumerate() {
-            let function = wiring.virtio(format!("virtio-net.{index}"), card);
-            pci.plug_next(Arc::clone(&function) as _)?;
-            all.push(function);
+            plugged.plug(wiring.virtio(format!("virtio-net.{index}"), card))?;
         }
         // A run by the count of instructions repeats exactly, which the host's entropy would spoil.
         if clock.mode() == ClockMode::Host {
-            let rng = wiring.virtio("virtio-rng.0", Arc::new(Rng::default()));
-            pci.plug_next(Arc::clone(&rng) as _)?;
-            all.push(rng);
+            plugged.plug(wiring.virtio("virtio-rng.0", Arc::new(Rng::default())))?;
         }
         if let Some(bytes) = wiring.balloon {
-            let balloon = wiring.virtio("virtio-balloon.0", Balloon::new(bytes));
-            pci.plug_next(Arc::clone(&balloon) as _)?;
-            all.push(balloon);
+            plugged.plug(wiring.virtio("virtio-balloon.0", Balloon::new(bytes)))?;
         }
         Ok(Self { all, pci, console: ConsoleInput::new(console), power: acpi })
     }

@@ -1,7 +1,7 @@
 //! The machine's disks: images opened as the description says, each behind a controller of its own.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ringfence_devices::nvme::{Controller, NamespaceConfig, NvmeConfig};
 use ringfence_devices::virtio::blk::{Blk, BlkConfig};
@@ -9,7 +9,7 @@ use ringfence_disk::{BlockDevice, DiskBus, DiskOptions, DiskSpec, Fault, IoEngin
 use ringfence_engine::{ClockMode, InterruptSink};
 use ringfence_memory::GuestMemory;
 
-use crate::control::Event;
+use crate::control::{Event, reporter};
 use crate::error::MachineError;
 
 /// An open disk and what it was opened from.
@@ -26,12 +26,8 @@ pub(crate) fn open(
     events: &Sender<Event>,
 ) -> Result<Vec<Disk>, MachineError> {
     let open = |spec: &DiskSpec| {
-        let events = Mutex::new(events.clone());
-        let faults = move |fault: &Fault| {
-            let events = events.lock().unwrap_or_else(PoisonError::into_inner);
-            // A machine that has ended needs no reports.
-            let _ = events.send(Event::DiskFault(fault.to_string()));
-        };
+        let tell = reporter(events, Event::DiskFault);
+        let faults = move |fault: &Fault| tell(fault.to_string());
         let mut spec = spec.clone();
         if clock == ClockMode::Counted {
             spec.engine = IoEngine::Sync;

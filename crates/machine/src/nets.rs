@@ -1,13 +1,13 @@
 //! The machine's network cards, each with a process of its own behind it.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ringfence_devices::virtio::net::{Net, NetConfig};
 use ringfence_net::{Backend, Helper, NetError, NetSpec};
 
-use crate::control::Event;
+use crate::control::{Event, reporter};
 use crate::error::MachineError;
 
 /// The processes, which end with the machine.
@@ -23,17 +23,11 @@ pub(crate) fn open(
     let mut cards = Vec::new();
     for (index, spec) in specs.iter().enumerate() {
         let helper = Helper::start(spec)?;
-        let events = Mutex::new(events.clone());
-        let reporter = move |text: String| {
-            let events = events.lock().unwrap_or_else(PoisonError::into_inner);
-            // A machine that has ended needs no reports.
-            let _ = events.send(Event::DeviceBroken(text));
-        };
         let config = NetConfig {
             mac: spec.mac.unwrap_or_else(|| mac(spec, index)),
             mtu: spec.mtu,
             link: helper.link.try_clone().map_err(NetError::Start)?,
-            reporter: Arc::new(reporter),
+            reporter: Arc::new(reporter(events, Event::DeviceBroken)),
         };
         cards.push(Arc::new(Net::new(config).map_err(NetError::Start)?));
         helpers.0.push(helper);

@@ -1,11 +1,11 @@
 //! Admin commands (5).
 
 use ringfence_disk::{Access, Buffers};
+use ringfence_memory::GuestAddress;
 
 use super::command::{Command, Outcome, Ticket};
 use super::events::{Kind, TEMPERATURE_THRESHOLD};
 use super::queue::{Completion, Submission};
-use super::registers::is_ram;
 use super::spec::{
     ALL_NAMESPACES, COMMAND_SIZE, COMPLETION_SIZE, MAX_ENTRIES, MAX_TRANSFER, PAGE, Status, admin, cc,
 };
@@ -64,7 +64,7 @@ impl Controller {
         if !command.prp1().is_multiple_of(PAGE) {
             return Err(Status::INVALID_PRP_OFFSET);
         }
-        if !is_ram(&self.memory, command.prp1(), u64::from(size) * entry) {
+        if !self.memory.holds(GuestAddress(command.prp1()), u64::from(size) * entry, true) {
             return Err(Status::DATA_TRANSFER_ERROR);
         }
         Ok((id, size))

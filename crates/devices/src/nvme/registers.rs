@@ -2,7 +2,7 @@
 
 use std::sync::MutexGuard;
 
-use ringfence_memory::{GuestAddress, GuestMemory};
+use ringfence_memory::GuestAddress;
 
 use super::events::{INVALID_DOORBELL, INVALID_DOORBELL_VALUE, Kind};
 use super::queue::{Completion, Submission};
@@ -14,12 +14,6 @@ use crate::device::lock;
 /// CAP: queues of so many entries, contiguous; ready within 20 s; the NVM command set; 4 KiB pages; doorbells
 /// side by side.
 const CAPABILITIES: u64 = (MAX_ENTRIES as u64 - 1) | 1 << 16 | 40 << 24 | 1 << 37;
-
-/// Whether queue entries can be where the guest says: all in memory that devices may write to.
-pub(super) fn is_ram(memory: &GuestMemory, base: u64, len: u64) -> bool {
-    let writable = |page: u64| memory.page(GuestAddress(base + page * PAGE)).is_some_and(|p| p.writable);
-    base.checked_add(len).is_some() && (0..len.div_ceil(PAGE)).all(writable)
-}
 
 impl Controller {
     /// Reads of any size within the registers; they see 4-byte registers.
@@ -101,7 +95,8 @@ impl Controller {
         let submission = Submission::new(state.asq, (state.aqa & 0xfff) + 1, 0);
         let completion = Completion::new(state.acq, (state.aqa >> 16) + 1, Some(0));
         let fits = |base, size, entry| {
-            (2..=MAX_ADMIN_ENTRIES).contains(&size) && is_ram(&self.memory, base, u64::from(size) * entry)
+            (2..=MAX_ADMIN_ENTRIES).contains(&size)
+                && self.memory.holds(GuestAddress(base), u64::from(size) * entry, true)
         };
         let valid = state.cc & cc::MODE == 0
             && fits(submission.base, submission.size, COMMAND_SIZE)

@@ -1,6 +1,7 @@
 //! The controller's saved state.
 
 use ringfence_engine::{SavedState, StateError, Stateful};
+use ringfence_memory::GuestAddress;
 use serde::{Deserialize, Serialize};
 
 use super::Controller;
@@ -8,7 +9,6 @@ use super::events::Events;
 use super::features::Features;
 use super::log::Logs;
 use super::queue::{Completion, Submission};
-use super::registers::is_ram;
 use super::spec::{COMMAND_SIZE, COMPLETION_SIZE, MAX_ADMIN_ENTRIES, PAGE, cc, csts};
 use super::state::{Postponed, State};
 use crate::device::{invalid, lock};
@@ -61,7 +61,7 @@ impl Saved {
         let place = |base: u64, size: u32, entry: u64| {
             (2..=MAX_ADMIN_ENTRIES).contains(&size)
                 && base.is_multiple_of(PAGE)
-                && is_ram(&controller.memory, base, u64::from(size) * entry)
+                && controller.memory.holds(GuestAddress(base), u64::from(size) * entry, true)
         };
         let fits = |q: &Completion| {
             place(q.base, q.size, COMPLETION_SIZE)

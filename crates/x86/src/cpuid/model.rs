@@ -111,9 +111,9 @@ impl Model {
         }
     }
 
-    /// Whether a host must have what is of `level`. The models that follow the host promise nothing.
-    fn promises(self, level: Level) -> bool {
-        !matches!(self, Model::Auto | Model::Host) && level <= self.level()
+    /// Whether it is what the host is, so that it promises no feature.
+    const fn follows_host(self) -> bool {
+        matches!(self, Model::Auto | Model::Host)
     }
 
     /// Leaf 1 EAX: family, model and stepping. The named models have some that guests know to be of that level.
@@ -151,7 +151,7 @@ impl Model {
         for feature in in_model {
             if feature.provider == Provider::Engine || feature.is_in(host) {
                 offered.push(feature);
-            } else if feature.provider == Provider::Host && self.promises(feature.level) {
+            } else if feature.provider == Provider::Host && !self.follows_host() {
                 missing.push(feature.name);
             }
         }

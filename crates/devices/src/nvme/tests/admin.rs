@@ -1,9 +1,8 @@
 //! Registers, identification, features, logs, queues.
 
-use std::sync::Mutex;
-
 use super::super::*;
 use super::driver::*;
+use crate::testing::Held;
 
 const SMALL: usize = 1 << 20;
 
@@ -102,15 +101,15 @@ fn identify_describes_controller_and_namespaces() {
 
 #[test]
 fn configurations_that_cannot_be_are_refused() {
-    let disk = Held::new();
+    let disk = held();
     let make = |info: ringfence_disk::DiskInfo, block_size| {
-        let disk = Arc::new(Held { requests: Mutex::default(), info });
+        let disk = Held::new(info);
         let bench = crate::testing::Bench::new();
         let memory = Arc::new(GuestMemory::flat(0x1000).unwrap());
         let interrupts = Arc::clone(&bench.wires) as Arc<dyn InterruptSink>;
         Controller::new(config(&[disk as _], block_size), memory, &interrupts).err()
     };
-    let info = disk.info;
+    let info = disk.info();
     assert_eq!(make(info, None), None);
     assert_eq!(make(info, Some(1024)), Some(NvmeError::BlockSize(1024)));
     let large = ringfence_disk::DiskInfo { block: 4096, ..info };

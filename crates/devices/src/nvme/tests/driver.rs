@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ringfence_disk::{BlockDevice, DiskInfo, DiskOptions, IoError, Request, open};
+use ringfence_disk::{BlockDevice, DiskInfo, DiskOptions, open};
 use ringfence_engine::{Bus, InterruptSink};
 use ringfence_memory::{GuestAddress, GuestMemory, GuestRange, RegionKind, RegionSpec};
 
@@ -11,7 +11,7 @@ use super::super::*;
 use crate::SystemBus;
 use crate::pci::{PciAddress, PciBus, PciHost};
 use crate::platform::PCI_ECAM;
-use crate::testing::{Bench, Requests};
+use crate::testing::{Bench, Held, Requests};
 
 pub(super) const RAM: u64 = 16 << 20;
 pub(super) const ROM: u64 = 32 << 20;
@@ -112,42 +112,9 @@ pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u8).wrapping_mul(31) ^ ((i >> 9) as u8).wrapping_add(seed)).collect()
 }
 
-/// A disk that keeps its requests until told how they end.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) requests: Mutex<Vec<Request>>,
-    pub(super) info: DiskInfo,
-}
-
-impl Held {
-    pub(super) fn new() -> Arc<Self> {
-        let info = DiskInfo { size: 1 << 20, block: 512, read_only: false, discard: true };
-        Arc::new(Self { requests: Mutex::default(), info })
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.requests.lock().unwrap().len()
-    }
-
-    /// Ends the oldest request.
-    pub(super) fn end(&self, result: Result<(), IoError>) -> String {
-        let request = self.requests.lock().unwrap().remove(0);
-        let text = format!("{request:?}");
-        (request.done)(result);
-        text
-    }
-}
-
-impl BlockDevice for Held {
-    fn info(&self) -> DiskInfo {
-        self.info
-    }
-
-    fn submit(&self, request: Request) {
-        self.requests.lock().unwrap().push(request);
-    }
-
-    fn kick(&self) {}
+/// A disk of 1 MiB that keeps its requests.
+pub(super) fn held() -> Arc<Held> {
+    Held::new(DiskInfo { size: 1 << 20, block: 512, read_only: false, discard: true })
 }
 
 pub(super) fn config(disks: &[Arc<dyn BlockDevice>], block_size: Option<u32>) -> NvmeConfig {

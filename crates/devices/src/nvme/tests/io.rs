@@ -179,7 +179,7 @@ fn zeroes_and_discards_reach_the_file() {
 
 #[test]
 fn durable_writes_say_so_to_the_disk() {
-    let disk = Held::new();
+    let disk = held();
     let rig = Rig::running(Arc::clone(&disk) as _);
     let write = |flags: u32| {
         let mut cmd = Cmd::new(1, 1).prp(DATA, 0).blocks(0, 1);
@@ -203,7 +203,7 @@ fn durable_writes_say_so_to_the_disk() {
 
 #[test]
 fn errors_of_the_host_become_errors_of_the_device() {
-    let disk = Held::new();
+    let disk = held();
     let rig = Rig::running(Arc::clone(&disk) as _);
     for (opcode, error, status) in [
         (2, IoError::Host(IoKind::Read), 0x281),

@@ -62,7 +62,7 @@ fn commands_wait_for_room_for_their_completions() {
 
 #[test]
 fn reset_with_commands_in_flight_waits_for_them() {
-    let disk = Held::new();
+    let disk = held();
     let rig = Rig::running(Arc::clone(&disk) as _);
     for block in 0..3 {
         rig.submit(1, read(block));
@@ -90,7 +90,7 @@ fn reset_with_commands_in_flight_waits_for_them() {
 
 #[test]
 fn enable_during_a_reset_takes_effect_after_it() {
-    let disk = Held::new();
+    let disk = held();
     let rig = Rig::running(Arc::clone(&disk) as _);
     rig.submit(1, read(0));
     rig.set_cc(ENABLED & !1);
@@ -107,7 +107,7 @@ fn enable_during_a_reset_takes_effect_after_it() {
 
 #[test]
 fn deleting_a_queue_waits_for_its_commands() {
-    let disk = Held::new();
+    let disk = held();
     let rig = Rig::running(Arc::clone(&disk) as _);
     rig.submit(1, read(0));
     rig.submit(1, read(1));
@@ -133,7 +133,7 @@ fn deleting_a_queue_waits_for_its_commands() {
 
 #[test]
 fn shutdown_flushes_after_the_last_command() {
-    let disk = Held::new();
+    let disk = held();
     let rig = Rig::running(Arc::clone(&disk) as _);
     rig.submit(1, Cmd::new(1, 1).prp(DATA, 0).blocks(0, 1));
     rig.set_cc(ENABLED | 1 << 14);
@@ -161,7 +161,7 @@ fn shutdown_flushes_after_the_last_command() {
 
 #[test]
 fn without_bus_mastering_memory_is_left_alone() {
-    let disk = Held::new();
+    let disk = held();
     let rig = Rig::running(Arc::clone(&disk) as _);
     rig.use_messages();
     rig.submit(1, read(0));
@@ -268,7 +268,7 @@ fn saved_state_that_cannot_be_is_refused() {
 
 #[test]
 fn completions_postponed_are_saved() {
-    let disk = Held::new();
+    let disk = held();
     let rig = Rig::running(Arc::clone(&disk) as _);
     rig.submit(1, read(0));
     let delete = rig.submit(0, Cmd::new(0, 0).cdw(&[1]));

@@ -1,13 +1,14 @@
 //! A disk as a driver, and as a hostile guest, sees it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use ringfence_disk::{BlockDevice, DiskInfo, DiskOptions, IoError, IoKind, Request, open};
+use ringfence_disk::{BlockDevice, DiskInfo, DiskOptions, IoError, IoKind, open};
 use ringfence_engine::Stateful;
 
 use super::config::feature;
 use super::*;
 use crate::device::lock;
+use crate::testing::Held;
 use crate::virtio::spec::{common, status};
 use crate::virtio::testing::{DATA, Driver, RAM};
 
@@ -184,37 +185,9 @@ fn request_without_header_or_status_breaks_the_device_until_it_is_reset() {
     assert_eq!(lock(&driver.told).len(), 1, "the user is told once");
 }
 
-/// A disk that keeps its requests until told how they end.
-#[derive(Debug)]
-struct Held {
-    requests: Mutex<Vec<Request>>,
-    info: DiskInfo,
-}
-
-impl Held {
-    fn new(block: u32, size: u64) -> Arc<Self> {
-        let info = DiskInfo { size, block, read_only: false, discard: false };
-        Arc::new(Self { requests: Mutex::default(), info })
-    }
-
-    fn end(&self, result: Result<(), IoError>) -> String {
-        let request = lock(&self.requests).remove(0);
-        let text = format!("{request:?}");
-        (request.done)(result);
-        text
-    }
-}
-
-impl BlockDevice for Held {
-    fn info(&self) -> DiskInfo {
-        self.info
-    }
-
-    fn submit(&self, request: Request) {
-        lock(&self.requests).push(request);
-    }
-
-    fn kick(&self) {}
+/// A disk that keeps its requests.
+fn held(block: u32, size: u64) -> Arc<Held> {
+    Held::new(DiskInfo { size, block, read_only: false, discard: false })
 }
 
 fn held_blk(disk: &Arc<Held>, block_size: Option<u32>) -> Result<Arc<Blk>, BlkError> {
@@ -224,7 +197,7 @@ fn held_blk(disk: &Arc<Held>, block_size: Option<u32>) -> Result<Arc<Blk>, BlkEr
 
 #[test]
 fn every_error_of_the_host_is_an_io_error_in_the_guest() {
-    let disk = Held::new(512, 1 << 20);
+    let disk = held(512, 1 << 20);
     let driver = Driver::running(held_blk(&disk, None).unwrap(), feature::ALWAYS, 1);
     let errors = [IoError::NoSpace, IoError::Host(IoKind::Read), IoError::Misaligned, IoError::ReadOnly];
     for error in errors {
@@ -239,7 +212,7 @@ fn every_error_of_the_host_is_an_io_error_in_the_guest() {
 
 #[test]
 fn reset_waits_for_requests_under_way_and_drops_their_ends() {
-    let disk = Held::new(512, 1 << 20);
+    let disk = held(512, 1 << 20);
     let driver = Driver::running(held_blk(&disk, None).unwrap(), feature::ALWAYS, 1);
     for _ in 0..3 {
         header(&driver, 0, 0);
@@ -263,7 +236,7 @@ fn reset_waits_for_requests_under_way_and_drops_their_ends() {
 
 #[test]
 fn writes_are_durable_unless_the_driver_knows_flushes() {
-    let disk = Held::new(512, 1 << 20);
+    let disk = held(512, 1 << 20);
     let write = |driver: &Driver| {
         header(driver, 1, 0);
         driver.submit(0, &[(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)]);
@@ -291,11 +264,11 @@ fn writes_are_durable_unless_the_driver_knows_flushes() {
 
 #[test]
 fn disks_that_cannot_be_are_refused() {
-    let refused = |block, size, asked| held_blk(&Held::new(block, size), asked).unwrap_err();
+    let refused = |block, size, asked| held_blk(&held(block, size), asked).unwrap_err();
     assert_eq!(refused(512, 4096, Some(1024)), BlkError::BlockSize(1024));
     assert_eq!(refused(4096, 8192, Some(512)), BlkError::BlockTooSmall(4096));
     assert_eq!(refused(512, 512, Some(4096)), BlkError::TooSmall { size: 512, block: 4096 });
-    let disk = held_blk(&Held::new(512, 4096 + 512), Some(4096)).unwrap();
+    let disk = held_blk(&held(512, 4096 + 512), Some(4096)).unwrap();
     let driver = Driver::running(disk, feature::ALWAYS, 1);
     assert_eq!(driver.config::<8>(0), 8_u64.to_le_bytes(), "whole blocks only");
     assert_eq!(driver.config::<4>(20), 4096_u32.to_le_bytes());
