@@ -5,6 +5,7 @@
 //! the guest sees what its own processor would have done.
 
 use std::arch::asm;
+use std::sync::LazyLock;
 
 use ringfence_memory::Scalar;
 
@@ -85,6 +86,21 @@ macro_rules! define {
             (a, Status(status))
         }
     )*};
+}
+
+/// Whether a rotation of a register by a constant other than one leaves OF, which is undefined then, as it was (Intel's processors), where
+/// one by CL changes it. The functions here rotate by CL.
+pub fn constant_rotations_keep_overflow() -> bool {
+    static KEPT: LazyLock<bool> = LazyLock::new(|| {
+        let kept: u8;
+        // SAFETY: register operands only, all declared; neither memory nor stack is touched.
+        unsafe {
+            asm!("mov {a:e}, 0x7fffffff", "add {a:e}, 1", "mov {a:e}, 0", "rol {a:e}, 2", "seto {kept}",
+                 a = out(reg) _, kept = out(reg_byte) kept, options(nomem, nostack, pure));
+        }
+        kept != 0
+    });
+    *KEPT
 }
 
 /// An operand of 8, 16, 32 or 64 bits.

@@ -137,9 +137,14 @@ impl Lab {
         lab
     }
 
-    /// Protected mode with 32-bit code at CPL 0, without paging.
+    /// Protected mode with 32-bit code at CPL 0, without paging, on an AMD processor.
     pub(crate) fn protected() -> Self {
-        let mut lab = Self::new(Vendor::Amd);
+        Self::protected_of(Vendor::Amd)
+    }
+
+    /// Protected mode with 32-bit code at CPL 0, without paging.
+    pub(crate) fn protected_of(vendor: Vendor) -> Self {
+        let mut lab = Self::new(vendor);
         lab.tables(false);
         lab.m.cpu.cr0 = Cr0::PE | Cr0::ET | Cr0::NE | Cr0::WP;
         lab.enter(sel::CODE32, sel::DATA, at::STACK);

@@ -318,8 +318,13 @@ pub(super) fn thunk(
             Mnemonic::Vrcp14ps | Mnemonic::Vrcp14pd | Mnemonic::Vrcp14ss | Mnemonic::Vrcp14sd => {
                 offset_of!(Registers, mxcsr_plain)
             }
+            // They report no underflow. AMD's processors have them ignore flush-to-zero as well.
             Mnemonic::Vreduceps | Mnemonic::Vreducepd | Mnemonic::Vreducess | Mnemonic::Vreducesd => {
-                offset_of!(Registers, mxcsr_unflushed)
+                if table::host_is_amd() {
+                    offset_of!(Registers, mxcsr_unflushed)
+                } else {
+                    offset_of!(Registers, mxcsr_plain)
+                }
             }
             _ => offset_of!(Registers, mxcsr_run),
         }

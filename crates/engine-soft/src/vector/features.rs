@@ -47,7 +47,6 @@ const ROWS: &[Row] = &[
     (CpuidFeature::AVX512_VNNI, 7, 0, Output::Ecx, 11),
     (CpuidFeature::AVX512_BITALG, 7, 0, Output::Ecx, 12),
     (CpuidFeature::AVX512_VPOPCNTDQ, 7, 0, Output::Ecx, 14),
-    (CpuidFeature::AVX512_FP16, 7, 0, Output::Edx, 23),
     (CpuidFeature::AVX_VNNI, 7, 1, Output::Eax, 4),
     (CpuidFeature::AVX512_BF16, 7, 1, Output::Eax, 5),
     (CpuidFeature::AVX_IFMA, 7, 1, Output::Eax, 23),

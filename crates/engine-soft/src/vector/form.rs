@@ -411,13 +411,15 @@ impl VectorUnit {
     }
 }
 
-/// VPINSRQ and VPEXTRQ, which the decoder takes for the doubleword form outside 64-bit mode: the host does not.
+/// VPINSRQ and VPEXTRQ, which the decoder takes for the doubleword form outside 64-bit mode, as Intel's processors do: AMD's
+/// do not know them there.
 pub(super) fn wants_64bit_mode(instruction: &Instruction, bytes: &[u8]) -> bool {
     use iced_x86::Code::{VEX_Vpextrd_rm32_xmm_imm8, VEX_Vpinsrd_xmm_xmm_rm32_imm8};
     let at = bytes.iter().position(|&byte| byte == 0xc4);
     let wide = at.and_then(|at| bytes.get(at + 2)).is_some_and(|byte| byte & 0x80 != 0);
     let code = instruction.code();
-    wide && instruction.code_size() != CodeSize::Code64
+    wide && table::host_is_amd()
+        && instruction.code_size() != CodeSize::Code64
         && matches!(code, VEX_Vpextrd_rm32_xmm_imm8 | VEX_Vpinsrd_xmm_xmm_rm32_imm8)
 }
 
@@ -502,7 +504,11 @@ fn memory(instruction: &Instruction, special: Option<Special>) -> Option<Memory>
         ),
         alignment: operand_alignment(instruction, size),
         waivable: !demands,
-        checked_alignment: if probes_whole { size.min(16) as u8 } else { checked_alignment(size, elements) },
+        checked_alignment: if probes_whole {
+            wide_alignment(size)
+        } else {
+            checked_alignment(mnemonic, size, elements)
+        },
         first_part: if size == 10 { 8 } else { 0 },
         probes_whole,
         elements,
@@ -518,16 +524,26 @@ pub(super) fn operand_alignment(instruction: &Instruction, size: usize) -> u8 {
     if aligned { size as u8 } else { 1 }
 }
 
-/// The alignment that alignment checking wants, on AMD's processors: the operand's size up to 16 bytes, or that of an
-/// element where each is accessed by itself. VMASKMOV is not checked.
-fn checked_alignment(size: usize, elements: Elements) -> u8 {
+/// The alignment that alignment checking wants of an operand of `size` bytes that is accessed as a whole. The manuals leave
+/// it open for 16 bytes and more (SDM 2A, MOVUPS): AMD's processors want 16, Intel's none.
+pub(super) fn wide_alignment(size: usize) -> u8 {
+    if size <= 8 || table::host_is_amd() { size.min(16) as u8 } else { 1 }
+}
+
+/// The alignment that alignment checking wants: the operand's own, or on AMD's processors that of an element where each is
+/// accessed by itself. VMASKMOV is not checked.
+fn checked_alignment(mnemonic: Mnemonic, size: usize, elements: Elements) -> u8 {
     match elements {
+        Elements::Whole if size == 10 => 8,
+        _ if !table::host_is_amd() => match mnemonic {
+            Mnemonic::Vcvtph2ps | Mnemonic::Vcvtps2ph => 1,
+            _ => wide_alignment(size),
+        },
         Elements::Masked { mask: elements::Mask::Signs(_), .. } => 1,
         Elements::Masked { size, .. } | Elements::Packed { size, .. } | Elements::Repeated { size, .. } => {
             size
         }
-        Elements::Whole if size == 10 => 8,
-        Elements::Whole => size.min(16) as u8,
+        Elements::Whole => wide_alignment(size),
     }
 }
 

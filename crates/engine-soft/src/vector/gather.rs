@@ -5,6 +5,7 @@ use ringfence_x86::{Exception, Gpr};
 
 use super::form::{Form, Requirement};
 use super::ops::{check_pending, runs};
+use super::table::host_is_amd;
 use crate::interp::cpu::Cpu;
 use crate::interp::op::Op;
 use crate::mmu::tlb::Class;
@@ -136,6 +137,18 @@ impl Shape {
         Ok(())
     }
 
+    /// What Intel's processors do to the mask before the first element, as can be seen when it faults: signs are extended
+    /// to their elements, over all of the vector length.
+    fn extend_signs(self, cpu: &mut Cpu, mask: usize, sign: u64) {
+        let register = &mut cpu.vector.unit.registers.zmm[mask];
+        let old = std::mem::take(register);
+        for i in 0..self.length * if self.wide_element { 1 } else { 2 } {
+            if element(&old, i, self.wide_element) & sign != 0 {
+                set_element(register, i, self.wide_element, sign | (sign - 1));
+            }
+        }
+    }
+
     /// Clears the destination above the elements.
     fn finish(self, cpu: &mut Cpu, op: &Op) {
         let register = &mut cpu.vector.unit.registers.zmm[usize::from(op.dst) & 31];
@@ -154,9 +167,15 @@ fn gather_by_signs(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let shape = Shape::new(op);
     let mask = usize::from(op.src) & 31;
     let sign = if shape.wide_element { 1 << 63 } else { 1 << 31 };
+    if !host_is_amd() {
+        shape.extend_signs(cpu, mask, sign);
+    }
     for i in 0..shape.count {
         if element(&cpu.vector.unit.registers.zmm[mask], i, shape.wide_element) & sign != 0 {
             shape.gather(cpu, op, i)?;
+            if !host_is_amd() {
+                cpu.vector.unit.registers.zmm[usize::from(op.dst) & 31][shape.length.min(8)..].fill(0);
+            }
         }
         set_element(&mut cpu.vector.unit.registers.zmm[mask], i, shape.wide_element, 0);
     }

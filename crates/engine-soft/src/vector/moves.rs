@@ -5,7 +5,7 @@ use ringfence_x86::Exception;
 use ringfence_x86::paging::is_canonical;
 
 use super::direct::{Direct, Operation, Place, Upper};
-use super::form::{Form, Requirement};
+use super::form::{Form, Requirement, wide_alignment};
 use super::ops::has_memory;
 use crate::interp::cpu::Cpu;
 use crate::interp::op::{Handler, Op};
@@ -139,7 +139,7 @@ impl Cpu {
         if self.long_mode() && !(is_canonical(linear) && is_canonical(last)) {
             return Err(self.not_canonical(op.segment));
         }
-        self.check_operand_alignment(linear, size.min(16) as u8)?;
+        self.check_operand_alignment(linear, wide_alignment(size as usize))?;
         Ok(linear)
     }
 

@@ -170,7 +170,8 @@ impl Cpu {
                 let place = if wraps { place & op.address_mask } else { place };
                 let linear = self.whole_address(op, place, granule as u16, memory.write)?;
                 if !memory.probes_whole {
-                    self.check_operand_alignment(linear, memory.checked_alignment)?;
+                    let base = linear.wrapping_sub(start as u64);
+                    self.check_operand_alignment(base, memory.checked_alignment)?;
                 }
                 access(self, start..start + granule, linear)?;
             }

@@ -173,9 +173,11 @@ pub struct Quirks {
     pub saves_zeroes: bool,
     /// FXRSTOR loads the pointers though no exception is pending.
     pub restores_always: bool,
-    /// How many bits of a 64-bit pointer FXRSTOR and XRSTOR keep: those of a linear address, 48 or 57, and the upper
-    /// ones become copies of the highest of them; or 64.
-    pub pointer_bits: u32,
+    /// How many bits of a 64-bit instruction pointer FXRSTOR and XRSTOR keep: those of a linear address, 48 or 57, and the
+    /// upper ones become copies of the highest of them; or 64.
+    pub instruction_pointer_bits: u32,
+    /// Likewise of a data pointer.
+    pub data_pointer_bits: u32,
 }
 
 impl Quirks {
@@ -193,28 +195,25 @@ impl Quirks {
             saves_always: saved != 0 && saved != !0,
             saves_zeroes: saved == 0,
             restores_always: word(&restored, 12) == 0x1234,
-            pointer_bits: Self::probe_pointer_bits(),
+            instruction_pointer_bits: Self::probe_pointer_bits(8),
+            data_pointer_bits: Self::probe_pointer_bits(16),
         }
     }
 
-    fn probe_pointer_bits() -> u32 {
+    /// Of the pointer at an offset in the image.
+    fn probe_pointer_bits(at: usize) -> u32 {
         /// Canonical in neither width.
         const POINTER: u64 = 1 << 56 | 1 << 47 | 0x1234;
         // Invalid operation, unmasked and raised: with an exception pending every processor loads and saves pointers.
         let mut image = Image::default();
         image.0[0] &= !1;
         image.0[2..4].copy_from_slice(&0x8081u16.to_le_bytes());
-        image.0[8..16].copy_from_slice(&POINTER.to_le_bytes());
+        image.0[at..at + 8].copy_from_slice(&POINTER.to_le_bytes());
         call::fxrstor(&image);
         call::fxsave(&mut image);
         call::fninit();
-        let shown = image.0[8..16].iter().rev().fold(0, |pointer, &byte| pointer << 8 | u64::from(byte));
+        let shown = image.0[at..at + 8].iter().rev().fold(0, |pointer, &byte| pointer << 8 | u64::from(byte));
         [48, 57].into_iter().find(|&bits| sign_extend(POINTER, bits) == shown).unwrap_or(u64::BITS)
-    }
-
-    /// What becomes of a 64-bit pointer when it is loaded.
-    pub(super) fn keep_pointer(self, pointer: u64) -> u64 {
-        sign_extend(pointer, self.pointer_bits)
     }
 
     /// The host's, found out once.
@@ -225,7 +224,7 @@ impl Quirks {
 }
 
 /// The low `bits` of a value (1 to 64), the highest of them copied upwards.
-fn sign_extend(value: u64, bits: u32) -> u64 {
+pub(super) fn sign_extend(value: u64, bits: u32) -> u64 {
     let unused = u64::BITS - bits;
     ((value << unused) as i64 >> unused) as u64
 }

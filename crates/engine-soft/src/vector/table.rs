@@ -261,12 +261,16 @@ pub(super) fn tolerates_misalignment(mnemonic: Mnemonic) -> bool {
             | Mnemonic::Pcmpestrm64
             | Mnemonic::Pcmpistri
             | Mnemonic::Pcmpistrm
-    ) || *SHA_ANYWHERE && mnemonic_is_sha(mnemonic)
+    ) || host_is_amd() && mnemonic_is_sha(mnemonic)
 }
 
-/// AMD's processors let the SHA instructions have their operand anywhere, Intel's do not.
-static SHA_ANYWHERE: std::sync::LazyLock<bool> =
-    std::sync::LazyLock::new(|| super::call::host_cpuid(0, 0).ecx == u32::from_le_bytes(*b"cAMD"));
+/// Whether the host has AMD's choices where the vendors differ in what instructions do that it executes for the guest. They
+/// let the SHA instructions have their operand anywhere and check the alignment of wide operands, for example.
+pub(super) fn host_is_amd() -> bool {
+    static AMD: std::sync::LazyLock<bool> =
+        std::sync::LazyLock::new(|| super::call::host_cpuid(0, 0).ecx == u32::from_le_bytes(*b"cAMD"));
+    *AMD
+}
 
 fn mnemonic_is_sha(mnemonic: Mnemonic) -> bool {
     matches!(

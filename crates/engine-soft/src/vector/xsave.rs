@@ -10,7 +10,7 @@ use ringfence_x86::cpuid::CpuidResult;
 
 use super::call::Image;
 use super::environment::settle;
-use super::state::{MXCSR_DEFAULT, Pointers, VectorUnit};
+use super::state::{MXCSR_DEFAULT, Pointers, VectorUnit, sign_extend};
 
 /// Bytes of the largest image: all components, compacted or not, fit.
 pub(super) const AREA: usize = 4096;
@@ -385,15 +385,15 @@ impl VectorUnit {
 
     fn take_x87(&mut self, bytes: &[u8], view: View) {
         let quirks = self.quirks;
-        let offset = |at: usize| {
-            if view.wide { quirks.keep_pointer(word(bytes, at)) } else { u64::from(short(bytes, at)) }
+        let offset = |at: usize, bits| {
+            if view.wide { sign_extend(word(bytes, at), bits) } else { u64::from(short(bytes, at)) }
         };
         let selector = |at: usize| if view.wide { 0 } else { short(bytes, at) as u16 };
         let pointers = Pointers {
             fop: (short(bytes, 4) >> 16) as u16 & 0x7ff,
-            fip: offset(8),
+            fip: offset(8, quirks.instruction_pointer_bits),
             fcs: selector(12),
-            fdp: offset(16),
+            fdp: offset(16, quirks.data_pointer_bits),
             fds: selector(20),
         };
         let mut image = Image::default();

@@ -3,11 +3,12 @@
 //! manuals leave undefined included.
 //!
 //! `RINGFENCE_SEED`, `RINGFENCE_CASES` and `RINGFENCE_SECONDS` choose another or a longer run;
-//! `RINGFENCE_FORM` keeps to forms whose name contains it.
+//! `RINGFENCE_FORM` keeps to forms whose name contains it; `RINGFENCE_SHOWN` prints more of the differences in full.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod compare;
+mod liberties;
 mod machine;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ const SEED: u64 = 0x52_6967_6e67;
 const CASES: u64 = 500_000;
 /// Cases executed natively at a time.
 const BATCH: usize = 4096;
-/// Failures printed in full.
+/// Failures printed in full, unless `RINGFENCE_SHOWN` says otherwise; a form's first two are.
 const SHOWN: usize = 25;
 /// Forms listed under each heading.
 const LISTED: usize = 60;
@@ -82,7 +83,8 @@ impl Run {
     }
 
     fn show(&mut self, sample: &Sample, differences: &[String]) {
-        if self.shown < SHOWN {
+        let shown = std::env::var("RINGFENCE_SHOWN").ok().and_then(|text| text.parse().ok());
+        if self.shown < shown.unwrap_or(SHOWN) {
             self.shown += 1;
             println!("{:?} {}", sample.form, compare::describe(&sample.case));
             differences.iter().for_each(|line| println!("    {line}"));

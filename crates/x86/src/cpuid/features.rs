@@ -136,7 +136,6 @@ pub const FEATURES: &[Feature] = &[
     row("rdpid", (7, 0, Ecx, 22), Engine, HostOnly),
     row("fsrm", (7, 0, Edx, 4), Engine, V2),
     row("serialize", (7, 0, Edx, 14), Host, HostOnly),
-    row("avx512_fp16", (7, 0, Edx, 23), Host, Wide),
     row("avx_vnni", (7, 1, Eax, 4), Host, HostOnly),
     row("avx512_bf16", (7, 1, Eax, 5), Host, Wide),
     row("avx_ifma", (7, 1, Eax, 23), Host, HostOnly),

@@ -1,7 +1,8 @@
 //! DAA, DAS, AAA, AAS, AAM, AAD and BOUND's integer neighbours that only exist outside 64-bit mode.
 //!
 //! The host cannot execute them in 64-bit mode; they follow the manual's pseudo-code (SDM 2A). Flags that it leaves
-//! undefined are what AMD's processors make of them: those of the addition or subtraction that does the adjusting.
+//! undefined are what processors were seen to make of them: AMD's give those of the addition or subtraction that does the
+//! adjusting, Intel's those of AL at the end, and no overflow.
 
 use iced_x86::{Instruction, Mnemonic};
 use ringfence_x86::{Exception, Gpr, Rflags};
@@ -31,6 +32,7 @@ fn decimal_adjust(cpu: &mut Cpu, subtract: bool) {
     let (value, status) = if subtract { old.sub(by) } else { old.add(by) };
     let borrow = subtract && low && old < 6;
     cpu.set_reg(AL, value);
+    let status = if cpu.features.is_intel() { value.or(0).1 } else { status };
     set_flags(cpu, status, high || borrow, low);
 }
 
@@ -49,7 +51,9 @@ fn ascii_adjust(cpu: &mut Cpu, subtract: bool) {
     let adjust = ax & 15 > 9 || cpu.status.af();
     let by = if adjust { 0x106 } else { 0 };
     let (value, status) = if subtract { ax.sub(by) } else { ax.add(by) };
-    cpu.set_reg(AX, value & 0xff0f);
+    let value = value & 0xff0f;
+    cpu.set_reg(AX, value);
+    let status = if cpu.features.is_intel() { (value as u8).or(0).1 } else { status };
     set_flags(cpu, status, adjust, adjust);
 }
 

@@ -9,6 +9,8 @@ use crate::interp::op::Op;
 
 /// Something to read.
 pub(super) trait Source {
+    /// Whether this is [`Op::immediate`].
+    const IS_IMMEDIATE: bool = false;
     /// Its value.
     fn get<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<T, Exception>;
 }
@@ -51,6 +53,7 @@ impl Source for Memory {
 }
 
 impl Source for Immediate {
+    const IS_IMMEDIATE: bool = true;
     #[inline(always)]
     fn get<T: Int>(_: &mut Cpu, op: &Op) -> Result<T, Exception> {
         Ok(T::truncate(op.immediate))

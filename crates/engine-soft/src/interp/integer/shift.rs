@@ -1,17 +1,19 @@
 //! Shifts and rotates.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
-use ringfence_x86::{Exception, Gpr};
+use ringfence_x86::{Exception, Gpr, Rflags};
 
 use super::operand::{
     Immediate, Memory, Place, Register, Shape, Source, SourceRegister, for_size, operand_size, shape,
 };
-use crate::hostop::{Int, WideInt};
+use crate::hostop::{self, Int, WideInt};
 use crate::interp::cpu::Cpu;
 use crate::interp::op::{Handler, Op};
 use crate::status::Status;
 
 trait Shift {
+    /// Rotates that carry no CF along.
+    const ROTATES: bool = false;
     fn apply<T: Int>(a: T, count: u8, status: Status) -> (T, Status);
 }
 
@@ -20,9 +22,10 @@ trait DoubleShift {
 }
 
 macro_rules! shifts {
-    ($($name:ident => $f:ident),*) => {$(
+    ($($name:ident => $f:ident $(, $rotates:literal)?);*) => {$(
         struct $name;
         impl Shift for $name {
+            $(const ROTATES: bool = $rotates;)?
             #[inline(always)]
             fn apply<T: Int>(a: T, count: u8, status: Status) -> (T, Status) {
                 a.$f(count, status)
@@ -31,7 +34,7 @@ macro_rules! shifts {
     )*};
 }
 
-shifts!(Shl => shl, Shr => shr, Sar => sar, Rol => rol, Ror => ror, Rcl => rcl, Rcr => rcr);
+shifts!(Shl => shl; Shr => shr; Sar => sar; Rol => rol, true; Ror => ror, true; Rcl => rcl; Rcr => rcr);
 
 struct Shld;
 struct Shrd;
@@ -56,7 +59,16 @@ fn single<O: Shift, T: Int, D: Place, S: Source>(cpu: &mut Cpu, op: &Op) -> Resu
     let count = S::get::<u8>(cpu, op)?;
     let before = cpu.status;
     D::modify(cpu, op, |cpu, a: T| {
-        let (result, status) = O::apply(a, count, before);
+        let (result, mut status) = O::apply(a, count, before);
+        let once = count & (T::BITS.max(32) - 1) as u8 == 1;
+        if O::ROTATES
+            && S::IS_IMMEDIATE
+            && D::IS_REGISTER
+            && !once
+            && hostop::constant_rotations_keep_overflow()
+        {
+            status = status.with(Rflags::OF, Rflags::from_bits_truncate(before.to_rflags()));
+        }
         cpu.status = status;
         result
     })

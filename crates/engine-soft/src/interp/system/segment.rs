@@ -74,8 +74,8 @@ fn mov_to_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
 
 fn push_segment<T: Scalar>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let selector = cpu.segment(register(op.dst)).selector.0;
-    if T::SIZE > 2 && cpu.features.is_intel() {
-        // Intel processors write 16 bits and leave the rest of the slot as it is (SDM 2B, PUSH).
+    if T::SIZE == 4 && cpu.features.is_intel() {
+        // Intel processors write 16 bits and leave the rest of the slot as it is; 64 bits are extended (SDM 2B, PUSH).
         let top = cpu.stack_pointer().wrapping_sub(T::SIZE as u64) & cpu.stack_mask;
         let ss = SegmentRegister::Ss as u8;
         let linear = cpu.linear(ss, top, 2, true)?;
@@ -88,11 +88,16 @@ fn push_segment<T: Scalar>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
 
 fn pop_segment<T: Scalar>(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let target = register(op.dst);
-    let value: T = cpu.peek(0)?;
+    let selector = if cpu.features.is_intel() {
+        // Intel processors do not look at the rest of the slot.
+        cpu.peek::<u16>(0)?
+    } else {
+        cpu.peek::<T>(0)?.widen() as u16
+    };
     // The pointer moves by the width that the old stack segment has.
     let pointer = cpu.stack_pointer().wrapping_add(T::SIZE as u64);
     let (old, mask) = (cpu.regs[4], cpu.stack_mask);
-    cpu.load_segment(target, value.widen() as u16)?;
+    cpu.load_segment(target, selector)?;
     cpu.regs[4] = if mask == 0xffff { old & !0xffff | pointer & 0xffff } else { pointer & mask };
     if target == SegmentRegister::Ss {
         cpu.shadow_stack_load();

@@ -136,13 +136,18 @@ fn selector_stores_16_bits_to_memory_and_extends_in_registers() {
 }
 
 #[test]
-fn push_of_a_selector_writes_16_bits_on_intel_and_the_whole_slot_on_amd() {
-    for (vendor, expected) in [(Vendor::Intel, 0xffff_ffff_ffff_0010), (Vendor::Amd, 0x10)] {
+fn push_of_a_selector_in_32_bits_writes_16_on_intel_and_the_whole_slot_on_amd() {
+    for (vendor, expected) in [(Vendor::Intel, 0xffff_0000), (Vendor::Amd, 0)] {
+        let mut lab = Lab::protected_of(vendor);
+        lab.put(at::STACK - 4, u32::MAX);
+        // push cs
+        lab.step(&[0x0e]).unwrap();
+        assert_eq!(lab.stack::<u32, 1>(), [expected | u64::from(sel::CODE32)], "{vendor:?}");
         let mut lab = Lab::long_of(vendor);
         lab.put(at::STACK - 8, u64::MAX);
         // push fs
         lab.step(&[0x0f, 0xa0]).unwrap();
-        assert_eq!(lab.stack::<u64, 1>(), [expected], "{vendor:?}");
+        assert_eq!(lab.stack::<u64, 1>(), [0x10], "{vendor:?}");
     }
 }
 
