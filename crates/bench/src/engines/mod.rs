@@ -55,7 +55,7 @@ pub(crate) struct EnginesArguments {
     qemu_cpu: String,
 
     /// The CPU that Ringfence's guest sees
-    #[arg(long, default_value = "host", value_name = "MODEL")]
+    #[arg(long, default_value = "auto", value_name = "MODEL")]
     cpu: String,
 
     /// Memory of a guest, in MiB
