@@ -15,6 +15,8 @@ use ringfence_memory::{GuestAddress, GuestMemory};
 use ringfence_x86::segment::attribute;
 use ringfence_x86::{Efer, Exception};
 
+/// What memory comes in.
+const MIB: u64 = 1 << 20;
 const CODE: u64 = 0x1000;
 const DATA: u64 = 0x10_0000;
 const STACK: u64 = 0x8_0000;
@@ -144,10 +146,12 @@ fn checksum() -> Result<Program, IcedError> {
     Ok(Program { name: "tables and shifts (crc32)", code: a.assemble(CODE)?, expected: u64::from(!crc) })
 }
 
-/// A vCPU in 64-bit mode at the program's start.
-fn vcpu(program: &Program) -> Interpreter {
-    let memory = Arc::new(GuestMemory::flat(4 << 20).expect("4 MiB of memory"));
-    memory.write_bytes(GuestAddress(CODE), &program.code).expect("the program fits");
+/// A vCPU in 64-bit mode, in memory that holds `code` at `address`.
+pub(crate) fn vcpu(code: &[u8], address: u64) -> Interpreter {
+    let memory = Arc::new(
+        GuestMemory::flat(4 * MIB + (code.len() as u64).next_multiple_of(MIB)).expect("a little memory"),
+    );
+    memory.write_bytes(GuestAddress(address), code).expect("the program fits");
     let mut cpu = Cpu::new(Connections {
         code: CodeMap::new(Arc::clone(&memory)),
         memory,
@@ -175,7 +179,7 @@ struct Executor {
 
 impl Executor {
     fn new(program: &Program, translate: bool) -> Self {
-        let machine = vcpu(program);
+        let machine = vcpu(&program.code, CODE);
         let jit = translate
             .then(|| Jit::new(Options::default(), &machine.cpu.code).expect("memory for translated code"));
         Self { machine, jit }

@@ -4,6 +4,7 @@
 
 mod engines;
 mod interpreter;
+mod translation;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -28,23 +29,26 @@ enum What {
     },
     /// Whole programs natively, under QEMU and under Ringfence, from the same disk.
     Engines(engines::EnginesArguments),
+    /// What translating a program's code costs; nothing is executed.
+    Translation(translation::TranslationArguments),
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().what {
-        What::Interpreter { seconds } => interpreter::measure(seconds),
-        What::Engines(arguments) => {
-            if let Err(error) = engines::run(&arguments) {
-                let mut text = error.to_string();
-                let mut cause = error.source();
-                while let Some(inner) = cause {
-                    text.push_str(&format!(": {inner}"));
-                    cause = inner.source();
-                }
-                eprintln!("error: {text}");
-                return ExitCode::FAILURE;
-            }
+    let result: Result<(), Box<dyn Error>> = match Arguments::parse().what {
+        What::Interpreter { seconds } => {
+            interpreter::measure(seconds);
+            Ok(())
         }
+        What::Engines(arguments) => engines::run(&arguments).map_err(Into::into),
+        What::Translation(arguments) => translation::measure(&arguments).map_err(Into::into),
+    };
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
     }
-    ExitCode::SUCCESS
+    eprintln!("error: {text}");
+    ExitCode::FAILURE
 }

@@ -66,9 +66,14 @@ impl Window {
         Self { bytes: Vec::with_capacity(128), next: start, page: start.page() }
     }
 
+    /// Whether the page goes on behind what has been read.
+    fn has_more(&self) -> bool {
+        self.next.page() == self.page
+    }
+
     /// Reads on until `wanted` bytes are there or the page ends.
     fn want(&mut self, cpu: &mut Cpu, wanted: usize) {
-        while self.bytes.len() < wanted && self.next.page() == self.page {
+        while self.bytes.len() < wanted && self.has_more() {
             let len = GRANULE - self.next.0 % GRANULE;
             match cpu.memory.page(self.next) {
                 Some(page) => {
@@ -121,65 +126,81 @@ pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result
     Ok(Block { key, ops: ops.into(), length: offset as u32, second_page: None })
 }
 
-/// Decodes up to `most` instructions from `address` to the end of the page or to an offset in the page where `stop` is true,
-/// past conditional branches, with the operation that each becomes; an operation without an instruction raises an
-/// exception.
+/// Decodes 64-bit code from `address` on, to the end of the page or until `each` has had enough: it is given what was decoded, with
+/// the bytes from its first one on, and tells whether to go on. What is truncated is the last.
+fn walk(cpu: &mut Cpu, address: GuestAddress, mut each: impl FnMut(&mut Cpu, Decoded, &[u8]) -> bool) {
+    let mut window = Window::new(address);
+    let mut offset = 0;
+    loop {
+        window.want(cpu, offset + MAX_LENGTH);
+        let whole = !window.has_more();
+        let bytes = &window.bytes[offset..];
+        // Made once for all that is there: it costs as much as an instruction.
+        let mut decoder = Decoder::with_ip(64, bytes, 0, cpu.features.decoder_options());
+        let mut instruction = Instruction::default();
+        loop {
+            let at = decoder.position();
+            let rest = &bytes[at..];
+            if rest.len() < MAX_LENGTH && !whole {
+                offset += at;
+                break;
+            }
+            if rest.is_empty() {
+                return;
+            }
+            // Each looks as if it were at zero: code may be mapped anywhere.
+            decoder.set_ip(0);
+            decoder.decode_out(&mut instruction);
+            let decoded = match decoder.last_error() {
+                DecoderError::None => Decoded::Instruction(instruction),
+                _ => decode_one(cpu, rest, CodeSize::Bits64),
+            };
+            let last = !matches!(decoded, Decoded::Instruction(_));
+            if !each(cpu, decoded, rest) || last {
+                return;
+            }
+        }
+    }
+}
+
+/// Decodes up to `most` instructions from `address` to the end of the page, past conditional branches, and hands each to
+/// `each`, which tells whether to go on, with the operation that it becomes; an operation without an instruction raises an
+/// exception and is the last.
 pub fn decode_run(
     cpu: &mut Cpu,
     address: GuestAddress,
     most: usize,
-    stop: impl Fn(u32) -> bool,
-) -> Vec<(Option<Instruction>, Op)> {
-    let mut window = Window::new(address);
-    let mut run = Vec::new();
-    let mut offset = 0;
-    while run.len() < most {
-        window.want(cpu, offset + MAX_LENGTH);
-        match decode_one(cpu, &window.bytes[offset..], CodeSize::Bits64) {
+    mut each: impl FnMut(Option<Instruction>, Op) -> bool,
+) {
+    let mut left = most;
+    walk(cpu, address, |cpu, decoded, bytes| {
+        left -= 1;
+        match decoded {
             Decoded::Instruction(mut instruction) => {
-                let bytes = &window.bytes[offset..];
                 cpu.features.disguise(&mut instruction, bytes);
-                run.push((Some(instruction), lower(cpu, &instruction, bytes)));
-                offset += instruction.len();
+                let op = lower(cpu, &instruction, bytes);
                 // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
                 let passes = instruction.is_jcc_short_or_near()
                     && instruction.op0_kind() == iced_x86::OpKind::NearBranch64;
-                if ends_block(&instruction, CodeSize::Bits64) && !passes {
-                    break;
-                }
+                let ends = ends_block(&instruction, CodeSize::Bits64) && !passes;
+                each(Some(instruction), op) && !ends && left > 0
             }
-            Decoded::Bad(op) => {
-                run.push((None, op));
-                break;
-            }
-            Decoded::Truncated => break,
+            Decoded::Bad(op) => each(None, op),
+            Decoded::Truncated => false,
         }
-        let end = address.page_offset() + offset as u64;
-        if end >= 0x1000 || stop(end as u32) {
-            break;
-        }
-    }
-    run
+    });
 }
 
 /// Shows `look` up to `most` instructions from `address`, as long as it returns true, they can be decoded, and the page lasts.
 /// Their bytes are marked as code.
 pub fn peek(cpu: &mut Cpu, address: GuestAddress, most: usize, mut look: impl FnMut(&Instruction) -> bool) {
-    let mut window = Window::new(address);
-    let mut offset = 0;
-    for _ in 0..most {
-        window.want(cpu, offset + MAX_LENGTH);
-        let Decoded::Instruction(mut instruction) =
-            decode_one(cpu, &window.bytes[offset..], CodeSize::Bits64)
-        else {
-            return;
-        };
-        cpu.features.disguise(&mut instruction, &window.bytes[offset..]);
-        offset += instruction.len();
-        if !look(&instruction) {
-            return;
-        }
-    }
+    let mut left = most;
+    walk(cpu, address, |cpu, decoded, bytes| {
+        left -= 1;
+        let Decoded::Instruction(mut instruction) = decoded else { return false };
+        cpu.features.disguise(&mut instruction, bytes);
+        look(&instruction) && left > 0
+    });
 }
 
 /// The instruction of 64-bit code at `linear`, whose first byte is at `address` and whose last is in the next page, with its

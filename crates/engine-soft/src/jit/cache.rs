@@ -61,6 +61,8 @@ pub(super) struct Region {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     region: RegionId,
+    /// Flags wanted there, if that is known.
+    pub(super) wanted: u8,
     /// Offset in the arena.
     code: usize,
 }
@@ -136,7 +138,7 @@ impl Cache {
             cells: vec![Cell::default(); CELLS].into_boxed_slice(),
             cells_used: 0,
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
-            jump_entries: vec![Entry { region: 0, code: 0 }; 1 << JUMP_BITS].into_boxed_slice(),
+            jump_entries: vec![Entry { region: 0, wanted: 0, code: 0 }; 1 << JUMP_BITS].into_boxed_slice(),
             written: true,
             chaining: true,
             sizes: Sizes::default(),
@@ -227,14 +229,15 @@ impl Cache {
         self.sizes.host_bytes += code.len() as u64;
         self.sizes.rare_bytes += rarely.len() as u64;
         let (id, address) = (self.regions.len() as RegionId, source.address);
-        let first = Entry { region: id, code: start };
+        let first = Entry { region: id, wanted: source.wanted_before(0) as u8, code: start };
         self.by_address.insert(address, first);
         let mut all = vec![(address, start)];
         // A region that starts with a look at another page can be entered there only.
         let others = if source.second.is_none() { &entries[..] } else { &[] };
-        for &(offset, code) in others {
-            let at = GuestAddress(address.page().0 + u64::from(offset));
-            self.by_address.entry(at).or_insert(Entry { region: id, code });
+        for &(step, code) in others {
+            let at = GuestAddress(address.page().0 + u64::from(source.steps[step].start()));
+            let wanted = source.wanted_before(step) as u8;
+            self.by_address.entry(at).or_insert(Entry { region: id, wanted, code });
             all.push((at, code));
         }
         let instructions = source.steps.iter().position(|step| step.last).map_or(0, |last| last + 1);

@@ -8,7 +8,7 @@
 //! Whatever a check does not cover runs out of line ([`Cold::Slow`]): the interpreter's handler executes the whole
 //! instruction, with all its faults and side effects, and translated code goes on behind it.
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Encoder, Instruction};
 
 use super::asm::{Assembler, Imm, Mem, RAX, Reg, Two, at, cc};
 use super::cold::Cold;
@@ -29,7 +29,6 @@ pub(super) struct Emitter<'a> {
     pub(super) source: &'a Source,
     pub(super) stubs: &'a Stubs,
     pub(super) encoder: Encoder,
-    pub(super) info: InstructionInfoFactory,
     /// Offset in the arena where the code will be.
     pub(super) base: usize,
     pub(super) cold: Vec<Cold>,
@@ -72,8 +71,8 @@ pub(super) struct Output {
     pub(super) split: usize,
     /// With offsets in the arena.
     pub(super) links: Vec<NewLink>,
-    /// Instructions besides the first at which the code can be entered: their offsets in the page and in the arena.
-    pub(super) entries: Vec<(u32, usize)>,
+    /// Steps besides the first at which the code can be entered, and where that is in the arena.
+    pub(super) entries: Vec<(usize, usize)>,
     pub(super) sites: Vec<Site>,
     /// Cells of indirect branches.
     pub(super) cells: usize,
@@ -102,7 +101,6 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
         source,
         stubs,
         encoder: Encoder::new(64),
-        info: InstructionInfoFactory::new(),
         base: place.base,
         cold: Vec::new(),
         links: Vec::new(),
@@ -161,8 +159,8 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
     for link in &mut e.links {
         link.put(in_place);
     }
-    let labels = e.labels.iter().zip(&source.steps).skip(1);
-    let entries = labels.filter_map(|(label, step)| Some((step.start(), place.base + (*label)?))).collect();
+    let labels = e.labels.iter().enumerate().skip(1);
+    let entries = labels.filter_map(|(step, label)| Some((step, place.base + (*label)?))).collect();
     Output { code: e.a.code, split, links: e.links, sites: e.sites, cells: e.cells, entries, interpreted }
 }
 

@@ -43,6 +43,15 @@ pub(super) fn effect(instruction: &Instruction) -> Effect {
     Effect { reads, changes, kills }
 }
 
+/// Whether two instructions of the same form can differ in their effect: shifts and rotations by other counts do.
+pub(super) fn depends_on_operands(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        instruction.mnemonic(),
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    )
+}
+
 /// A shift by zero changes no flag (SDM 2B, SAL/SAR/SHL/SHR), and a count in CL may be zero.
 fn may_shift_by_zero(instruction: &Instruction) -> bool {
     let last = instruction.op_count() - 1;

@@ -6,15 +6,12 @@
 //! [`A`]. Where the check fails, the same instructions run from a second translation out of line, each with a check of its
 //! own.
 
-use iced_x86::{OpAccess, OpKind};
-
 use super::asm::{Mem, Two, cc};
 use super::cold::Cold;
 use super::emit::Emitter;
 use super::native::Kind;
-use super::operand::writes;
 use super::registers::{A, B, C, Home, home};
-use crate::interp::op::{RIP, ZERO, register_number};
+use crate::interp::op::{RIP, ZERO};
 use crate::vector::pass::Level;
 
 /// The longest span, in bytes. Spans are rarely longer, and a longer one crosses pages more often.
@@ -72,7 +69,7 @@ struct Row {
 
 impl Emitter<'_> {
     /// What step `i` accesses, if it can be part of a row.
-    fn access(&mut self, i: usize) -> Option<Access> {
+    fn access(&self, i: usize) -> Option<Access> {
         let step = &self.source.steps[i];
         let op = &step.op;
         let stack =
@@ -82,24 +79,23 @@ impl Emitter<'_> {
             Kind::Pop if op.dst == RSP => None,
             Kind::Pop | Kind::Return => stack(0, false),
             Kind::Same | Kind::Vector => {
-                let operand = (0..step.instruction.op_count())
-                    .find(|&n| step.instruction.op_kind(n) == OpKind::Memory)?;
+                let facts = &step.facts;
+                facts.memory?;
+                // An index of vector registers counts as none here; nothing with one is translated.
                 let simple = usize::from(op.base) < RIP
-                    && !step.instruction.memory_index().is_vector_register()
                     && op.address_mask == u64::MAX
                     && !matches!(op.segment, 4 | 5)
                     && op.displacement.unsigned_abs() < 1 << 30;
                 if !simple {
                     return None;
                 }
-                let access = self.info.info(&step.instruction).op_access(operand);
-                let write = writes(access) || step.instruction.mnemonic() == iced_x86::Mnemonic::Xchg;
-                let (from, size) = (op.displacement, step.instruction.memory_size().size() as i64);
-                let alignment = match step.passed {
+                let (from, size) = (op.displacement, i64::from(facts.size));
+                let alignment = match facts.passed {
                     Some(passed) => passed.alignment,
                     None if size == 16 => 16,
                     None => 1,
                 };
+                let write = facts.stores;
                 let base = Base { register: op.base, index: op.index, scale: op.scale };
                 Some(Access { base, from, to: from + size, write, alignment })
             }
@@ -108,45 +104,32 @@ impl Emitter<'_> {
     }
 
     /// Whether step `i` leaves the registers of `base` and the scratch register [`A`] alone.
-    fn spares(&mut self, i: usize, base: Base) -> bool {
+    fn spares(&self, i: usize, base: Base) -> bool {
         let step = &self.source.steps[i];
-        let slots = (0..step.instruction.op_count())
-            .filter(|&n| step.instruction.op_kind(n) == OpKind::Register)
-            .filter(|&n| step.instruction.op_register(n).is_gpr())
-            .filter(|&n| home(register_number(step.instruction.op_register(n)).min(15)) == Home::Slot)
-            .count();
         let scratch = match step.kind {
             Kind::Nothing => true,
-            Kind::Same | Kind::Vector => slots <= 2,
+            Kind::Same | Kind::Vector => step.slots <= 2,
             Kind::Pop => return step.op.dst != RSP,
             Kind::Push | Kind::Call | Kind::Return => return true,
             Kind::Address => {
                 let op = &step.op;
                 let in_register = |n: u8| n == 17 || n < 16 && home(n) != Home::Slot;
-                slots == 0 && in_register(op.base) && in_register(op.index)
+                step.slots == 0 && in_register(op.base) && in_register(op.index)
             }
             _ => false,
         };
-        scratch
-            && self.info.info(&step.instruction).used_registers().iter().all(|used| {
-                let changes =
-                    !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
-                !(changes
-                    && used.register().is_gpr()
-                    && [base.register, base.index]
-                        .contains(&register_number(used.register().full_register())))
-            })
+        let counted = 1_u32 << base.register | 1_u32 << base.index;
+        scratch && u32::from(step.changes) & counted == 0
     }
 
     /// Whether step `i` has an operand in memory.
     fn touches_memory(&self, i: usize) -> bool {
         let step = &self.source.steps[i];
-        matches!(step.kind, Kind::Same | Kind::Vector)
-            && (0..step.instruction.op_count()).any(|n| step.instruction.op_kind(n) == OpKind::Memory)
+        matches!(step.kind, Kind::Same | Kind::Vector) && step.facts.memory.is_some()
     }
 
     /// The row that starts with step `i`, if there is one of at least two accesses.
-    fn row(&mut self, i: usize) -> Option<Row> {
+    fn row(&self, i: usize) -> Option<Row> {
         let first = self.access(i)?;
         let mut row = Row {
             end: i,
@@ -165,7 +148,7 @@ impl Emitter<'_> {
             if n > i && (step.unit != 0 || step.label || self.source.steps[n - 1].last) {
                 break;
             }
-            wanted = wanted.max(step.passed.map(|passed| passed.level));
+            wanted = wanted.max(step.facts.passed.map(|passed| passed.level));
             if let Some(access) = self.access(n) {
                 if access.base != row.base {
                     break;

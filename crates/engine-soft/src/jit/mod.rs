@@ -26,6 +26,7 @@ mod cache;
 mod cold;
 mod emit;
 mod enter;
+mod facts;
 mod flags;
 mod group;
 mod helper;
@@ -60,9 +61,10 @@ use crate::interp::decode::translate_fetch;
 use crate::interp::op::RIP;
 use crate::interp::run::Interpreter;
 use cache::{Cache, Entry};
+use facts::Forms;
 pub(crate) use helper::handed;
 use native::Host;
-use region::{Seen, Source};
+use region::{Circumstances, Seen, Source};
 pub(crate) use single::{HostCode, Next};
 pub use state::State;
 use stubs::reason;
@@ -155,7 +157,9 @@ pub(crate) fn near_hole(linear: u64) -> bool {
 #[derive(Debug)]
 pub struct Jit {
     options: Options,
-    host: Host,
+    forms: Forms,
+    /// The region being translated.
+    source: Source,
     cache: Cache,
     /// Stale code, as the code map tells.
     stale: Arc<StaleCode>,
@@ -183,7 +187,8 @@ impl Jit {
         let heat = vec![0; HEAT].into_boxed_slice();
         Ok(Self {
             options,
-            host,
+            forms: Forms::new(host),
+            source: Source::default(),
             cache,
             stale: code.register(),
             heat,
@@ -324,30 +329,56 @@ impl Jit {
         if *heat < self.options.threshold || self.never.contains(&address) {
             return None;
         }
-        let page = address.page();
-        let (cache, counts) = (&self.cache, &self.heat);
-        let seen = |offset: u32| {
-            let target = GuestAddress(page.0 + u64::from(offset));
-            if cache.find(target).is_some() {
-                Seen::Translated
-            } else if counts[heat_index(target)] == 0 {
-                Seen::No
-            } else {
-                Seen::Executed
-            }
-        };
-        let straight = !self.cache.chaining;
-        let start = Instant::now();
-        let source = Source::decode(cpu, address, &self.host, &self.options, straight, seen);
-        #[cfg(test)]
-        let source = source.map(|source| seeded::seed(self.seeded, source));
-        let entry = source.and_then(|source| self.cache.translate(&source));
-        self.translating += start.elapsed();
+        let entry = self.translate_now(cpu, address, |counts, address| counts[heat_index(address)] != 0);
         self.heat[heat_index(address)] = 0;
         if entry.is_none() && self.never.len() < MAX_NEVER {
             self.never.insert(address);
         }
         entry
+    }
+
+    /// Translates the region at `address`. `executed` tells whether the interpreter has executed other code, from the counts
+    /// of executions.
+    fn translate_now(
+        &mut self,
+        cpu: &mut Cpu,
+        address: GuestAddress,
+        executed: impl Fn(&[u8], GuestAddress) -> bool,
+    ) -> Option<Entry> {
+        let page = address.page();
+        let (cache, counts) = (&self.cache, &self.heat);
+        let seen = |offset: u32| {
+            let target = GuestAddress(page.0 + u64::from(offset));
+            if let Some(entry) = cache.find(target) {
+                Seen::Translated(entry.wanted.into())
+            } else if executed(counts, target) {
+                Seen::Executed
+            } else {
+                Seen::No
+            }
+        };
+        let start = Instant::now();
+        let (forms, options, straight) = (&mut self.forms, &self.options, !self.cache.chaining);
+        let decoded = self.source.decode(cpu, address, Circumstances { forms, options, straight, seen });
+        #[cfg(test)]
+        seeded::seed(self.seeded, &mut self.source);
+        let entry = decoded.and_then(|()| self.cache.translate(&self.source));
+        self.translating += start.elapsed();
+        entry
+    }
+
+    /// Translates the region at a physical address, whose linear address is in RIP, if there is no code for it. `executed` tells
+    /// which other code of its page counts as executed. For measurements: [`Jit::run`] translates what is due by itself.
+    #[inline(never)]
+    pub fn translate(
+        &mut self,
+        cpu: &mut Cpu,
+        address: GuestAddress,
+        executed: impl Fn(GuestAddress) -> bool,
+    ) {
+        if self.cache.find(address).is_none() {
+            let _ = self.translate_now(cpu, address, |_, other| executed(other));
+        }
     }
 
     /// Whether a profile was asked for.

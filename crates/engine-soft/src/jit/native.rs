@@ -102,7 +102,8 @@ impl Host {
     }
 }
 
-/// How to translate an instruction of 64-bit code; for [`Kind::Vector`], what it demands.
+/// How to translate an instruction of 64-bit code; for [`Kind::Vector`], what it demands. It is the same for all of the same
+/// form (see [`super::facts`]).
 pub(super) fn kind(instruction: &Instruction, host: &Host) -> (Kind, Option<Passed>) {
     match (integer(instruction, host), passes(instruction)) {
         (Kind::Interpreted, Some(passed)) => (Kind::Vector, Some(passed)),
@@ -191,7 +192,7 @@ fn same(instruction: &Instruction) -> bool {
         M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => true,
         M::Inc | M::Dec | M::Neg | M::Not | M::Imul | M::Mul => true,
         // The interpreter rotates by CL always, which leaves another OF (undefined for counts but 1) than a constant.
-        M::Rcl | M::Rcr => instruction.op1_kind() == OpKind::Register || instruction.immediate8() == 1,
+        M::Rcl | M::Rcr => instruction.op1_kind() == OpKind::Register || rotates_by_one(instruction.code()),
         M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Shld | M::Shrd => true,
         // A bit number in a register reaches beyond the operand in memory.
         M::Bt | M::Bts | M::Btr | M::Btc => register_bits(0) || !register_bits(1),
@@ -212,6 +213,21 @@ fn same(instruction: &Instruction) -> bool {
         M::Sarx | M::Shlx | M::Shrx | M::Adcx | M::Adox => true,
         _ => instruction.is_jcc_short_or_near() || is_conditional(instruction.mnemonic()),
     }
+}
+
+/// RCL and RCR in the forms without a count.
+fn rotates_by_one(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Rcl_rm8_1
+            | Code::Rcl_rm16_1
+            | Code::Rcl_rm32_1
+            | Code::Rcl_rm64_1
+            | Code::Rcr_rm8_1
+            | Code::Rcr_rm16_1
+            | Code::Rcr_rm32_1
+            | Code::Rcr_rm64_1
+    )
 }
 
 /// SETcc and CMOVcc.

@@ -1,6 +1,6 @@
 //! Operands: addresses, checks, and guest registers that live in memory.
 
-use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, Register};
 
 use super::asm::{Imm, Mem, Reg, Two, at, cc};
 use super::cold::Cold;
@@ -16,12 +16,6 @@ const GS: u8 = 5;
 /// What of a guest register an operand of 1 to 8 bytes is.
 fn guest_register(register: Register) -> Option<u8> {
     Some(register_number(register)).filter(|&n| n < 16)
-}
-
-/// Whether an operand with this access may be written.
-pub(super) fn writes(access: OpAccess) -> bool {
-    use OpAccess as O;
-    matches!(access, O::Write | O::CondWrite | O::ReadWrite | O::ReadCondWrite)
 }
 
 impl Emitter<'_> {
@@ -125,51 +119,43 @@ impl Emitter<'_> {
 
     /// The same instruction.
     pub(super) fn same(&mut self, i: usize) -> Option<()> {
-        let sixteen = self.at(i).0.instruction.memory_size().size() == 16;
+        let sixteen = self.at(i).0.facts.size == 16;
         self.place(i, if sixteen { 16 } else { 1 })
     }
 
     /// The same instruction, its operands put in place. `alignment` is what the operand in memory must have.
     pub(super) fn place(&mut self, i: usize, alignment: u8) -> Option<()> {
         let (step, _) = self.at(i);
-        let (effect, wanted, mut instruction) = (step.effect, step.wanted, step.instruction);
-        let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
-        let info = self.info.info_options(&instruction, options);
-        let access: [OpAccess; 4] = std::array::from_fn(|n| info.op_access(n as u32));
-        let memory = (0..instruction.op_count())
-            .find(|&n| instruction.op_kind(n) == OpKind::Memory)
-            .map(|n| n as usize);
+        let (effect, wanted, facts, mut instruction) =
+            (step.effect, step.wanted, step.facts, step.instruction);
+        let (memory, size) = (facts.memory.is_some(), facts.size.into());
         let mut sites = Vec::new();
         let mut check = None;
-        if let (Some(_), Some(group)) = (memory, self.group) {
+        if let (true, Some(group)) = (memory, self.group) {
             place_memory(&mut instruction, group.offset(self.at(i).1.displacement));
-        } else if let (Some(_), Some(displacement)) = (memory, self.on_stack(i, alignment)) {
+        } else if let (true, Some(displacement)) = (memory, self.on_stack(i, alignment)) {
             self.keep_flags(i);
-            check = Some(self.check_stack(displacement, instruction.memory_size().size() as i32));
+            check = Some(self.check_stack(displacement, facts.size.into()));
             place_memory(&mut instruction, 0);
-        } else if let Some(operand) = memory {
+        } else if memory {
             self.keep_flags(i);
             self.address(i)?;
-            let write = writes(access[operand]) || instruction.mnemonic() == Mnemonic::Xchg;
-            sites.push(self.check(instruction.memory_size().size(), alignment, write));
+            sites.push(self.check(size, alignment, facts.stores));
             place_memory(&mut instruction, 0);
         }
-        let mut free: &[Reg] = if memory.is_some() || self.group.is_some() { &[B, C] } else { &[A, B, C] };
+        let mut free: &[Reg] = if memory || self.group.is_some() { &[B, C] } else { &[A, B, C] };
         if effect.needs_flags(wanted) {
             self.restore_flags(free[0]);
         }
         let mut placed: [(u8, Reg, bool); 3] = [(0, A, false); 3];
         let mut count = 0;
-        for n in 0..instruction.op_count() {
-            if instruction.op_kind(n) != OpKind::Register {
-                continue;
-            }
+        for n in facts.general() {
             let register = instruction.op_register(n);
-            let Some(number) = guest_register(register).filter(|_| register.is_gpr()) else { continue };
+            let Some(number) = guest_register(register) else { continue };
             let reg = match home(number) {
                 Home::Host(reg) => reg,
                 Home::Slot => {
-                    let write = writes(access[n as usize]);
+                    let write = facts.writes(n);
                     if let Some(known) = placed[..count].iter_mut().find(|p| p.0 == number) {
                         known.2 |= write;
                         known.1

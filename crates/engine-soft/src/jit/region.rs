@@ -12,25 +12,30 @@ use iced_x86::Instruction;
 use ringfence_memory::GuestAddress;
 
 use super::Options;
+use super::facts::{Facts, Forms};
 use super::flags::{self, Effect, Set};
-use super::native::{Host, Kind, kind};
+use super::native::Kind;
+use super::registers::{Home, home};
 use crate::code::granules;
 use crate::interp::cpu::Cpu;
 use crate::interp::decode::{decode_run, decode_straddling, peek, undefined};
-use crate::interp::op::{Handler, Op, RIP};
-use crate::vector::pass::Passed;
+use crate::interp::op::{Handler, Op, RIP, register_number};
 
 /// One instruction of a region.
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) instruction: Instruction,
+    /// What is known of its form.
+    pub(super) facts: Facts,
     pub(super) kind: Kind,
     pub(super) op: Op,
-    /// Of a vector instruction executed as it is.
-    pub(super) passed: Option<Passed>,
     pub(super) effect: Effect,
     /// Flags wanted behind it.
     pub(super) wanted: Set,
+    /// General-purpose registers that it may change, one bit each.
+    pub(super) changes: u16,
+    /// Operands that are guest registers without a host register.
+    pub(super) slots: u8,
     /// Offset of the next instruction in the page; up to 0x1000 where the page ends, and beyond.
     pub(super) next: u32,
     /// It ends its run.
@@ -45,27 +50,35 @@ pub(super) struct Step {
 
 impl Step {
     /// An instruction that ends at `next`.
-    fn new(instruction: Option<Instruction>, op: Op, next: u32, host: &Host, options: &Options) -> Self {
+    fn new(
+        instruction: Option<Instruction>,
+        op: Op,
+        next: u32,
+        forms: &mut Forms,
+        options: &Options,
+    ) -> Self {
         // Nothing is native that the interpreter does not know.
         let known = !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
-        let (kind, passed) =
-            instruction.filter(|_| known).map_or((Kind::Interpreted, None), |i| kind(&i, host));
+        let facts = instruction.filter(|_| known).map_or(Facts::INTERPRETED, |i| forms.of(&i));
         let instruction = instruction.unwrap_or_default();
-        let mut effect = match kind {
+        let mut effect = match facts.kind {
             // Whatever it is, it finds the flags in the vCPU and leaves them there.
             Kind::Interpreted => Effect { reads: flags::ALL, changes: flags::ALL, kills: flags::ALL },
-            _ => flags::effect(&instruction),
+            _ => facts.effect(&instruction),
         };
-        if options.exact_flags && may_fault(&instruction, kind) {
+        if options.exact_flags && may_fault(&facts) {
             effect.reads = flags::ALL;
         }
+        let (changes, slots) = registers(&instruction, &facts);
         Self {
             instruction,
-            kind,
+            facts,
+            kind: facts.kind,
             op,
-            passed,
             effect,
             wanted: 0,
+            changes,
+            slots,
             next,
             last: false,
             label: false,
@@ -85,6 +98,20 @@ impl Step {
     }
 }
 
+/// The general-purpose registers that an instruction changes, and how many of its operands are such without a host register.
+fn registers(instruction: &Instruction, facts: &Facts) -> (u16, u8) {
+    let (mut changes, mut slots) = (facts.implied, 0);
+    for n in facts.general() {
+        let number = register_number(instruction.op_register(n).full_register());
+        if facts.writes(n) {
+            changes |= 1 << number;
+        }
+        // AH to BH count as such: with them, hardly anything can be encoded.
+        slots += u8::from(home(register_number(instruction.op_register(n)).min(15)) == Home::Slot);
+    }
+    (changes, slots)
+}
+
 /// What is known of code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
@@ -92,94 +119,161 @@ pub(super) enum Seen {
     No,
     /// It has been executed by the interpreter.
     Executed,
-    /// There is a region that starts there.
-    Translated,
+    /// There is a region that starts there, which wants these flags.
+    Translated(Set),
 }
 
-/// A decoded region.
+impl Seen {
+    fn is_translated(self) -> bool {
+        matches!(self, Self::Translated(_))
+    }
+}
+
+/// What [`Source`] knows of an offset in the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place(u16);
+
+impl Place {
+    const NOTHING: Self = Self(u16::MAX);
+    /// Marks a set of flags.
+    const OUTSIDE: u16 = 1 << 15;
+
+    /// A step starts there.
+    fn step(index: usize) -> Self {
+        Self(index as u16)
+    }
+
+    /// A branch leads there, out of the region, and these flags are wanted.
+    fn outside(wanted: Set) -> Self {
+        Self(Self::OUTSIDE | wanted as u16)
+    }
+
+    fn as_step(self) -> Option<usize> {
+        (self.0 < Self::OUTSIDE).then_some(usize::from(self.0))
+    }
+
+    /// The flags wanted there if it is outside.
+    fn wanted(self) -> Set {
+        if self == Self::NOTHING { flags::ALL } else { Set::from(self.0 & !Self::OUTSIDE) }
+    }
+}
+
+/// A decoded region; its memory is used again for the next.
 #[derive(Debug)]
 pub(super) struct Source {
     /// Physical address of its first instruction.
     pub(super) address: GuestAddress,
     pub(super) steps: Vec<Step>,
-    /// Where each step starts in the page: what [`Source::find`] searches, without going over whole steps.
-    starts: Vec<u16>,
+    /// What is known of every offset in the page.
+    places: Box<[Place; 0x1000]>,
+    /// Offsets in the page where branches lead to out of the region.
+    outside: Vec<u32>,
+    /// Offsets from which to decode on.
+    ahead: VecDeque<u32>,
     /// The page in which its only instruction ends, if that is not the one in which it starts.
     pub(super) second: Option<GuestAddress>,
     /// Granules of the page that it was made from.
     pub(super) granules: u64,
     /// Bytes of guest code.
     pub(super) bytes: u32,
-    /// Flags wanted where branches lead to out of the region, by offset in the page.
-    outside: Vec<(u32, Set)>,
     exact: bool,
     /// See [`Source::decode`].
     straight: bool,
 }
 
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            address: GuestAddress(0),
+            steps: Vec::new(),
+            places: Box::new([Place::NOTHING; 0x1000]),
+            outside: Vec::new(),
+            ahead: VecDeque::new(),
+            second: None,
+            granules: 0,
+            bytes: 0,
+            exact: false,
+            straight: false,
+        }
+    }
+}
+
+/// What decoding depends on besides the code.
+#[derive(Debug)]
+pub(super) struct Circumstances<'a, S> {
+    pub(super) forms: &'a mut Forms,
+    pub(super) options: &'a Options,
+    /// See [`Source::decode`].
+    pub(super) straight: bool,
+    /// What is known of the code at an offset in the page.
+    pub(super) seen: S,
+}
+
 impl Source {
     /// Decodes the region that starts at `address`; `None` if its first instruction cannot be decoded within the page.
-    /// `seen` tells what is known of the code at an offset in the page.
     ///
     /// A `straight` region is one run, in which no branch stays: it leads out wherever it goes.
     ///
     /// With exact flags, every flag counts as looked at wherever the guest could be interrupted: an exception's frame shows
     /// them all. Otherwise flags that the guest's code will overwrite unread may be stale in such a frame.
     pub(super) fn decode(
+        &mut self,
         cpu: &mut Cpu,
         address: GuestAddress,
-        host: &Host,
-        options: &Options,
-        straight: bool,
-        seen: impl Fn(u32) -> Seen,
-    ) -> Option<Self> {
-        let mut source = Self {
-            address,
-            steps: Vec::with_capacity(32),
-            starts: Vec::with_capacity(32),
-            second: None,
-            granules: 0,
-            bytes: 0,
-            outside: Vec::new(),
-            exact: options.exact_flags,
-            straight,
-        };
-        let mut ahead = VecDeque::from([address.page_offset() as u32]);
-        while let Some(offset) = ahead.pop_front() {
+        mut with: Circumstances<'_, impl Fn(u32) -> Seen>,
+    ) -> Option<()> {
+        self.reset(address);
+        (self.exact, self.straight) = (with.options.exact_flags, with.straight);
+        self.ahead.push_back(address.page_offset() as u32);
+        while let Some(offset) = self.ahead.pop_front() {
             let wanted =
-                source.steps.is_empty() || source.find(offset).is_none() && seen(offset) != Seen::Translated;
-            if wanted && source.steps.len() < options.region {
-                source.decode_run(cpu, offset, host, options, &mut ahead, &seen);
+                self.steps.is_empty() || self.find(offset).is_none() && !(with.seen)(offset).is_translated();
+            if wanted && self.steps.len() < with.options.region {
+                self.decode_run(cpu, offset, &mut with);
             }
-            if straight {
+            if self.straight {
                 break;
             }
         }
-        if source.steps.is_empty() {
-            source.decode_straddling(cpu, host, options)?;
+        if self.steps.is_empty() {
+            self.decode_straddling(cpu, with.forms, with.options)?;
         }
-        source.put_labels();
-        if !options.exact_flags {
-            source.look_outside(cpu);
+        self.put_labels();
+        if !self.exact {
+            self.look_outside(cpu, &mut with);
         }
-        source.put_wanted();
-        source.put_units();
-        if options.exact_flags {
-            source.put_wanted();
+        self.put_wanted();
+        self.put_units();
+        if self.exact {
+            self.put_wanted();
         }
-        Some(source)
+        Some(())
+    }
+
+    /// Forgets the last region.
+    fn reset(&mut self, address: GuestAddress) {
+        for step in &self.steps {
+            self.places[step.start() as usize] = Place::NOTHING;
+        }
+        for &offset in &self.outside {
+            self.places[offset as usize] = Place::NOTHING;
+        }
+        self.steps.clear();
+        self.outside.clear();
+        self.ahead.clear();
+        self.address = address;
+        (self.second, self.granules, self.bytes) = (None, 0, 0);
     }
 
     fn push(&mut self, step: Step) {
         // No instruction starts behind the page.
-        self.starts.push(step.start() as u16);
+        self.places[step.start() as usize] = Place::step(self.steps.len());
         self.steps.push(step);
     }
 
     /// The step at an offset in the page.
     pub(super) fn find(&self, offset: u32) -> Option<usize> {
-        let offset = u16::try_from(offset).ok()?;
-        self.starts.iter().position(|&start| start == offset)
+        self.places.get(offset as usize)?.as_step()
     }
 
     /// The step that a relative branch leads to, if it is in the region.
@@ -187,33 +281,25 @@ impl Source {
         u32::try_from(target).ok().filter(|_| !self.straight).and_then(|offset| self.find(offset))
     }
 
-    fn decode_run(
-        &mut self,
-        cpu: &mut Cpu,
-        offset: u32,
-        host: &Host,
-        options: &Options,
-        ahead: &mut VecDeque<u32>,
-        seen: impl Fn(u32) -> Seen,
-    ) {
+    fn decode_run(&mut self, cpu: &mut Cpu, offset: u32, with: &mut Circumstances<'_, impl Fn(u32) -> Seen>) {
         let start = GuestAddress(self.address.page().0 + u64::from(offset));
-        let most = options.region - self.steps.len();
-        let run = decode_run(cpu, start, most, |offset| {
-            self.find(offset).is_some() || seen(offset) == Seen::Translated
-        });
+        let most = with.options.region - self.steps.len();
         let mut next = offset;
-        for (instruction, op) in run {
+        decode_run(cpu, start, most, |instruction, op| {
             next += u32::from(op.length);
-            let step = Step::new(instruction, op, next, host, options);
+            let step = Step::new(instruction, op, next, with.forms, with.options);
             let target = u32::try_from(step.target()).ok().filter(|&target| target < 0x1000);
             match (step.kind, target) {
-                (Kind::Branch, Some(target)) if seen(target) == Seen::Executed => ahead.push_back(target),
-                (Kind::Jump, Some(target)) => ahead.push_front(target),
-                (Kind::Call | Kind::CallIndirect, _) if next < 0x1000 => ahead.push_front(next),
+                (Kind::Branch, Some(target)) if (with.seen)(target) == Seen::Executed => {
+                    self.ahead.push_back(target);
+                }
+                (Kind::Jump, Some(target)) => self.ahead.push_front(target),
+                (Kind::Call | Kind::CallIndirect, _) if next < 0x1000 => self.ahead.push_front(next),
                 _ => {}
             }
             self.push(step);
-        }
+            next < 0x1000 && self.find(next).is_none() && !(with.seen)(next).is_translated()
+        });
         if next != offset {
             self.bytes += next - offset;
             self.granules |= granules(offset.into(), (next - offset).into());
@@ -224,12 +310,12 @@ impl Source {
     }
 
     /// The one instruction of a region that ends in the next page.
-    fn decode_straddling(&mut self, cpu: &mut Cpu, host: &Host, options: &Options) -> Option<()> {
+    fn decode_straddling(&mut self, cpu: &mut Cpu, forms: &mut Forms, options: &Options) -> Option<()> {
         let linear = cpu.regs[RIP];
         let offset = self.address.page_offset();
         let (instruction, op, second) = decode_straddling(cpu, linear, self.address)?;
         let next = offset as u32 + u32::from(op.length);
-        let mut step = Step::new(Some(instruction), op, next, host, options);
+        let mut step = Step::new(Some(instruction), op, next, forms, options);
         step.last = true;
         self.push(step);
         self.second = Some(second.page());
@@ -247,8 +333,8 @@ impl Source {
         for i in 0..self.steps.len() {
             let step = &self.steps[i];
             let branches = matches!(step.kind, Kind::Branch | Kind::Jump);
-            let taken = branches.then(|| self.inside(step.target())).flatten();
-            let next = (step.last && step.kind != Kind::Jump).then(|| self.find(step.next)).flatten();
+            let taken = if branches { self.inside(step.target()) } else { None };
+            let next = if step.last && step.kind != Kind::Jump { self.find(step.next) } else { None };
             for at in [taken, next].into_iter().flatten() {
                 self.steps[at].label = true;
             }
@@ -265,8 +351,8 @@ impl Source {
             // Behind a branch within the region another unit starts, so that taking it needs no correction; not where that
             // would cost the flags.
             let branches = step.kind == Kind::Branch && self.inside(step.target()).is_some();
-            let free = self.following(i).is_some_and(|next| self.wanted_before(next) == 0);
-            open = !(step.last || branches && free);
+            let free = branches && self.following(i).is_some_and(|next| self.wanted_before(next) == 0);
+            open = !(step.last || free);
         }
         let mut behind = 0;
         for step in self.steps.iter_mut().rev() {
@@ -286,14 +372,18 @@ impl Source {
             changed = false;
             for i in (0..self.steps.len()).rev() {
                 let step = &self.steps[i];
-                let behind = || self.wanted_at(step.next.into());
+                let behind = |at: &Self| match at.steps[i].last || at.straight {
+                    false => at.wanted_before(i + 1),
+                    true => at.wanted_at(at.steps[i].next.into()),
+                };
                 let wanted = match step.kind {
                     Kind::Jump => self.wanted_at(step.target()),
-                    Kind::Branch => self.wanted_at(step.target()) | behind(),
+                    Kind::Branch => self.wanted_at(step.target()) | behind(self),
                     Kind::Call | Kind::CallIndirect | Kind::JumpIndirect | Kind::Return => flags::ALL,
-                    _ => behind(),
+                    _ => behind(self),
                 };
-                changed |= wanted != step.wanted;
+                // Only what a step wants that comes later is not known yet.
+                changed |= wanted != step.wanted && step.label;
                 self.steps[i].wanted = wanted;
             }
         }
@@ -301,28 +391,34 @@ impl Source {
 
     /// Flags wanted at an offset from the page's start.
     pub(super) fn wanted_at(&self, target: i64) -> Set {
-        match (self.inside(target), u32::try_from(target)) {
-            (Some(step), _) => self.wanted_before(step),
-            (None, Ok(offset)) if !self.exact => {
-                self.outside.iter().find(|(at, _)| *at == offset).map_or(flags::ALL, |&(_, wanted)| wanted)
-            }
+        let Some(&place) = usize::try_from(target).ok().and_then(|offset| self.places.get(offset)) else {
+            return flags::ALL;
+        };
+        match place.as_step() {
+            Some(step) if !self.straight => self.wanted_before(step),
+            None if !self.exact => place.wanted(),
             _ => flags::ALL,
         }
     }
 
     /// Looks at the code in the page that branches lead to out of the region, for the flags that it wants.
-    fn look_outside(&mut self, cpu: &mut Cpu) {
+    fn look_outside(&mut self, cpu: &mut Cpu, with: &mut Circumstances<'_, impl Fn(u32) -> Seen>) {
         for i in 0..self.steps.len() {
             let step = &self.steps[i];
             let branches = matches!(step.kind, Kind::Branch | Kind::Jump);
             let passes = step.last && !matches!(step.kind, Kind::Jump | Kind::JumpIndirect | Kind::Return);
             let targets = [branches.then(|| step.target()), passes.then(|| step.next.into())];
             for offset in targets.into_iter().flatten().filter_map(|target| u32::try_from(target).ok()) {
-                let known = self.outside.iter().any(|(at, _)| *at == offset);
-                if offset < 0x1000 && !known && self.find(offset).is_none() {
-                    let at = GuestAddress(self.address.page().0 + u64::from(offset));
-                    self.outside.push((offset, flags_wanted(cpu, at)));
+                if self.places.get(offset as usize) != Some(&Place::NOTHING) {
+                    continue;
                 }
+                let at = GuestAddress(self.address.page().0 + u64::from(offset));
+                let wanted = match (with.seen)(offset) {
+                    Seen::Translated(wanted) => wanted,
+                    _ => flags_wanted(cpu, at, with.forms),
+                };
+                self.places[offset as usize] = Place::outside(wanted);
+                self.outside.push(offset);
             }
         }
     }
@@ -339,11 +435,11 @@ const LOOK: usize = 5;
 
 /// Which flags the code at an address may look at. Whoever relies on it hears of a write to that code, because it is in the
 /// same page.
-fn flags_wanted(cpu: &mut Cpu, address: GuestAddress) -> Set {
+fn flags_wanted(cpu: &mut Cpu, address: GuestAddress, forms: &mut Forms) -> Set {
     let mut left = flags::ALL;
     let mut read = 0;
     peek(cpu, address, LOOK, |instruction| {
-        let effect = flags::effect(instruction);
+        let effect = forms.of(instruction).effect(instruction);
         read |= effect.reads & left;
         left &= !effect.kills;
         // What else it is may be looked at elsewhere: only plain instructions go on.
@@ -352,12 +448,9 @@ fn flags_wanted(cpu: &mut Cpu, address: GuestAddress) -> Set {
     read | left
 }
 
-fn may_fault(instruction: &Instruction, kind: Kind) -> bool {
-    match kind {
-        Kind::Same | Kind::Vector => {
-            kind == Kind::Vector
-                || (0..instruction.op_count()).any(|i| instruction.op_kind(i) == iced_x86::OpKind::Memory)
-        }
+fn may_fault(facts: &Facts) -> bool {
+    match facts.kind {
+        Kind::Same => facts.memory.is_some(),
         Kind::Address | Kind::Nothing | Kind::Jump | Kind::Branch => false,
         _ => true,
     }

@@ -18,9 +18,9 @@ pub(crate) enum SeededBug {
     WrongDisplacement,
 }
 
-/// The region with the mistake made wherever it applies.
-pub(super) fn seed(bug: Option<SeededBug>, mut source: Source) -> Source {
-    let Some(bug) = bug else { return source };
+/// Makes the mistake in a region wherever it applies.
+pub(super) fn seed(bug: Option<SeededBug>, source: &mut Source) {
+    let Some(bug) = bug else { return };
     for step in &mut source.steps {
         let mnemonic = step.instruction.mnemonic();
         match bug {
@@ -34,5 +34,4 @@ pub(super) fn seed(bug: Option<SeededBug>, mut source: Source) -> Source {
             _ => {}
         }
     }
-    source
 }

@@ -20,7 +20,7 @@ pub(super) enum Side {
 
 impl Emitter<'_> {
     pub(super) fn vector(&mut self, i: usize) -> Option<()> {
-        let passed = self.at(i).0.passed?;
+        let passed = self.at(i).0.facts.passed?;
         if !self.has_level(passed.level) {
             if self.group.is_some() {
                 return None;

@@ -1,0 +1,223 @@
+//! What the translator must know of an instruction and what is the same for every instruction of its form: found out once for
+//! each form that occurs.
+//!
+//! A form is the decoder library's code, and whether an operand is in memory. Between them they settle the kinds of all
+//! operands, and which registers an operand can be. What depends on more is not kept: see [`Facts::effect`].
+
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+
+use super::flags::{self, Effect};
+use super::native::{Host, Kind, kind};
+use crate::interp::op::register_number;
+use crate::vector::pass::Passed;
+
+/// What is known of a form.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    pub(super) kind: Kind,
+    /// Of a vector instruction executed as it is.
+    pub(super) passed: Option<Passed>,
+    /// The effect on flags; `None` if it depends on the operands.
+    effect: Option<Effect>,
+    /// Which operand is in memory, if one is.
+    pub(super) memory: Option<u8>,
+    /// That operand's bytes.
+    pub(super) size: u16,
+    /// That operand may be written.
+    pub(super) stores: bool,
+    /// Operands that may be written, one bit each.
+    written: u8,
+    /// Operands that are general-purpose registers, one bit each.
+    general: u8,
+    /// General-purpose registers that may change without being operands, one bit each.
+    pub(super) implied: u16,
+}
+
+impl Facts {
+    /// Of what is left to its handler.
+    pub(super) const INTERPRETED: Self = Self {
+        kind: Kind::Interpreted,
+        passed: None,
+        effect: None,
+        memory: None,
+        size: 0,
+        stores: false,
+        written: 0,
+        general: 0,
+        implied: 0,
+    };
+
+    fn new(instruction: &Instruction, host: &Host) -> Self {
+        let (kind, passed) = kind(instruction, host);
+        let memory = (0..instruction.op_count()).find(|&n| instruction.op_kind(n) == OpKind::Memory);
+        // With operands that differ from each other and from what is implied: the library knows that XOR of a register with
+        // itself does not read it.
+        let mut example = *instruction;
+        let mut general = 0;
+        for n in 0..instruction.op_count() {
+            if instruction.op_kind(n) == OpKind::Register && instruction.op_register(n).is_gpr() {
+                example.set_op_register(n, Register::R8 + n);
+                general |= 1 << n;
+            }
+        }
+        let mut factory = InstructionInfoFactory::new();
+        let info = factory.info(&example);
+        let written = (0..instruction.op_count())
+            .filter(|&n| writes(info.op_access(n)))
+            .fold(0, |written, n| written | 1 << n);
+        let implied = info
+            .used_registers()
+            .iter()
+            .filter(|used| writes(used.access()) && used.register().is_gpr())
+            .map(|used| 1 << register_number(used.register().full_register()))
+            .filter(|bit| bit & 0x1f00 == 0)
+            .fold(0, |all, bit| all | bit);
+        let stores =
+            memory.is_some_and(|n| written >> n & 1 != 0) || instruction.mnemonic() == Mnemonic::Xchg;
+        let effect = (!flags::depends_on_operands(instruction)).then(|| flags::effect(instruction));
+        let size = instruction.memory_size().size() as u16;
+        Self {
+            kind,
+            passed,
+            effect,
+            memory: memory.map(|n| n as u8),
+            size,
+            stores,
+            written,
+            general,
+            implied,
+        }
+    }
+
+    /// The effect of one instruction of the form on flags.
+    pub(super) fn effect(&self, instruction: &Instruction) -> Effect {
+        self.effect.unwrap_or_else(|| flags::effect(instruction))
+    }
+
+    /// Whether operand `n` may be written.
+    pub(super) fn writes(&self, n: u32) -> bool {
+        self.written >> n & 1 != 0
+    }
+
+    /// The operands that are general-purpose registers.
+    pub(super) fn general(&self) -> impl Iterator<Item = u32> + use<> {
+        let general = self.general;
+        (0..5).filter(move |n| general >> n & 1 != 0)
+    }
+}
+
+fn writes(access: OpAccess) -> bool {
+    use OpAccess as O;
+    matches!(access, O::Write | O::CondWrite | O::ReadWrite | O::ReadCondWrite)
+}
+
+/// No form has been seen.
+const UNKNOWN: u16 = u16::MAX;
+
+/// The forms seen so far.
+pub(super) struct Forms {
+    host: Host,
+    /// Where in `facts` each form is.
+    index: Box<[u16]>,
+    facts: Vec<Facts>,
+}
+
+impl std::fmt::Debug for Forms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Forms").field("host", &self.host).field("known", &self.facts.len()).finish()
+    }
+}
+
+impl Forms {
+    /// None seen, on a host.
+    pub(super) fn new(host: Host) -> Self {
+        let index = vec![UNKNOWN; 2 * Code::values().len()].into_boxed_slice();
+        Self { host, index, facts: Vec::new() }
+    }
+
+    /// What is known of an instruction's form.
+    pub(super) fn of(&mut self, instruction: &Instruction) -> Facts {
+        let memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
+        let index = &mut self.index[2 * instruction.code() as usize + usize::from(memory)];
+        if *index == UNKNOWN {
+            *index = self.facts.len() as u16;
+            self.facts.push(Facts::new(instruction, &self.host));
+        }
+        self.facts[usize::from(*index)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    /// What the library says of one instruction: registers that it may change, and whether it may store.
+    fn told(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> (u16, bool) {
+        let info = factory.info(instruction);
+        let changes = info
+            .used_registers()
+            .iter()
+            .filter(|used| writes(used.access()) && used.register().is_gpr())
+            .fold(0, |all, used| all | 1 << register_number(used.register().full_register()));
+        let memory = (0..instruction.op_count()).filter(|&n| instruction.op_kind(n) == OpKind::Memory);
+        let stores = { memory }.any(|n| writes(info.op_access(n)));
+        (changes, stores || instruction.mnemonic() == Mnemonic::Xchg)
+    }
+
+    /// Bytes that look random, with the opcodes of all maps, and prefixes now and then.
+    fn bytes(seed: u64) -> [u8; 15] {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 24) as u8
+        };
+        let mut bytes: [u8; 15] = std::array::from_fn(|_| next());
+        let mut at = 0;
+        for (prefix, one_in) in [(0x66, 4), (0xf3, 8), (0xf2, 8), (0x40, 2)] {
+            if next() % one_in == 0 {
+                bytes[at] = if prefix == 0x40 { 0x40 | next() & 15 } else { prefix };
+                at += 1;
+            }
+        }
+        match next() % 8 {
+            0..3 => bytes[at] = 0x0f,
+            3 => bytes[at..at + 2].copy_from_slice(&[0x0f, 0x38]),
+            4 => bytes[at..at + 2].copy_from_slice(&[0xc4, 0xe1 + next() % 3]),
+            _ => {}
+        }
+        bytes
+    }
+
+    #[test]
+    fn facts_of_a_form_hold_for_each_instruction_of_it() {
+        let host = Host::detect();
+        let mut forms = Forms::new(host);
+        let mut factory = InstructionInfoFactory::new();
+        let mut native = 0;
+        for seed in 0..400_000 {
+            let bytes = bytes(seed);
+            let instruction = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE).decode();
+            if instruction.is_invalid() {
+                continue;
+            }
+            let facts = forms.of(&instruction);
+            assert_eq!((facts.kind, facts.passed), kind(&instruction, &host), "{bytes:x?}");
+            assert_eq!(facts.effect(&instruction), flags::effect(&instruction), "{bytes:x?}");
+            if facts.kind == Kind::Interpreted {
+                continue;
+            }
+            native += 1;
+            let mut changes = facts.implied;
+            for n in facts.general().filter(|&n| facts.writes(n)) {
+                changes |= 1 << register_number(instruction.op_register(n).full_register());
+            }
+            assert_eq!((changes, facts.stores), told(&mut factory, &instruction), "{bytes:x?}");
+            assert_eq!(usize::from(facts.size), instruction.memory_size().size());
+        }
+        assert!(native > 50_000 && forms.facts.len() > 900, "{native} of {} forms", forms.facts.len());
+    }
+}
