@@ -80,6 +80,17 @@ pub(super) mod cc {
     pub(in super::super) const S: u8 = 8;
 }
 
+/// A REX prefix, 0x40 if none is needed.
+#[inline(always)]
+fn rex(wide: bool, reg: u8, index: u8, rm: u8) -> u8 {
+    0x40 | u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | rm >> 3
+}
+
+/// An opcode behind 0x0f.
+const fn escaped(opcode: u8) -> u16 {
+    0x0f | (opcode as u16) << 8
+}
+
 /// A buffer of code and the helpers that fill it.
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
@@ -101,69 +112,74 @@ impl Assembler {
         self.code.extend_from_slice(bytes);
     }
 
-    fn rex(&mut self, wide: bool, reg: u8, index: u8, rm: u8) {
-        let rex = 0x40 | u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | rm >> 3;
+    /// The low `length` bytes of a number, at most eight, lowest first.
+    #[inline(always)]
+    fn put(&mut self, bytes: u64, length: usize) {
+        let end = self.code.len() + length;
+        self.code.extend_from_slice(&bytes.to_le_bytes());
+        self.code.truncate(end);
+    }
+
+    /// REX, an opcode of one or two bytes, and what follows: a number of `rest` bytes.
+    #[inline(always)]
+    fn encoded(&mut self, rex: u8, opcode: u16, rest: u32, length: usize) {
+        let two = opcode > 0xff;
+        let (mut bytes, mut count) = (u64::from(opcode), 1 + usize::from(two));
+        bytes |= u64::from(rest) << (8 * count);
+        count += length;
         if rex != 0x40 {
-            self.code.push(rex);
+            bytes = bytes << 8 | u64::from(rex);
+            count += 1;
         }
+        self.put(bytes, count);
     }
 
-    fn with_reg(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: Reg) {
-        self.rex(wide, reg, 0, rm.0);
-        self.bytes(opcode);
-        self.code.push(0xc0 | (reg & 7) << 3 | rm.0 & 7);
+    fn with_reg(&mut self, wide: bool, opcode: u16, reg: u8, rm: Reg) {
+        let rest = 0xc0 | (reg & 7) << 3 | rm.0 & 7;
+        self.encoded(rex(wide, reg, 0, rm.0), opcode, rest.into(), 1);
     }
 
-    fn with_mem(&mut self, wide: bool, opcode: &[u8], reg: u8, mem: Mem) {
+    fn with_mem(&mut self, wide: bool, opcode: u16, reg: u8, mem: Mem) {
         let (base, index) = (mem.base.map_or(0, |r| r.0), mem.index.map_or(0, |(r, _)| r.0));
-        self.rex(wide, reg, index, base);
-        self.bytes(opcode);
+        let rex = rex(wide, reg, index, base);
         let reg = (reg & 7) << 3;
-        let Some(Reg(base)) = mem.base else {
+        // Two bytes, the second of which counts only where there is an index or the base is RSP or R12.
+        let (first, sib, scaled) = match (mem.base, mem.index) {
             // No base: a SIB byte with base 5 and a 32-bit displacement.
-            let (index, scale) = mem.index.map_or((4, 0), |(r, s)| (r.0, s));
-            self.bytes(&[reg | 4, scale << 6 | (index & 7) << 3 | 5]);
-            self.bytes(&mem.disp.to_le_bytes());
-            return;
+            (None, None) => (reg | 4, 4 << 3 | 5, true),
+            (None, Some((index, scale))) => (reg | 4, scale << 6 | (index.0 & 7) << 3 | 5, true),
+            (Some(_), None) => (reg | base & 7, 0x24, base & 7 == 4),
+            (Some(_), Some((index, scale))) => (reg | 4, scale << 6 | (index.0 & 7) << 3 | base & 7, true),
         };
-        let short = i8::try_from(mem.disp);
-        let mode = match short {
-            Ok(0) if base & 7 != 5 => 0,
-            Ok(_) => 0x40,
-            Err(_) => 0x80,
+        let (mode, length) = match mem.disp {
+            _ if mem.base.is_none() => (0, 4),
+            0 if base & 7 != 5 => (0, 0),
+            -128..128 => (0x40, 1),
+            _ => (0x80, 4),
         };
-        match mem.index {
-            None if base & 7 != 4 => self.code.push(mode | reg | base & 7),
-            None => self.bytes(&[mode | reg | 4, 0x24]),
-            Some((index, scale)) => {
-                self.bytes(&[mode | reg | 4, scale << 6 | (index.0 & 7) << 3 | base & 7]);
-            }
-        }
-        match (mode, short) {
-            (0, _) => {}
-            (0x40, Ok(disp)) => self.bytes(&disp.to_le_bytes()),
-            _ => self.bytes(&mem.disp.to_le_bytes()),
-        }
+        let rest = u32::from(mode | first) | u32::from(sib) << 8;
+        self.encoded(rex, opcode, rest, 1 + usize::from(scaled));
+        self.put(mem.disp as u32 as u64, length);
     }
 
     /// 64-bit, register and register.
     pub(super) fn rr(&mut self, two: Two, reg: Reg, rm: Reg) {
-        self.with_reg(true, &[two as u8], reg.0, rm);
+        self.with_reg(true, two as u16, reg.0, rm);
     }
 
     /// 32-bit, register and register.
     pub(super) fn rr32(&mut self, two: Two, reg: Reg, rm: Reg) {
-        self.with_reg(false, &[two as u8], reg.0, rm);
+        self.with_reg(false, two as u16, reg.0, rm);
     }
 
     /// 64-bit, register and memory.
     pub(super) fn rm(&mut self, two: Two, reg: Reg, mem: Mem) {
-        self.with_mem(true, &[two as u8], reg.0, mem);
+        self.with_mem(true, two as u16, reg.0, mem);
     }
 
     /// 32-bit, register and memory.
     pub(super) fn rm32(&mut self, two: Two, reg: Reg, mem: Mem) {
-        self.with_mem(false, &[two as u8], reg.0, mem);
+        self.with_mem(false, two as u16, reg.0, mem);
     }
 
     /// `mov to, from`, nothing if they are the same.
@@ -177,11 +193,11 @@ impl Assembler {
     pub(super) fn imm(&mut self, imm: Imm, wide: bool, rm: Reg, value: i32) {
         match i8::try_from(value) {
             Ok(value) => {
-                self.with_reg(wide, &[0x83], imm as u8, rm);
+                self.with_reg(wide, 0x83, imm as u8, rm);
                 self.code.push(value as u8);
             }
             Err(_) => {
-                self.with_reg(wide, &[0x81], imm as u8, rm);
+                self.with_reg(wide, 0x81, imm as u8, rm);
                 self.bytes(&value.to_le_bytes());
             }
         }
@@ -191,11 +207,11 @@ impl Assembler {
     pub(super) fn imm_mem(&mut self, imm: Imm, mem: Mem, value: i32) {
         match i8::try_from(value) {
             Ok(value) => {
-                self.with_mem(true, &[0x83], imm as u8, mem);
+                self.with_mem(true, 0x83, imm as u8, mem);
                 self.code.push(value as u8);
             }
             Err(_) => {
-                self.with_mem(true, &[0x81], imm as u8, mem);
+                self.with_mem(true, 0x81, imm as u8, mem);
                 self.bytes(&value.to_le_bytes());
             }
         }
@@ -205,11 +221,11 @@ impl Assembler {
     pub(super) fn imm_mem32(&mut self, imm: Imm, mem: Mem, value: i32) {
         match i8::try_from(value) {
             Ok(value) => {
-                self.with_mem(false, &[0x83], imm as u8, mem);
+                self.with_mem(false, 0x83, imm as u8, mem);
                 self.code.push(value as u8);
             }
             Err(_) => {
-                self.with_mem(false, &[0x81], imm as u8, mem);
+                self.with_mem(false, 0x81, imm as u8, mem);
                 self.bytes(&value.to_le_bytes());
             }
         }
@@ -218,7 +234,7 @@ impl Assembler {
     /// `test reg8, value`: the register's low byte.
     pub(super) fn test_low(&mut self, reg: Reg, value: u8) {
         debug_assert!(reg.0 >= 8, "lower registers' bytes want another encoding");
-        self.with_reg(false, &[0xf6], 0, reg);
+        self.with_reg(false, 0xf6, 0, reg);
         self.code.push(value);
     }
 
@@ -229,43 +245,41 @@ impl Assembler {
 
     /// `cmp byte ptr mem, value`.
     pub(super) fn compare_byte(&mut self, mem: Mem, value: u8) {
-        self.with_mem(false, &[0x80], Imm::Cmp as u8, mem);
+        self.with_mem(false, 0x80, Imm::Cmp as u8, mem);
         self.code.push(value);
     }
 
     /// `mov byte ptr mem, value`.
     pub(super) fn store_byte(&mut self, mem: Mem, value: u8) {
-        self.with_mem(false, &[0xc6], 0, mem);
+        self.with_mem(false, 0xc6, 0, mem);
         self.code.push(value);
     }
 
     /// `movzx reg32, byte ptr mem`.
     pub(super) fn load_byte(&mut self, reg: Reg, mem: Mem) {
-        self.with_mem(false, &[0x0f, 0xb6], reg.0, mem);
+        self.with_mem(false, escaped(0xb6), reg.0, mem);
     }
 
     /// `test dword ptr mem, value`.
     pub(super) fn test_imm32(&mut self, mem: Mem, value: u32) {
-        self.with_mem(false, &[0xf7], 0, mem);
+        self.with_mem(false, 0xf7, 0, mem);
         self.bytes(&value.to_le_bytes());
     }
 
     /// `cmp dword ptr mem, value`, with all four bytes of the value.
     pub(super) fn compare_imm32(&mut self, mem: Mem, value: u32) {
-        self.with_mem(false, &[0x81], Imm::Cmp as u8, mem);
+        self.with_mem(false, 0x81, Imm::Cmp as u8, mem);
         self.bytes(&value.to_le_bytes());
     }
 
     /// `push reg`.
     pub(super) fn push(&mut self, reg: Reg) {
-        self.rex(false, 0, 0, reg.0);
-        self.code.push(0x50 | reg.0 & 7);
+        self.encoded(rex(false, 0, 0, reg.0), u16::from(0x50 | reg.0 & 7), 0, 0);
     }
 
     /// `pop reg`.
     pub(super) fn pop(&mut self, reg: Reg) {
-        self.rex(false, 0, 0, reg.0);
-        self.code.push(0x58 | reg.0 & 7);
+        self.encoded(rex(false, 0, 0, reg.0), u16::from(0x58 | reg.0 & 7), 0, 0);
     }
 
     /// `ret`.
@@ -275,36 +289,32 @@ impl Assembler {
 
     /// `lea reg, [rip + rel32]`, as [`Assembler::jcc`].
     pub(super) fn lea_rip(&mut self, reg: Reg) -> usize {
-        self.rex(true, reg.0, 0, 0);
-        self.bytes(&[0x8d, (reg.0 & 7) << 3 | 5, 0, 0, 0, 0]);
+        self.encoded(rex(true, reg.0, 0, 0), 0x8d, u32::from((reg.0 & 7) << 3 | 5), 5);
         self.here() - 4
     }
 
     /// `mov qword ptr mem, value`, the value below 2^31.
     pub(super) fn store_imm32_wide(&mut self, mem: Mem, value: u32) {
-        self.with_mem(true, &[0xc7], 0, mem);
+        self.with_mem(true, 0xc7, 0, mem);
         self.bytes(&value.to_le_bytes());
     }
 
     /// `mov reg, value`, in the shortest form.
     pub(super) fn constant(&mut self, reg: Reg, value: u64) {
         if let Ok(value) = u32::try_from(value) {
-            self.rex(false, 0, 0, reg.0);
-            self.code.push(0xb8 | reg.0 & 7);
-            self.bytes(&value.to_le_bytes());
+            self.encoded(rex(false, 0, 0, reg.0), u16::from(0xb8 | reg.0 & 7), value, 4);
         } else if let Ok(value) = i32::try_from(value as i64) {
-            self.with_reg(true, &[0xc7], 0, reg);
+            self.with_reg(true, 0xc7, 0, reg);
             self.bytes(&value.to_le_bytes());
         } else {
-            self.rex(true, 0, 0, reg.0);
-            self.code.push(0xb8 | reg.0 & 7);
+            self.encoded(rex(true, 0, 0, reg.0), u16::from(0xb8 | reg.0 & 7), 0, 0);
             self.bytes(&value.to_le_bytes());
         }
     }
 
     /// `shr reg32, count`.
     pub(super) fn shr32(&mut self, reg: Reg, count: u8) {
-        self.with_reg(false, &[0xc1], 5, reg);
+        self.with_reg(false, 0xc1, 5, reg);
         self.code.push(count);
     }
 
@@ -322,46 +332,46 @@ impl Assembler {
 
     /// `shr reg, count`.
     pub(super) fn shr(&mut self, reg: Reg, count: u8) {
-        self.with_reg(true, &[0xc1], 5, reg);
+        self.with_reg(true, 0xc1, 5, reg);
         self.code.push(count);
     }
 
     /// `jmp reg`.
     pub(super) fn jmp_reg(&mut self, reg: Reg) {
-        self.with_reg(false, &[0xff], 4, reg);
+        self.with_reg(false, 0xff, 4, reg);
     }
 
     /// `call reg`.
     pub(super) fn call_reg(&mut self, reg: Reg) {
-        self.with_reg(false, &[0xff], 2, reg);
+        self.with_reg(false, 0xff, 2, reg);
     }
 
     /// `movsxd to, from32`.
     pub(super) fn sign_extend(&mut self, to: Reg, from: Reg) {
-        self.with_reg(true, &[0x63], to.0, from);
+        self.with_reg(true, 0x63, to.0, from);
     }
 
     /// `shl reg32, count`.
     pub(super) fn shl32(&mut self, reg: Reg, count: u8) {
-        self.with_reg(false, &[0xc1], 4, reg);
+        self.with_reg(false, 0xc1, 4, reg);
         self.code.push(count);
     }
 
     /// `sar reg, count`, 32 or 64 bits wide.
     pub(super) fn sar(&mut self, wide: bool, reg: Reg, count: u8) {
-        self.with_reg(wide, &[0xc1], 7, reg);
+        self.with_reg(wide, 0xc1, 7, reg);
         self.code.push(count);
     }
 
     /// `mov word ptr mem, ax`.
     pub(super) fn store_ax(&mut self, mem: Mem) {
         self.code.push(0x66);
-        self.with_mem(false, &[0x89], 0, mem);
+        self.with_mem(false, 0x89, 0, mem);
     }
 
     /// `movzx eax, word ptr mem`.
     pub(super) fn load_ax(&mut self, mem: Mem) {
-        self.with_mem(false, &[0x0f, 0xb7], 0, mem);
+        self.with_mem(false, escaped(0xb7), 0, mem);
     }
 
     /// `jcc rel32`, to be filled in by [`Assembler::patch`]: where its displacement is.
@@ -384,12 +394,12 @@ impl Assembler {
 
     /// `call qword ptr mem`.
     pub(super) fn call_mem(&mut self, mem: Mem) {
-        self.with_mem(false, &[0xff], 2, mem);
+        self.with_mem(false, 0xff, 2, mem);
     }
 
     /// `jmp qword ptr mem`.
     pub(super) fn jmp_mem(&mut self, mem: Mem) {
-        self.with_mem(false, &[0xff], 4, mem);
+        self.with_mem(false, 0xff, 4, mem);
     }
 
     /// Makes the branch whose displacement is at `site` go to `target`, which may lie outside the buffer.
@@ -407,6 +417,12 @@ impl Assembler {
         Self { code: Vec::with_capacity(bytes), branches: Vec::new(), bmi2: is_x86_feature_detected!("bmi2") }
     }
 
+    /// Drops everything.
+    pub(super) fn clear(&mut self) {
+        self.code.clear();
+        self.branches.clear();
+    }
+
     /// Drops what was emitted behind `length` bytes.
     pub(super) fn truncate(&mut self, length: usize) {
         self.code.truncate(length);
@@ -418,9 +434,11 @@ impl Assembler {
     /// Makes branches right for code whose part from `split` on lies `moved` bytes behind where it was.
     pub(super) fn part(&mut self, split: usize, moved: i64) {
         let place = |at: i64| if at >= split as i64 { at + moved } else { at };
-        for (site, target) in std::mem::take(&mut self.branches) {
-            self.displace(site, place(target) - (place(site as i64) + 4));
+        for &(site, target) in &self.branches {
+            let distance = (place(target) - (place(site as i64) + 4)) as i32;
+            self.code[site..site + 4].copy_from_slice(&distance.to_le_bytes());
         }
+        self.branches.clear();
     }
 
     /// `jcc target`, which is there already.

@@ -99,6 +99,8 @@ pub(super) struct Cache {
     used: usize,
     rare: usize,
     pub(super) stubs: Stubs,
+    /// What was emitted last, for its memory.
+    output: Option<Output>,
     regions: Vec<Option<Region>>,
     by_address: HashMap<GuestAddress, Entry, BuildHasherDefault<AddressHasher>>,
     by_page: HashMap<GuestAddress, Vec<RegionId>>,
@@ -130,6 +132,7 @@ impl Cache {
             used: stubs.length.next_multiple_of(ALIGN),
             rare,
             stubs,
+            output: None,
             regions: Vec::new(),
             by_address: HashMap::default(),
             by_page: HashMap::new(),
@@ -204,15 +207,20 @@ impl Cache {
 
     /// Translates a region and links it with those there are. Everything else is dropped first if there is no room.
     pub(super) fn translate(&mut self, source: &Source) -> Option<Entry> {
-        let mut output = emit(source, &self.stubs, self.place());
-        if self.used + output.code.len() > self.rare {
+        let mut output = emit(source, &self.stubs, self.place(), self.output.take().unwrap_or_default());
+        if self.used + output.code().len() > self.rare {
             self.flush();
-            output = emit(source, &self.stubs, self.place());
+            output = emit(source, &self.stubs, self.place(), output);
         }
-        let Output { code, split, links, sites, cells, entries, interpreted } = output;
-        if self.used + code.len() > self.rare {
-            return None;
-        }
+        let entry = (self.used + output.code().len() <= self.rare).then(|| self.add(source, &mut output));
+        self.output = Some(output);
+        entry
+    }
+
+    /// Puts a region's code, for which there is room, in its place.
+    fn add(&mut self, source: &Source, output: &mut Output) -> Entry {
+        let (split, cells, interpreted) = (output.split, output.cells, output.interpreted);
+        let code = output.code();
         let start = self.used;
         let (often, rarely) = code.split_at(split);
         self.rare -= rarely.len();
@@ -220,7 +228,7 @@ impl Cache {
         self.memory.write(self.rare, rarely);
         self.written = true;
         self.used = (start + often.len()).next_multiple_of(ALIGN);
-        self.sites.extend(sites);
+        self.sites.extend_from_slice(&output.sites);
         self.cells_used += cells;
         self.sizes.regions += 1;
         self.sizes.instructions += source.steps.len() as u64;
@@ -231,9 +239,10 @@ impl Cache {
         let (id, address) = (self.regions.len() as RegionId, source.address);
         let first = Entry { region: id, wanted: source.wanted_before(0) as u8, code: start };
         self.by_address.insert(address, first);
-        let mut all = vec![(address, start)];
+        let mut all = Vec::with_capacity(1 + output.entries.len());
+        all.push((address, start));
         // A region that starts with a look at another page can be entered there only.
-        let others = if source.second.is_none() { &entries[..] } else { &[] };
+        let others = if source.second.is_none() { &output.entries[..] } else { &[] };
         for &(step, code) in others {
             let at = GuestAddress(address.page().0 + u64::from(source.steps[step].start()));
             let wanted = source.wanted_before(step) as u8;
@@ -259,7 +268,7 @@ impl Cache {
         if let Some(second) = source.second {
             self.by_page.entry(second).or_default().push(id);
         }
-        for link in links {
+        for &link in &output.links {
             let index = self.links.len() as u32;
             self.links.push(Link { branch: link, page: address.page() });
             if self.chaining
@@ -269,7 +278,7 @@ impl Cache {
                 self.connect(index, to);
             }
         }
-        Some(first)
+        first
     }
 
     /// Where the next region goes.

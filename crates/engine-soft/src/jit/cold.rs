@@ -1,5 +1,7 @@
 //! Code out of the way: what is rarely executed lies behind all that is often executed.
 
+use std::ops::Range;
+
 use super::asm::Imm;
 use super::emit::{Emitter, load_flags};
 use super::native::Kind;
@@ -15,8 +17,8 @@ use crate::vector::pass::Level;
 pub(super) enum Cold {
     /// The instruction by its handler.
     Slow {
-        /// Branches that lead here.
-        sites: Vec<usize>,
+        /// Branches that lead here, in `misses`.
+        sites: Range<usize>,
         /// Which step.
         step: usize,
         /// Where to go on.
@@ -40,10 +42,10 @@ pub(super) enum Cold {
     },
     /// The steps of a row, each with its own check.
     Apart {
-        sites: Vec<usize>,
+        sites: Range<usize>,
         /// The check of the stack, tried again first.
         stack: Option<StackCheck>,
-        steps: std::ops::Range<usize>,
+        steps: Range<usize>,
         /// Where to go on.
         back: usize,
         /// Where the flags are before and behind: in the host's, in the vCPU.
@@ -78,18 +80,31 @@ pub(super) enum Cold {
 }
 
 impl Emitter<'_> {
-    /// Branches taken: out of the way, but not rare.
-    pub(super) fn emit_sides(&mut self) {
-        let (sides, rare) =
-            std::mem::take(&mut self.cold).into_iter().partition(|cold| matches!(cold, Cold::Side { .. }));
-        self.cold = rare;
-        for side in sides {
-            self.emit_one_cold(side);
+    /// Notes branches that lead to code out of the way.
+    pub(super) fn missed(&mut self, sites: impl IntoIterator<Item = usize>) -> Range<usize> {
+        let start = self.misses.len();
+        self.misses.extend(sites);
+        start..self.misses.len()
+    }
+
+    /// Makes such branches lead here.
+    fn bind_missed(&mut self, sites: Range<usize>) {
+        for &site in &self.misses[sites] {
+            self.a.bind(site);
         }
     }
 
+    /// Branches taken: out of the way, but not rare.
+    pub(super) fn emit_sides(&mut self) {
+        let mut sides = std::mem::take(&mut self.sides);
+        for side in sides.drain(..) {
+            self.emit_one_cold(side);
+        }
+        self.sides = sides;
+    }
+
     pub(super) fn emit_cold(&mut self) {
-        while let Some(cold) = self.cold.pop() {
+        while let Some(cold) = self.cold.pop().or_else(|| self.sides.pop()) {
             self.emit_one_cold(cold);
         }
     }
@@ -100,9 +115,7 @@ impl Emitter<'_> {
                 if let Some(StackCheck { site, back, limit }) = stack {
                     self.cold_stack(site, limit, back);
                 }
-                for site in sites {
-                    self.a.bind(site);
-                }
+                self.bind_missed(sites);
                 (self.host_flags, self.stored_flags) = before;
                 self.level = level.0;
                 let last = steps.end - 1;
@@ -133,9 +146,7 @@ impl Emitter<'_> {
                 self.a.jmp_to(back as i64);
             }
             Cold::Slow { sites, step, back, restore, level } => {
-                for site in sites {
-                    self.a.bind(site);
-                }
+                self.bind_missed(sites);
                 self.call_handler(step);
                 if self.ends(step) {
                     self.follow_rip();
@@ -168,7 +179,7 @@ impl Emitter<'_> {
             }
             Cold::Stack { site, step, back, limit, restore, level } => {
                 self.cold_stack(site, limit, back.0);
-                self.emit_one_cold(Cold::Slow { sites: Vec::new(), step, back: back.1, restore, level });
+                self.emit_one_cold(Cold::Slow { sites: 0..0, step, back: back.1, restore, level });
             }
             Cold::Exceeded { site, step } => {
                 let step = &self.source.steps[step];

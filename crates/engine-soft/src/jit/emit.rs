@@ -28,10 +28,14 @@ pub(super) struct Emitter<'a> {
     pub(super) a: Assembler,
     pub(super) source: &'a Source,
     pub(super) stubs: &'a Stubs,
-    pub(super) encoder: Encoder,
+    encoder: Encoder,
     /// Offset in the arena where the code will be.
     pub(super) base: usize,
     pub(super) cold: Vec<Cold>,
+    /// Branches taken, which are [`Cold::Side`].
+    pub(super) sides: Vec<Cold>,
+    /// Branches that lead to code out of the way, which names them by ranges.
+    pub(super) misses: Vec<usize>,
     pub(super) links: Vec<NewLink>,
     /// Index of the first of `links` in the cache.
     pub(super) first_link: usize,
@@ -63,11 +67,11 @@ impl std::fmt::Debug for Emitter<'_> {
     }
 }
 
-/// Host code for a region.
+/// Host code for a region. Its memory is used again for the next.
 #[derive(Debug)]
 pub(super) struct Output {
-    pub(super) code: Vec<u8>,
-    /// Where what is rarely executed starts in it. That goes to the end of the place.
+    assembler: Assembler,
+    /// Where what is rarely executed starts in the code. That goes to the end of the place.
     pub(super) split: usize,
     /// With offsets in the arena.
     pub(super) links: Vec<NewLink>,
@@ -78,6 +82,52 @@ pub(super) struct Output {
     pub(super) cells: usize,
     /// Instructions that the interpreter's handlers execute.
     pub(super) interpreted: usize,
+    spare: Spare,
+}
+
+/// What is of use only while a region is emitted.
+struct Spare {
+    encoder: Encoder,
+    cold: Vec<Cold>,
+    sides: Vec<Cold>,
+    misses: Vec<usize>,
+    labels: Vec<Option<usize>>,
+    forward: Vec<(usize, usize)>,
+}
+
+impl std::fmt::Debug for Spare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spare").finish_non_exhaustive()
+    }
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self {
+            assembler: Assembler::with_capacity(1 << 14),
+            split: 0,
+            links: Vec::new(),
+            entries: Vec::new(),
+            sites: Vec::new(),
+            cells: 0,
+            interpreted: 0,
+            spare: Spare {
+                encoder: Encoder::new(64),
+                cold: Vec::new(),
+                sides: Vec::new(),
+                misses: Vec::new(),
+                labels: Vec::new(),
+                forward: Vec::new(),
+            },
+        }
+    }
+}
+
+impl Output {
+    /// The code.
+    pub(super) fn code(&self) -> &[u8] {
+        &self.assembler.code
+    }
 }
 
 /// Where a region's code will be.
@@ -93,19 +143,23 @@ pub(super) struct Place {
     pub(super) cells: usize,
 }
 
-/// Translates a region.
-pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
+/// Translates a region, in the memory of what is not needed any more.
+pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place, old: Output) -> Output {
     let total = source.steps.len();
+    let Output { assembler, links, mut entries, sites, spare, .. } = old;
+    let Spare { encoder, cold, sides, misses, labels, forward } = spare;
     let mut e = Emitter {
-        a: Assembler::with_capacity(total * 48),
+        a: assembler,
         source,
         stubs,
-        encoder: Encoder::new(64),
+        encoder,
         base: place.base,
-        cold: Vec::new(),
-        links: Vec::new(),
+        cold,
+        sides,
+        misses,
+        links,
         first_link: place.links,
-        sites: Vec::new(),
+        sites,
         first_site: place.sites,
         cells: 0,
         first_cell: place.cells,
@@ -113,9 +167,10 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
         stored_flags: true,
         level: None,
         group: None,
-        labels: vec![None; total],
-        forward: Vec::new(),
+        labels,
+        forward,
     };
+    e.clear(total);
     if let Some(second) = source.second {
         e.check_second_page(second);
     }
@@ -147,7 +202,7 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
     e.emit_sides();
     let split = e.a.here();
     e.emit_cold();
-    for (site, step) in std::mem::take(&mut e.forward) {
+    for &(site, step) in &e.forward {
         if let Some(at) = e.labels[step] {
             e.a.patch(site, at as i64);
         }
@@ -160,8 +215,11 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place) -> Output {
         link.put(in_place);
     }
     let labels = e.labels.iter().enumerate().skip(1);
-    let entries = labels.filter_map(|(step, label)| Some((step, place.base + (*label)?))).collect();
-    Output { code: e.a.code, split, links: e.links, sites: e.sites, cells: e.cells, entries, interpreted }
+    entries.clear();
+    entries.extend(labels.filter_map(|(step, label)| Some((step, place.base + (*label)?))));
+    let Emitter { a, links, sites, cells, encoder, cold, sides, misses, labels, forward, .. } = e;
+    let spare = Spare { encoder, cold, sides, misses, labels, forward };
+    Output { assembler: a, split, links, entries, sites, cells, interpreted, spare }
 }
 
 /// Whether control never reaches the instruction behind, if this one is translated natively.
@@ -176,7 +234,52 @@ pub(super) struct Done {
     pub(super) open: bool,
 }
 
+/// How far emission has come, so that what follows can be taken back.
+pub(super) struct Mark {
+    code: usize,
+    cold: usize,
+    sides: usize,
+    links: usize,
+    cells: usize,
+    state: (bool, bool, Option<Level>),
+}
+
 impl Emitter<'_> {
+    /// Makes room for a region of `total` steps.
+    fn clear(&mut self, total: usize) {
+        self.a.clear();
+        self.cold.clear();
+        self.sides.clear();
+        self.misses.clear();
+        self.links.clear();
+        self.sites.clear();
+        self.forward.clear();
+        self.labels.clear();
+        self.labels.resize(total, None);
+    }
+
+    /// Where emission is.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            code: self.a.here(),
+            cold: self.cold.len(),
+            sides: self.sides.len(),
+            links: self.links.len(),
+            cells: self.cells,
+            state: (self.host_flags, self.stored_flags, self.level),
+        }
+    }
+
+    /// Takes back what was emitted since.
+    pub(super) fn take_back(&mut self, mark: &Mark) {
+        self.a.truncate(mark.code);
+        self.cold.truncate(mark.cold);
+        self.sides.truncate(mark.sides);
+        self.links.truncate(mark.links);
+        self.cells = mark.cells;
+        (self.host_flags, self.stored_flags, self.level) = mark.state;
+    }
+
     pub(super) fn at(&self, i: usize) -> (&Step, &Op) {
         (&self.source.steps[i], &self.source.steps[i].op)
     }
@@ -208,17 +311,11 @@ impl Emitter<'_> {
     /// Translates step `i`, by its handler if need be.
     pub(super) fn step(&mut self, i: usize) -> Done {
         let kind = self.source.steps[i].kind;
-        let before = (self.a.here(), self.cold.len(), self.links.len());
-        let state = (self.host_flags, self.stored_flags, self.level);
-        let cells = self.cells;
+        let mark = self.mark();
         if self.native(i, kind).is_some() {
             return Done { native: true, open: !closes(kind) };
         }
-        self.a.truncate(before.0);
-        self.cold.truncate(before.1);
-        self.links.truncate(before.2);
-        (self.host_flags, self.stored_flags, self.level) = state;
-        self.cells = cells;
+        self.take_back(&mark);
         self.interpreted(i);
         Done { native: false, open: !self.ends(i) }
     }

@@ -199,28 +199,27 @@ impl Emitter<'_> {
     /// Emits the row that starts with step `i` and returns the index behind it; `None` if there is none.
     pub(super) fn try_row(&mut self, i: usize) -> Option<usize> {
         let row = self.row(i)?;
-        let before = (self.a.here(), self.cold.len(), self.links.len());
-        let state = (self.host_flags, self.stored_flags, self.level);
+        let mark = self.mark();
         self.keep_flags(i);
         if let Some(level) = row.level {
             self.want_level(level, i);
         }
         let first = self.level;
-        let mut sites = Vec::new();
+        let (mut misaligned, mut missed) = (None, None);
         let span = (row.highest - row.lowest) as i32;
         let mut stack = None;
         if let Some((alignment, address)) = row.alignment {
             let address = self.row_address(row.base, address as i32);
             self.a.rm(Two::Lea, C, address);
             self.a.test_low(C, alignment - 1);
-            sites.push(self.a.jcc(cc::NE));
+            misaligned = Some(self.a.jcc(cc::NE));
         }
         if row.base == STACK_POINTER {
             stack = Some(self.check_stack(row.lowest as i32, span));
         } else {
             let address = self.row_address(row.base, row.lowest as i32);
             self.a.rm(Two::Lea, A, address);
-            sites.push(self.check(span as usize, 1, row.write));
+            missed = Some(self.check(span as usize, 1, row.write));
         }
         let stored = self.stored_flags;
         self.group = Some(Group { lowest: row.lowest, moved: 0 });
@@ -241,12 +240,10 @@ impl Emitter<'_> {
         }
         self.group = None;
         if done.is_none() {
-            self.a.truncate(before.0);
-            self.cold.truncate(before.1);
-            self.links.truncate(before.2);
-            (self.host_flags, self.stored_flags, self.level) = state;
+            self.take_back(&mark);
             return None;
         }
+        let sites = self.missed([misaligned, missed].into_iter().flatten());
         self.cold.push(Cold::Apart {
             sites,
             stack,

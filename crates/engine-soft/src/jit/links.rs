@@ -188,7 +188,7 @@ impl Emitter<'_> {
         match (inside, page_offset(target)) {
             (Some(to), _) if refund == 0 => self.lead_to_label(site, to),
             (None, Some(target)) if refund == 0 && !save => self.link(site, target),
-            _ => self.cold.push(Cold::Side { site, target, inside, save, refund }),
+            _ => self.sides.push(Cold::Side { site, target, inside, save, refund }),
         }
         Some(())
     }

@@ -103,9 +103,10 @@ impl Emitter<'_> {
     }
 
     /// The way out of line for step `i`, for branches in `sites`, coming back here.
-    pub(super) fn slow(&mut self, i: usize, sites: Vec<usize>) {
+    pub(super) fn slow(&mut self, i: usize, sites: impl IntoIterator<Item = usize>) {
         let restore = self.host_flags && self.at(i).0.wanted != 0;
         let back = self.a.here();
+        let sites = self.missed(sites);
         self.cold.push(Cold::Slow { sites, step: i, back, restore, level: self.level });
     }
 
@@ -129,8 +130,7 @@ impl Emitter<'_> {
         let (effect, wanted, facts, mut instruction) =
             (step.effect, step.wanted, step.facts, step.instruction);
         let (memory, size) = (facts.memory.is_some(), facts.size.into());
-        let mut sites = Vec::new();
-        let mut check = None;
+        let (mut miss, mut check) = (None, None);
         if let (true, Some(group)) = (memory, self.group) {
             place_memory(&mut instruction, group.offset(self.at(i).1.displacement));
         } else if let (true, Some(displacement)) = (memory, self.on_stack(i, alignment)) {
@@ -140,7 +140,7 @@ impl Emitter<'_> {
         } else if memory {
             self.keep_flags(i);
             self.address(i)?;
-            sites.push(self.check(size, alignment, facts.stores));
+            miss = Some(self.check(size, alignment, facts.stores));
             place_memory(&mut instruction, 0);
         }
         let mut free: &[Reg] = if memory || self.group.is_some() { &[B, C] } else { &[A, B, C] };
@@ -181,8 +181,8 @@ impl Emitter<'_> {
         }
         self.flags_changed(i);
         self.slow_unless_covered(i, check);
-        if !sites.is_empty() {
-            self.slow(i, sites);
+        if miss.is_some() {
+            self.slow(i, miss);
         }
         Some(())
     }

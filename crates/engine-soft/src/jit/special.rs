@@ -118,7 +118,7 @@ impl Emitter<'_> {
         let miss = self.check(8, 1, false);
         self.a.rm(Two::Lea, STACK, at(RBP, 8));
         self.a.rm(Two::Load, RBP, at(A, 0));
-        self.slow(i, vec![miss]);
+        self.slow(i, [miss]);
         Some(())
     }
 

@@ -24,7 +24,7 @@ impl Emitter<'_> {
     pub(super) fn clear_interrupts(&mut self, i: usize) -> Option<()> {
         let site = self.check_privilege();
         self.a.imm_mem32(Imm::And, field::flags(), !(Rflags::IF.bits() as i32));
-        self.slow(i, vec![site]);
+        self.slow(i, [site]);
         Some(())
     }
 
@@ -82,7 +82,7 @@ impl Emitter<'_> {
         self.a.rm(Two::Store, B, field::kernel_gs_base());
         self.a.rm(Two::Store, A, base);
         self.a.rm(Two::Store, A, used);
-        self.slow(i, vec![site]);
+        self.slow(i, [site]);
         Some(())
     }
 
@@ -156,7 +156,7 @@ impl Emitter<'_> {
         instruction.set_op1_register(super::registers::sized(C, size));
         self.encode(&instruction)?;
         self.flags_changed(i);
-        self.slow(i, vec![site]);
+        self.slow(i, [site]);
         Some(())
     }
 }
