@@ -4,11 +4,12 @@
 //! marked page asks here whether a granule in use was hit. Between the two no write can slip through unseen:
 //! marking a page also takes it out of every soft TLB's writable entries.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ringfence_memory::{CodeObserver, GuestAddress, GuestMemory};
+
+use crate::hash::AddressMap;
 
 /// Bytes in a granule: the unit in which writes are compared with code.
 pub const GRANULE: u64 = 64;
@@ -66,7 +67,7 @@ struct Marked {
 
 #[derive(Default)]
 struct Pages {
-    marked: HashMap<GuestAddress, Marked>,
+    marked: AddressMap<Marked>,
     vcpus: Vec<Arc<StaleCode>>,
 }
 

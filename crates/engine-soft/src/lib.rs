@@ -13,6 +13,7 @@
 pub mod code;
 mod codemem;
 pub mod engine;
+mod hash;
 pub mod hostop;
 pub mod interp;
 pub mod jit;

@@ -178,7 +178,7 @@ pub fn decode_run(
         match decoded {
             Decoded::Instruction(mut instruction) => {
                 cpu.features.disguise(&mut instruction, bytes);
-                let op = lower(cpu, &instruction, bytes);
+                let op = lower_disguised(cpu, &instruction, bytes);
                 // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
                 let passes = instruction.is_jcc_short_or_near()
                     && instruction.op0_kind() == iced_x86::OpKind::NearBranch64;
@@ -305,7 +305,11 @@ const FAMILIES: [fn(&Instruction) -> Option<Handler>; 2] = [integer::handler, sy
 fn lower(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op {
     let mut instruction = *instruction;
     cpu.features.disguise(&mut instruction, bytes);
-    let instruction = &instruction;
+    lower_disguised(cpu, &instruction, bytes)
+}
+
+/// Likewise, for what the instruction really is on this processor.
+fn lower_disguised(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op {
     if !cpu.features.allows(instruction) {
         return Op::new(instruction, undefined);
     }

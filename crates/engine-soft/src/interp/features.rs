@@ -91,6 +91,8 @@ pub struct Features {
     cr4: Cr4,
     efer: Efer,
     physical_bits: u32,
+    /// What [`Features::allows`] says of each form, one bit each: every instruction that is decoded asks.
+    allowed: Box<[u64]>,
 }
 
 impl Features {
@@ -110,7 +112,14 @@ impl Features {
             bits @ 32..=51 => bits,
             _ => 40,
         };
-        Self { instructions, vendor: cpuid.vendor(), cr4, efer, physical_bits }
+        let allowed = Box::default();
+        let mut features = Self { instructions, vendor: cpuid.vendor(), cr4, efer, physical_bits, allowed };
+        let mut allowed = vec![0; Code::values().len().div_ceil(64)];
+        for code in Code::values().filter(|&code| features.has(code)) {
+            allowed[code as usize / 64] |= 1 << (code as usize % 64);
+        }
+        features.allowed = allowed.into();
+        features
     }
 
     /// Whether instructions of one of the decoder's features exist.
@@ -120,10 +129,16 @@ impl Features {
 
     /// Whether the model has an instruction. Encodings that are no-operations where their feature is absent always
     /// exist.
+    #[inline]
     pub fn allows(&self, instruction: &Instruction) -> bool {
+        let code = instruction.code() as usize;
+        self.allowed[code / 64] >> (code % 64) & 1 != 0
+    }
+
+    fn has(&self, code: Code) -> bool {
         use Mnemonic as M;
         let harmless = matches!(
-            instruction.mnemonic(),
+            code.mnemonic(),
             M::Reservednop
                 | M::Endbr32
                 | M::Endbr64
@@ -141,7 +156,7 @@ impl Features {
         );
         // AMD's processors take PREFETCH with a register for undefined (APM 3, PREFETCH).
         let undefined = matches!(
-            instruction.code(),
+            code,
             Code::Reservednop_rm16_r16_0F0D
                 | Code::Reservednop_rm32_r32_0F0D
                 | Code::Reservednop_rm64_r64_0F0D
@@ -149,7 +164,7 @@ impl Features {
         if undefined {
             return false;
         }
-        harmless || self.instructions.contains_all(instruction.cpuid_features())
+        harmless || self.instructions.contains_all(code.cpuid_features())
     }
 
     /// What an instruction, decoded from `bytes`, really is on this processor: LZCNT is BSR and TZCNT is BSF where they

@@ -1,6 +1,8 @@
 //! A decoded instruction, ready to execute.
 
-use iced_x86::{CodeSize, Instruction, OpKind, Register};
+use std::sync::LazyLock;
+
+use iced_x86::{Code, CodeSize, Instruction, OpKind, Register};
 use ringfence_x86::{Exception, SegmentRegister};
 
 use super::cpu::Cpu;
@@ -43,7 +45,7 @@ pub struct Op {
     /// Free for the handler's family.
     pub aux: u32,
     /// The form, as the decoder names it.
-    pub code: iced_x86::Code,
+    pub code: Code,
     /// Base register of the memory operand, or [`ZERO`], or [`RIP`].
     pub base: u8,
     /// Index register, or [`ZERO`].
@@ -216,9 +218,17 @@ fn is_immediate(kind: OpKind) -> bool {
 }
 
 /// The condition code in the encoding of Jcc, SETcc and CMOVcc (SDM 2D B.1.4.7); 0 for other instructions.
+#[inline]
 fn condition(instruction: &Instruction) -> u8 {
+    CONDITIONS[instruction.code() as usize]
+}
+
+/// It for each form.
+static CONDITIONS: LazyLock<Box<[u8]>> = LazyLock::new(|| Code::values().map(condition_of).collect());
+
+fn condition_of(code: Code) -> u8 {
     use iced_x86::ConditionCode as C;
-    match instruction.condition_code() {
+    match code.condition_code() {
         C::None | C::o => 0,
         C::no => 1,
         C::b => 2,
@@ -239,7 +249,15 @@ fn condition(instruction: &Instruction) -> u8 {
 }
 
 /// The number of a register in its file; see [`Op`].
+#[inline]
 pub fn register_number(register: Register) -> u8 {
+    NUMBERS[register as usize]
+}
+
+/// It for each register.
+static NUMBERS: LazyLock<Box<[u8]>> = LazyLock::new(|| Register::values().map(number_of).collect());
+
+fn number_of(register: Register) -> u8 {
     match register {
         Register::AH => 16,
         Register::CH => 17,

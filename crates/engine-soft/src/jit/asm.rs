@@ -25,6 +25,7 @@ pub(super) struct Mem {
 }
 
 /// `[base + disp]`.
+#[inline(always)]
 pub(super) fn at(base: Reg, disp: i32) -> Mem {
     Mem { base: Some(base), index: None, disp }
 }
@@ -86,6 +87,13 @@ fn rex(wide: bool, reg: u8, index: u8, rm: u8) -> u8 {
     0x40 | u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | rm >> 3
 }
 
+/// REX, if one is needed, and an opcode: the bytes, and how many.
+#[inline(always)]
+fn head(rex: u8, opcode: u16) -> (u32, usize) {
+    let length = if opcode > 0xff { 2 } else { 1 };
+    if rex == 0x40 { (opcode.into(), length) } else { (u32::from(opcode) << 8 | u32::from(rex), length + 1) }
+}
+
 /// An opcode behind 0x0f.
 const fn escaped(opcode: u8) -> u16 {
     0x0f | (opcode as u16) << 8
@@ -112,57 +120,68 @@ impl Assembler {
         self.code.extend_from_slice(bytes);
     }
 
-    /// The low `length` bytes of a number, at most eight, lowest first.
+    /// The low `length` bytes of a number, lowest first.
     #[inline(always)]
-    fn put(&mut self, bytes: u64, length: usize) {
+    fn put(&mut self, bytes: u128, length: usize) {
         let end = self.code.len() + length;
+        // All of them at once: what is too much is written over, or never looked at.
         self.code.extend_from_slice(&bytes.to_le_bytes());
         self.code.truncate(end);
     }
 
-    /// REX, an opcode of one or two bytes, and what follows: a number of `rest` bytes.
+    /// REX, an opcode of one or two bytes, and what follows: a number of `length` bytes.
     #[inline(always)]
-    fn encoded(&mut self, rex: u8, opcode: u16, rest: u32, length: usize) {
-        let two = opcode > 0xff;
-        let (mut bytes, mut count) = (u64::from(opcode), 1 + usize::from(two));
-        bytes |= u64::from(rest) << (8 * count);
-        count += length;
-        if rex != 0x40 {
-            bytes = bytes << 8 | u64::from(rex);
-            count += 1;
-        }
-        self.put(bytes, count);
+    fn encoded(&mut self, rex: u8, opcode: u16, rest: u64, length: usize) {
+        let (head, count) = head(rex, opcode);
+        self.put(u128::from(head) | u128::from(rest) << (8 * count), count + length);
     }
 
+    #[inline(always)]
     fn with_reg(&mut self, wide: bool, opcode: u16, reg: u8, rm: Reg) {
         let rest = 0xc0 | (reg & 7) << 3 | rm.0 & 7;
         self.encoded(rex(wide, reg, 0, rm.0), opcode, rest.into(), 1);
     }
 
+    // In line, so that an instruction with constant operands is a constant.
+    #[inline(always)]
     fn with_mem(&mut self, wide: bool, opcode: u16, reg: u8, mem: Mem) {
-        let (base, index) = (mem.base.map_or(0, |r| r.0), mem.index.map_or(0, |(r, _)| r.0));
-        let rex = rex(wide, reg, index, base);
-        let reg = (reg & 7) << 3;
-        // Two bytes, the second of which counts only where there is an index or the base is RSP or R12.
-        let (first, sib, scaled) = match (mem.base, mem.index) {
-            // No base: a SIB byte with base 5 and a 32-bit displacement.
-            (None, None) => (reg | 4, 4 << 3 | 5, true),
-            (None, Some((index, scale))) => (reg | 4, scale << 6 | (index.0 & 7) << 3 | 5, true),
-            (Some(_), None) => (reg | base & 7, 0x24, base & 7 == 4),
-            (Some(_), Some((index, scale))) => (reg | 4, scale << 6 | (index.0 & 7) << 3 | base & 7, true),
+        let (Some(Reg(base)), None) = (mem.base, mem.index) else {
+            return self.with_index(wide, opcode, reg, mem);
         };
+        // RSP and R12 want a SIB byte.
+        let scaled = base & 7 == 4;
+        let short = i32::from(mem.disp as i8) == mem.disp;
         let (mode, length) = match mem.disp {
-            _ if mem.base.is_none() => (0, 4),
             0 if base & 7 != 5 => (0, 0),
-            -128..128 => (0x40, 1),
+            _ if short => (0x40, 1),
             _ => (0x80, 4),
         };
-        let rest = u32::from(mode | first) | u32::from(sib) << 8;
-        self.encoded(rex, opcode, rest, 1 + usize::from(scaled));
-        self.put(mem.disp as u32 as u64, length);
+        let modrm = mode | (reg & 7) << 3 | base & 7;
+        let (rest, count) = if scaled { (u64::from(modrm) | 0x2400, 2) } else { (u64::from(modrm), 1) };
+        let rest = rest | u64::from(mem.disp as u32) << (8 * count);
+        self.encoded(rex(wide, reg, 0, base), opcode, rest, count + length);
+    }
+
+    /// Likewise, with an index or without a base.
+    fn with_index(&mut self, wide: bool, opcode: u16, reg: u8, mem: Mem) {
+        let (index, scale) = mem.index.map_or((4, 0), |(r, s)| (r.0, s));
+        let base = mem.base.map_or(0, |r| r.0);
+        let index_bit = if mem.index.is_some() { index } else { 0 };
+        let (low, mode, length) = match (mem.base, i8::try_from(mem.disp)) {
+            // No base: a SIB byte with base 5 and a 32-bit displacement.
+            (None, _) => (5, 0, 4),
+            (Some(_), Ok(0)) if base & 7 != 5 => (base & 7, 0, 0),
+            (Some(_), Ok(_)) => (base & 7, 0x40, 1),
+            (Some(_), Err(_)) => (base & 7, 0x80, 4),
+        };
+        let modrm = mode | (reg & 7) << 3 | 4;
+        let sib = scale << 6 | (index & 7) << 3 | low;
+        let rest = u64::from(modrm) | u64::from(sib) << 8 | u64::from(mem.disp as u32) << 16;
+        self.encoded(rex(wide, reg, index_bit, base), opcode, rest, 2 + length);
     }
 
     /// 64-bit, register and register.
+    #[inline(always)]
     pub(super) fn rr(&mut self, two: Two, reg: Reg, rm: Reg) {
         self.with_reg(true, two as u16, reg.0, rm);
     }
@@ -173,6 +192,7 @@ impl Assembler {
     }
 
     /// 64-bit, register and memory.
+    #[inline(always)]
     pub(super) fn rm(&mut self, two: Two, reg: Reg, mem: Mem) {
         self.with_mem(true, two as u16, reg.0, mem);
     }
@@ -204,6 +224,7 @@ impl Assembler {
     }
 
     /// An immediate on 64 bits in memory.
+    #[inline(always)]
     pub(super) fn imm_mem(&mut self, imm: Imm, mem: Mem, value: i32) {
         match i8::try_from(value) {
             Ok(value) => {
@@ -218,6 +239,7 @@ impl Assembler {
     }
 
     /// An immediate on 32 bits in memory.
+    #[inline(always)]
     pub(super) fn imm_mem32(&mut self, imm: Imm, mem: Mem, value: i32) {
         match i8::try_from(value) {
             Ok(value) => {
@@ -289,7 +311,7 @@ impl Assembler {
 
     /// `lea reg, [rip + rel32]`, as [`Assembler::jcc`].
     pub(super) fn lea_rip(&mut self, reg: Reg) -> usize {
-        self.encoded(rex(true, reg.0, 0, 0), 0x8d, u32::from((reg.0 & 7) << 3 | 5), 5);
+        self.encoded(rex(true, reg.0, 0, 0), 0x8d, u64::from((reg.0 & 7) << 3 | 5), 5);
         self.here() - 4
     }
 
@@ -302,7 +324,7 @@ impl Assembler {
     /// `mov reg, value`, in the shortest form.
     pub(super) fn constant(&mut self, reg: Reg, value: u64) {
         if let Ok(value) = u32::try_from(value) {
-            self.encoded(rex(false, 0, 0, reg.0), u16::from(0xb8 | reg.0 & 7), value, 4);
+            self.encoded(rex(false, 0, 0, reg.0), u16::from(0xb8 | reg.0 & 7), value.into(), 4);
         } else if let Ok(value) = i32::try_from(value as i64) {
             self.with_reg(true, 0xc7, 0, reg);
             self.bytes(&value.to_le_bytes());

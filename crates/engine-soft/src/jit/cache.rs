@@ -1,8 +1,5 @@
 //! Translated regions: where they are, how they are linked, and how they go away.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
 use ringfence_memory::GuestAddress;
 
 use super::emit::{Output, Place, emit};
@@ -12,32 +9,13 @@ use super::region::Source;
 use super::stubs::{self, CELLS, Cell, JUMP_BITS, Jump, NO_JUMP, Stubs, jump_index};
 use super::{LARGEST_CODE, SMALLEST_CODE};
 use crate::codemem::{CodeMemory, CodeMemoryError};
+use crate::hash::AddressMap;
 
 /// Index of a region; valid until the cache is flushed.
 pub(super) type RegionId = u32;
 
 /// Regions start on such a boundary.
 const ALIGN: usize = 16;
-
-/// A quick hash for addresses. A guest that makes them collide slows down nobody but itself.
-#[derive(Debug, Default)]
-struct AddressHasher(u64);
-
-impl Hasher for AddressHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
 
 /// A translated region.
 #[derive(Debug)]
@@ -55,6 +33,33 @@ pub(super) struct Region {
     pub(super) instructions: usize,
     /// Lengths of its instructions, which follow each other; kept for whoever goes region by region.
     pub(super) lengths: Box<[u8]>,
+}
+
+/// What there is of a guest page.
+#[derive(Debug)]
+pub(super) struct Page {
+    /// Regions made from it.
+    regions: Vec<RegionId>,
+    /// Its offsets for which there is code, one bit each.
+    translated: [u64; 64],
+}
+
+impl Page {
+    /// Whether there is code for an offset.
+    pub(super) fn has(&self, offset: u32) -> bool {
+        self.translated.get(offset as usize / 64).is_some_and(|bits| bits >> (offset % 64) & 1 != 0)
+    }
+
+    fn set(&mut self, offset: u64, there: bool) {
+        let (bits, bit) = (&mut self.translated[offset as usize / 64 % 64], 1 << (offset % 64));
+        *bits = if there { *bits | bit } else { *bits & !bit };
+    }
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { regions: Vec::new(), translated: [0; 64] }
+    }
 }
 
 /// Where to enter translated code.
@@ -102,8 +107,8 @@ pub(super) struct Cache {
     /// What was emitted last, for its memory.
     output: Option<Output>,
     regions: Vec<Option<Region>>,
-    by_address: HashMap<GuestAddress, Entry, BuildHasherDefault<AddressHasher>>,
-    by_page: HashMap<GuestAddress, Vec<RegionId>>,
+    by_address: AddressMap<Entry>,
+    by_page: AddressMap<Page>,
     links: Vec<Link>,
     /// What handlers are called for from translated code.
     sites: Vec<Site>,
@@ -134,8 +139,8 @@ impl Cache {
             stubs,
             output: None,
             regions: Vec::new(),
-            by_address: HashMap::default(),
-            by_page: HashMap::new(),
+            by_address: AddressMap::default(),
+            by_page: AddressMap::default(),
             links: Vec::new(),
             sites: Vec::new(),
             cells: vec![Cell::default(); CELLS].into_boxed_slice(),
@@ -184,6 +189,11 @@ impl Cache {
     /// The code for a physical address.
     pub(super) fn find(&self, address: GuestAddress) -> Option<Entry> {
         self.by_address.get(&address).copied()
+    }
+
+    /// What there is of a page.
+    pub(super) fn page(&self, page: GuestAddress) -> Option<&Page> {
+        self.by_page.get(&page)
     }
 
     /// Host address of an entry.
@@ -238,6 +248,9 @@ impl Cache {
         self.sizes.rare_bytes += rarely.len() as u64;
         let (id, address) = (self.regions.len() as RegionId, source.address);
         let first = Entry { region: id, wanted: source.wanted_before(0) as u8, code: start };
+        let page = self.by_page.entry(address.page()).or_default();
+        page.regions.push(id);
+        page.set(address.page_offset(), true);
         self.by_address.insert(address, first);
         let mut all = Vec::with_capacity(1 + output.entries.len());
         all.push((address, start));
@@ -247,6 +260,7 @@ impl Cache {
             let at = GuestAddress(address.page().0 + u64::from(source.steps[step].start()));
             let wanted = source.wanted_before(step) as u8;
             self.by_address.entry(at).or_insert(Entry { region: id, wanted, code });
+            page.set(at.page_offset(), true);
             all.push((at, code));
         }
         let instructions = source.steps.iter().position(|step| step.last).map_or(0, |last| last + 1);
@@ -264,9 +278,8 @@ impl Cache {
             instructions,
             lengths,
         }));
-        self.by_page.entry(address.page()).or_default().push(id);
         if let Some(second) = source.second {
-            self.by_page.entry(second).or_default().push(id);
+            self.by_page.entry(second).or_default().regions.push(id);
         }
         for &link in &output.links {
             let index = self.links.len() as u32;
@@ -346,11 +359,16 @@ impl Cache {
 
     /// Drops every region made from the given granules of a page.
     pub(super) fn invalidate(&mut self, page: GuestAddress, mask: u64) {
-        let Some(ids) = self.by_page.remove(&page) else { return };
+        let Some(known) = self.by_page.get_mut(&page) else { return };
+        let ids = std::mem::take(&mut known.regions);
         let (stale, kept): (Vec<_>, Vec<_>) = ids.into_iter().partition(|&id| {
             let region = self.regions.get(id as usize).and_then(Option::as_ref);
             region.is_some_and(|r| r.address.page() != page || r.mask & mask != 0)
         });
+        match self.by_page.get_mut(&page) {
+            Some(known) if !kept.is_empty() => known.regions = kept,
+            _ => drop(self.by_page.remove(&page)),
+        }
         for id in stale {
             let Some(region) = self.regions[id as usize].take() else { continue };
             for link in region.incoming {
@@ -359,6 +377,9 @@ impl Cache {
             for (address, _) in region.entries {
                 if self.by_address.get(&address).is_some_and(|entry| entry.region == id) {
                     self.by_address.remove(&address);
+                    if let Some(known) = self.by_page.get_mut(&address.page()) {
+                        known.set(address.page_offset(), false);
+                    }
                 }
                 let jump = &mut self.jumps[jump_index(address.0)];
                 if jump.physical == address.0 {
@@ -366,9 +387,6 @@ impl Cache {
                 }
             }
             self.sizes.invalidated += 1;
-        }
-        if !kept.is_empty() {
-            self.by_page.insert(page, kept);
         }
     }
 

@@ -347,9 +347,11 @@ impl Jit {
     ) -> Option<Entry> {
         let page = address.page();
         let (cache, counts) = (&self.cache, &self.heat);
+        let known = cache.page(page);
         let seen = |offset: u32| {
             let target = GuestAddress(page.0 + u64::from(offset));
-            if let Some(entry) = cache.find(target) {
+            let translated = known.is_some_and(|known| known.has(offset));
+            if let Some(entry) = translated.then(|| cache.find(target)).flatten() {
                 Seen::Translated(entry.wanted.into())
             } else if executed(counts, target) {
                 Seen::Executed

@@ -171,18 +171,21 @@ const _: () = assert!(distance(offset_of!(Cpu, translated) + offset_of!(State, c
 
 macro_rules! fields {
     ($($name:ident),* $(,)?) => {$(
+        #[inline(always)]
         pub(in super::super) fn $name() -> Mem {
             at(PIN, distance(offset_of!(Cpu, translated) + offset_of!(State, $name)))
         }
     )*};
 }
 
+#[inline(always)]
 fn at_distance(offset: usize) -> Mem {
     at(PIN, distance(offset))
 }
 
 macro_rules! fields_of_cpu {
     ($($name:ident),* $(,)?) => {$(
+        #[inline(always)]
         pub(in super::super) fn $name() -> Mem {
             at_distance(offset_of!(Cpu, $name))
         }

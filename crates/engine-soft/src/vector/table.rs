@@ -149,28 +149,36 @@ pub(super) fn special(instruction: &Instruction) -> Option<Special> {
 }
 
 /// Whether an instruction belongs to this module at all, supported by a CPU or not.
+#[inline]
 pub(super) fn concerns(instruction: &Instruction) -> bool {
-    if special(instruction).is_some() {
-        return true;
-    }
-    let code = instruction.code();
-    matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX | EncodingKind::EVEX)
-        && code.cpuid_features().iter().all(|feature| THUNKED.contains(feature))
-        && !matches!(
-            instruction.mnemonic(),
-            // Of these extensions, but on integer registers or nothing.
-            Mnemonic::Crc32
-                | Mnemonic::Lfence
-                | Mnemonic::Mfence
-                | Mnemonic::Sfence
-                | Mnemonic::Movnti
-                | Mnemonic::Prefetchnta
-                | Mnemonic::Prefetcht0
-                | Mnemonic::Prefetcht1
-                | Mnemonic::Prefetcht2
-                | Mnemonic::Pause
-        )
-        && !is_conditional_move(instruction.mnemonic())
+    CONCERNS[instruction.code() as usize]
+}
+
+/// The answer for each form: every instruction that is decoded asks.
+static CONCERNS: std::sync::LazyLock<Box<[bool]>> =
+    std::sync::LazyLock::new(|| Code::values().map(is_of_units).collect());
+
+fn is_of_units(code: Code) -> bool {
+    let mut instruction = Instruction::default();
+    instruction.set_code(code);
+    special(&instruction).is_some()
+        || matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX | EncodingKind::EVEX)
+            && code.cpuid_features().iter().all(|feature| THUNKED.contains(feature))
+            && !matches!(
+                code.mnemonic(),
+                // Of these extensions, but on integer registers or nothing.
+                Mnemonic::Crc32
+                    | Mnemonic::Lfence
+                    | Mnemonic::Mfence
+                    | Mnemonic::Sfence
+                    | Mnemonic::Movnti
+                    | Mnemonic::Prefetchnta
+                    | Mnemonic::Prefetcht0
+                    | Mnemonic::Prefetcht1
+                    | Mnemonic::Prefetcht2
+                    | Mnemonic::Pause
+            )
+            && !is_conditional_move(code.mnemonic())
 }
 
 /// The integer CMOVcc (FCMOVcc is of FPU and CMOV).
