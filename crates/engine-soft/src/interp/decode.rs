@@ -164,28 +164,30 @@ fn walk(cpu: &mut Cpu, address: GuestAddress, mut each: impl FnMut(&mut Cpu, Dec
 }
 
 /// Decodes up to `most` instructions from `address` to the end of the page, past conditional branches, and hands each to
-/// `each`, which tells whether to go on, with the operation that it becomes; an operation without an instruction raises an
-/// exception and is the last.
+/// `each`, which tells whether to go on, with its bytes, if the host takes them for the same, and with the operation that it
+/// becomes; an operation without an instruction raises an exception and is the last.
 pub fn decode_run(
     cpu: &mut Cpu,
     address: GuestAddress,
     most: usize,
-    mut each: impl FnMut(Option<Instruction>, Op) -> bool,
+    mut each: impl FnMut(Option<Instruction>, &[u8], Op) -> bool,
 ) {
     let mut left = most;
     walk(cpu, address, |cpu, decoded, bytes| {
         left -= 1;
         match decoded {
             Decoded::Instruction(mut instruction) => {
+                let code = instruction.code();
                 cpu.features.disguise(&mut instruction, bytes);
+                let own = if instruction.code() == code { &bytes[..instruction.len()] } else { &[] };
                 let op = lower_disguised(cpu, &instruction, bytes);
                 // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
                 let passes = instruction.is_jcc_short_or_near()
                     && instruction.op0_kind() == iced_x86::OpKind::NearBranch64;
                 let ends = ends_block(&instruction, CodeSize::Bits64) && !passes;
-                each(Some(instruction), op) && !ends && left > 0
+                each(Some(instruction), own, op) && !ends && left > 0
             }
-            Decoded::Bad(op) => each(None, op),
+            Decoded::Bad(op) => each(None, &[], op),
             Decoded::Truncated => false,
         }
     });

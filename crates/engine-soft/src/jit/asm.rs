@@ -122,7 +122,7 @@ impl Assembler {
 
     /// The low `length` bytes of a number, lowest first.
     #[inline(always)]
-    fn put(&mut self, bytes: u128, length: usize) {
+    pub(super) fn put(&mut self, bytes: u128, length: usize) {
         let end = self.code.len() + length;
         // All of them at once: what is too much is written over, or never looked at.
         self.code.extend_from_slice(&bytes.to_le_bytes());

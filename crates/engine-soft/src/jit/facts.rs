@@ -8,6 +8,7 @@ use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Op
 
 use super::flags::{self, Effect};
 use super::native::{Host, Kind, kind};
+use super::rewrite::Roles;
 use crate::interp::op::register_number;
 use crate::vector::pass::Passed;
 
@@ -29,6 +30,8 @@ pub(super) struct Facts {
     written: u8,
     /// Operands that are general-purpose registers, one bit each.
     general: u8,
+    /// Where in the bytes its operands are, if they can be put in place there.
+    pub(super) roles: Option<Roles>,
     /// General-purpose registers that may change without being operands, one bit each.
     pub(super) implied: u16,
 }
@@ -44,6 +47,7 @@ impl Facts {
         stores: false,
         written: 0,
         general: 0,
+        roles: None,
         implied: 0,
     };
 
@@ -85,6 +89,7 @@ impl Facts {
             stores,
             written,
             general,
+            roles: Roles::of(instruction),
             implied,
         }
     }
@@ -148,7 +153,7 @@ impl Forms {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use iced_x86::{Decoder, DecoderOptions};
 
     use super::*;
@@ -167,7 +172,7 @@ mod tests {
     }
 
     /// Bytes that look random, with the opcodes of all maps, and prefixes now and then.
-    fn bytes(seed: u64) -> [u8; 15] {
+    pub(in super::super) fn bytes(seed: u64) -> [u8; 15] {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut next = || {
             state ^= state << 13;

@@ -35,6 +35,7 @@ mod native;
 mod operand;
 mod region;
 mod registers;
+mod rewrite;
 #[cfg(test)]
 pub(crate) mod seeded;
 mod single;

@@ -6,6 +6,7 @@ use super::asm::{Imm, Mem, Reg, Two, at, cc};
 use super::cold::Cold;
 use super::emit::Emitter;
 use super::registers::{A, B, C, Home, home, sized};
+use super::rewrite::{Registers, rewrite};
 use super::state::field;
 use super::stubs::data_entry;
 use crate::interp::op::{Op, RIP, ZERO, register_number};
@@ -127,21 +128,19 @@ impl Emitter<'_> {
     /// The same instruction, its operands put in place. `alignment` is what the operand in memory must have.
     pub(super) fn place(&mut self, i: usize, alignment: u8) -> Option<()> {
         let (step, _) = self.at(i);
-        let (effect, wanted, facts, mut instruction) =
-            (step.effect, step.wanted, step.facts, step.instruction);
+        let (effect, wanted, facts) = (step.effect, step.wanted, step.facts);
         let (memory, size) = (facts.memory.is_some(), facts.size.into());
         let (mut miss, mut check) = (None, None);
+        let mut displacement = 0;
         if let (true, Some(group)) = (memory, self.group) {
-            place_memory(&mut instruction, group.offset(self.at(i).1.displacement));
-        } else if let (true, Some(displacement)) = (memory, self.on_stack(i, alignment)) {
+            displacement = group.offset(self.at(i).1.displacement);
+        } else if let (true, Some(distance)) = (memory, self.on_stack(i, alignment)) {
             self.keep_flags(i);
-            check = Some(self.check_stack(displacement, facts.size.into()));
-            place_memory(&mut instruction, 0);
+            check = Some(self.check_stack(distance, facts.size.into()));
         } else if memory {
             self.keep_flags(i);
             self.address(i)?;
             miss = Some(self.check(size, alignment, facts.stores));
-            place_memory(&mut instruction, 0);
         }
         let mut free: &[Reg] = if memory || self.group.is_some() { &[B, C] } else { &[A, B, C] };
         if effect.needs_flags(wanted) {
@@ -149,9 +148,13 @@ impl Emitter<'_> {
         }
         let mut placed: [(u8, Reg, bool); 3] = [(0, A, false); 3];
         let mut count = 0;
+        let mut registers = Registers::default();
+        let mut plain = true;
         for n in facts.general() {
-            let register = instruction.op_register(n);
-            let Some(number) = guest_register(register) else { continue };
+            let Some(number) = guest_register(self.at(i).0.instruction.op_register(n)) else {
+                plain = false;
+                continue;
+            };
             let reg = match home(number) {
                 Home::Host(reg) => reg,
                 Home::Slot => {
@@ -168,12 +171,13 @@ impl Emitter<'_> {
                     }
                 }
             };
-            instruction.set_op_register(n, sized(reg, register.size()));
+            registers.set(n, reg);
         }
         for &(number, reg, _) in &placed[..count] {
             self.a.rm(Two::Load, reg, field::register(number));
         }
-        self.encode(&instruction)?;
+        let memory = memory.then_some((A, displacement));
+        self.copy_placed(i, &registers, memory, plain)?;
         for &(number, reg, write) in &placed[..count] {
             if write {
                 self.a.rm(Two::Store, reg, field::register(number));
@@ -185,6 +189,32 @@ impl Emitter<'_> {
             self.slow(i, miss);
         }
         Some(())
+    }
+
+    /// The instruction of step `i` with registers and its memory operand put in place. `plain`: it names none of AH to BH.
+    fn copy_placed(
+        &mut self,
+        i: usize,
+        registers: &Registers,
+        memory: Option<(Reg, i32)>,
+        plain: bool,
+    ) -> Option<()> {
+        let step = &self.source.steps[i];
+        if let Some(roles) = &step.facts.roles
+            && plain
+            && let Some((bytes, length)) = rewrite(step.bytes(), roles, registers, memory)
+        {
+            self.a.put(bytes, length);
+            return Some(());
+        }
+        let mut instruction = step.instruction;
+        for (n, reg) in registers.iter() {
+            instruction.set_op_register(n, sized(reg, instruction.op_register(n).size()));
+        }
+        if let Some((_, displacement)) = memory {
+            place_memory(&mut instruction, displacement);
+        }
+        self.encode(&instruction)
     }
 
     /// The displacement of a memory operand that is one from the stack pointer alone.

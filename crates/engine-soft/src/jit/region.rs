@@ -25,6 +25,9 @@ use crate::interp::op::{Handler, Op, RIP, register_number};
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) instruction: Instruction,
+    bytes: [u8; 15],
+    /// How many of these there are; see [`Step::bytes`].
+    own: u8,
     /// What is known of its form.
     pub(super) facts: Facts,
     pub(super) kind: Kind,
@@ -52,6 +55,7 @@ impl Step {
     /// An instruction that ends at `next`.
     fn new(
         instruction: Option<Instruction>,
+        own: &[u8],
         op: Op,
         next: u32,
         forms: &mut Forms,
@@ -70,8 +74,14 @@ impl Step {
             effect.reads = flags::ALL;
         }
         let (changes, slots) = registers(&instruction, &facts);
+        let mut bytes = [0; 15];
+        if let Some(room) = bytes.get_mut(..own.len()) {
+            room.copy_from_slice(own);
+        }
         Self {
             instruction,
+            bytes,
+            own: own.len() as u8,
             facts,
             kind: facts.kind,
             op,
@@ -85,6 +95,11 @@ impl Step {
             unit: 0,
             behind: 0,
         }
+    }
+
+    /// Its bytes, if the host takes them for the same; none otherwise.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.own).min(15)]
     }
 
     /// Offset of the instruction in the page.
@@ -285,9 +300,9 @@ impl Source {
         let start = GuestAddress(self.address.page().0 + u64::from(offset));
         let most = with.options.region - self.steps.len();
         let mut next = offset;
-        decode_run(cpu, start, most, |instruction, op| {
+        decode_run(cpu, start, most, |instruction, own, op| {
             next += u32::from(op.length);
-            let step = Step::new(instruction, op, next, with.forms, with.options);
+            let step = Step::new(instruction, own, op, next, with.forms, with.options);
             let target = u32::try_from(step.target()).ok().filter(|&target| target < 0x1000);
             match (step.kind, target) {
                 (Kind::Branch, Some(target)) if (with.seen)(target) == Seen::Executed => {
@@ -315,7 +330,7 @@ impl Source {
         let offset = self.address.page_offset();
         let (instruction, op, second) = decode_straddling(cpu, linear, self.address)?;
         let next = offset as u32 + u32::from(op.length);
-        let mut step = Step::new(Some(instruction), op, next, forms, options);
+        let mut step = Step::new(Some(instruction), &[], op, next, forms, options);
         step.last = true;
         self.push(step);
         self.second = Some(second.page());
