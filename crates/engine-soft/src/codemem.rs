@@ -84,6 +84,17 @@ impl CodeMemory {
         unsafe { self.executable.add(offset) }
     }
 
+    /// Asks for host memory for `length` bytes from `offset`, both multiples of a page's size, all at once: page by page, as
+    /// they are first touched, it costs several times as much. Nothing is lost if the host does not know how.
+    pub(crate) fn populate(&self, offset: usize, length: usize) {
+        assert!(offset <= self.size && length <= self.size - offset);
+        // SAFETY: within our own mappings, whose bytes this leaves as they are.
+        unsafe {
+            libc::madvise(self.writable.add(offset).as_ptr().cast(), length, libc::MADV_POPULATE_WRITE);
+            libc::madvise(self.executable.add(offset).as_ptr().cast(), length, libc::MADV_POPULATE_READ);
+        }
+    }
+
     /// A copy of the code at `offset`.
     pub(crate) fn read(&self, offset: usize, length: usize) -> Vec<u8> {
         assert!(offset <= self.size && length <= self.size - offset);

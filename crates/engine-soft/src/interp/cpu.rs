@@ -10,6 +10,7 @@ use ringfence_x86::segment::{DescriptorTable, Segment, attribute};
 use ringfence_x86::{Cr0, Cr4, Efer, Rflags, SegmentRegister};
 
 use super::features::Features;
+use super::handlers::Handlers;
 use super::msrs::Msrs;
 use super::op::RIP;
 use super::system::System;
@@ -131,6 +132,8 @@ pub struct Cpu {
     pub cpuid: Arc<CpuidTable>,
     /// What the CPU model offers.
     pub features: Arc<Features>,
+    /// Handlers of forms that have been decoded.
+    pub(super) handlers: Handlers,
     /// The local APIC.
     pub apic: Option<LocalApic>,
     /// Who listens to what goes on between vCPU and local APIC, or stands in for it.
@@ -230,6 +233,7 @@ impl Cpu {
             vector: Box::new(vector),
             cpuid,
             features,
+            handlers: Handlers::default(),
             apic: None,
             apic_tap: None,
             tracker: None,

@@ -6,8 +6,8 @@ use ringfence_x86::Exception;
 
 use super::block::{Block, BlockKey};
 use super::cpu::{CodeSize, Cpu};
-use super::op::{Handler, Op};
-use super::{integer, system};
+use super::op::Op;
+use super::system;
 use crate::code::GRANULE;
 use crate::mmu::tlb::Page;
 use crate::mmu::walk::{Access, Rights, translate};
@@ -163,6 +163,15 @@ fn walk(cpu: &mut Cpu, address: GuestAddress, mut each: impl FnMut(&mut Cpu, Dec
     }
 }
 
+/// The first bytes, filled up with zeros.
+fn first(bytes: &[u8]) -> [u8; MAX_LENGTH] {
+    bytes.first_chunk().copied().unwrap_or_else(|| {
+        let mut first = [0; MAX_LENGTH];
+        first[..bytes.len()].copy_from_slice(bytes);
+        first
+    })
+}
+
 /// Decodes up to `most` instructions from `address` to the end of the page, past conditional branches, and hands each to
 /// `each`, which tells whether to go on, with its bytes, if the host takes them for the same, and with the operation that it
 /// becomes; an operation without an instruction raises an exception and is the last.
@@ -170,7 +179,7 @@ pub fn decode_run(
     cpu: &mut Cpu,
     address: GuestAddress,
     most: usize,
-    mut each: impl FnMut(Option<Instruction>, &[u8], Op) -> bool,
+    mut each: impl FnMut(Option<Instruction>, Option<[u8; MAX_LENGTH]>, Op) -> bool,
 ) {
     let mut left = most;
     walk(cpu, address, |cpu, decoded, bytes| {
@@ -179,7 +188,7 @@ pub fn decode_run(
             Decoded::Instruction(mut instruction) => {
                 let code = instruction.code();
                 cpu.features.disguise(&mut instruction, bytes);
-                let own = if instruction.code() == code { &bytes[..instruction.len()] } else { &[] };
+                let own = (instruction.code() == code).then(|| first(bytes));
                 let op = lower_disguised(cpu, &instruction, bytes);
                 // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
                 let passes = instruction.is_jcc_short_or_near()
@@ -187,7 +196,7 @@ pub fn decode_run(
                 let ends = ends_block(&instruction, CodeSize::Bits64) && !passes;
                 each(Some(instruction), own, op) && !ends && left > 0
             }
-            Decoded::Bad(op) => each(None, &[], op),
+            Decoded::Bad(op) => each(None, None, op),
             Decoded::Truncated => false,
         }
     });
@@ -300,9 +309,6 @@ pub fn undefined(_: &mut Cpu, _: &Op) -> Result<(), Exception> {
     Err(Exception::UD)
 }
 
-/// Every family of instructions, in the order in which they are asked.
-const FAMILIES: [fn(&Instruction) -> Option<Handler>; 2] = [integer::handler, system::handler];
-
 /// Turns an instruction, decoded from `bytes`, into an operation.
 fn lower(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op {
     let mut instruction = *instruction;
@@ -318,7 +324,8 @@ fn lower_disguised(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op
     if let Some(op) = vector::ops::lower(cpu, instruction, bytes) {
         return op;
     }
-    let handler = FAMILIES.iter().find_map(|family| family(instruction)).unwrap_or(undefined);
+    let integer = cpu.handlers.integer(instruction);
+    let handler = integer.or_else(|| system::handler(instruction)).unwrap_or(undefined);
     Op::new(instruction, handler)
 }
 

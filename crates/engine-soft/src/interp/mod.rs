@@ -13,7 +13,7 @@
 //!   `cpu.leave_block`; [`decode::ends_block`] lists instructions that always end their block.
 //!
 //! Families of instructions are one module each, with a `handler(&Instruction) -> Option<Handler>` that
-//! [`decode`] asks in turn.
+//! [`decode`] asks in turn; for integer instructions once for each form ([`handlers`]).
 
 pub mod access;
 pub mod block;
@@ -22,6 +22,7 @@ pub mod cpu;
 pub mod decode;
 pub mod event;
 pub mod features;
+pub(crate) mod handlers;
 pub mod integer;
 pub(crate) mod msrs;
 pub mod op;

@@ -104,46 +104,57 @@ impl Op {
         op
     }
 
+    #[inline(always)]
     fn add_operand(&mut self, instruction: &Instruction, i: u32) {
-        use OpKind::{FarBranch16, FarBranch32, NearBranch16, NearBranch32, NearBranch64};
-        match instruction.op_kind(i) {
-            OpKind::Register => {
+        use OpKind as K;
+        let kind = instruction.op_kind(i);
+        match kind {
+            K::Register => {
                 let number = register_number(instruction.op_register(i));
                 match i {
                     0 => self.dst = number,
                     1 => self.src = number,
-                    2 if !matches!(instruction.op_kind(1), OpKind::Register) => self.src = number,
+                    2 if !matches!(instruction.op_kind(1), K::Register) => self.src = number,
                     _ => self.third = number,
                 }
             }
-            OpKind::Memory => self.add_memory(instruction),
-            NearBranch16 | NearBranch32 | NearBranch64 => {
+            K::Memory => self.add_memory(instruction),
+            K::NearBranch16 | K::NearBranch32 | K::NearBranch64 => {
                 self.immediate = instruction.near_branch_target().wrapping_sub(instruction.next_ip());
             }
-            FarBranch16 | FarBranch32 => {
-                self.immediate = u64::from(if instruction.op_kind(i) == FarBranch16 {
+            K::FarBranch16 | K::FarBranch32 => {
+                self.immediate = u64::from(if kind == K::FarBranch16 {
                     u32::from(instruction.far_branch16())
                 } else {
                     instruction.far_branch32()
                 });
                 self.aux = u32::from(instruction.far_branch_selector());
             }
-            OpKind::Immediate8_2nd => self.aux = u32::from(instruction.immediate8_2nd()),
-            kind if is_immediate(kind) => self.immediate = instruction.immediate(i),
-            // String operands: the segment of the source can be overridden.
-            OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI => {
-                self.segment = segment_number(instruction);
-            }
-            OpKind::MemorySegDI | OpKind::MemorySegEDI | OpKind::MemorySegRDI => {
-                self.segment = segment_number(instruction);
-            }
-            _ => {}
+            K::Immediate8_2nd => self.aux = u32::from(instruction.immediate8_2nd()),
+            K::Immediate8
+            | K::Immediate16
+            | K::Immediate32
+            | K::Immediate64
+            | K::Immediate8to16
+            | K::Immediate8to32
+            | K::Immediate8to64
+            | K::Immediate32to64 => self.immediate = instruction.immediate(i),
+            _ => self.add_string_operand(instruction, kind),
         }
-        self.set_string_address_size(instruction.op_kind(i));
     }
 
-    fn set_string_address_size(&mut self, kind: OpKind) {
+    /// String operands: the segment of the source can be overridden.
+    fn add_string_operand(&mut self, instruction: &Instruction, kind: OpKind) {
         use OpKind as K;
+        match kind {
+            K::MemorySegSI
+            | K::MemorySegESI
+            | K::MemorySegRSI
+            | K::MemorySegDI
+            | K::MemorySegEDI
+            | K::MemorySegRDI => self.segment = segment_number(instruction),
+            _ => {}
+        }
         match kind {
             K::MemorySegSI | K::MemorySegDI | K::MemoryESDI => self.address_mask = 0xffff,
             K::MemorySegESI | K::MemorySegEDI | K::MemoryESEDI => self.address_mask = 0xffff_ffff,
@@ -194,27 +205,18 @@ impl Op {
 /// The segment of the memory operand. 64-bit mode ignores overrides other than FS and GS (SDM 1 3.4.2.1), also where it
 /// comes to choosing between #GP and #SS.
 fn segment_number(instruction: &Instruction) -> u8 {
-    let segment = instruction.memory_segment();
-    if instruction.code_size() != CodeSize::Code64 || matches!(segment, Register::FS | Register::GS) {
-        return register_number(segment);
+    if instruction.code_size() != CodeSize::Code64 {
+        return register_number(instruction.memory_segment());
     }
-    let stack = matches!(instruction.memory_base().full_register(), Register::RSP | Register::RBP);
-    register_number(if stack { Register::SS } else { Register::DS })
-}
-
-fn is_immediate(kind: OpKind) -> bool {
-    use OpKind as K;
-    matches!(
-        kind,
-        K::Immediate8
-            | K::Immediate16
-            | K::Immediate32
-            | K::Immediate64
-            | K::Immediate8to16
-            | K::Immediate8to32
-            | K::Immediate8to64
-            | K::Immediate32to64
-    )
+    let segment = match instruction.segment_prefix() {
+        Register::FS => SegmentRegister::Fs,
+        Register::GS => SegmentRegister::Gs,
+        _ => match instruction.memory_base() {
+            Register::RSP | Register::ESP | Register::RBP | Register::EBP => SegmentRegister::Ss,
+            _ => SegmentRegister::Ds,
+        },
+    };
+    segment as u8
 }
 
 /// The condition code in the encoding of Jcc, SETcc and CMOVcc (SDM 2D B.1.4.7); 0 for other instructions.

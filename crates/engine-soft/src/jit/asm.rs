@@ -103,7 +103,10 @@ const fn escaped(opcode: u8) -> u16 {
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
     pub(super) code: Vec<u8>,
-    /// Branches: where their displacements are, and their targets. Targets before the buffer are outside it.
+    /// Where the second part starts, once it has been begun: it will be moved away from the first.
+    split: Option<usize>,
+    /// Branches from one part to the other: where their displacements are, and their targets. Targets before the buffer are
+    /// outside it, and stay where they are, as the first part does.
     branches: Vec<(usize, i64)>,
     /// The host has RORX.
     bmi2: bool,
@@ -426,7 +429,11 @@ impl Assembler {
 
     /// Makes the branch whose displacement is at `site` go to `target`, which may lie outside the buffer.
     pub(super) fn patch(&mut self, site: usize, target: i64) {
-        self.branches.push((site, target));
+        if let Some(split) = self.split
+            && (site < split) != (target < split as i64)
+        {
+            self.branches.push((site, target));
+        }
         self.displace(site, target - (site as i64 + 4));
     }
 
@@ -436,13 +443,19 @@ impl Assembler {
 
     /// An empty buffer with room.
     pub(super) fn with_capacity(bytes: usize) -> Self {
-        Self { code: Vec::with_capacity(bytes), branches: Vec::new(), bmi2: is_x86_feature_detected!("bmi2") }
+        Self {
+            code: Vec::with_capacity(bytes),
+            split: None,
+            branches: Vec::new(),
+            bmi2: is_x86_feature_detected!("bmi2"),
+        }
     }
 
     /// Drops everything.
     pub(super) fn clear(&mut self) {
         self.code.clear();
         self.branches.clear();
+        self.split = None;
     }
 
     /// Drops what was emitted behind `length` bytes.
@@ -453,14 +466,22 @@ impl Assembler {
         }
     }
 
-    /// Makes branches right for code whose part from `split` on lies `moved` bytes behind where it was.
-    pub(super) fn part(&mut self, split: usize, moved: i64) {
-        let place = |at: i64| if at >= split as i64 { at + moved } else { at };
+    /// Begins the second part.
+    pub(super) fn begin_part(&mut self) {
+        self.split = Some(self.here());
+    }
+
+    /// Makes branches right for code whose second part lies `moved` bytes behind where it was.
+    pub(super) fn move_part(&mut self, moved: i64) {
         for &(site, target) in &self.branches {
-            let distance = (place(target) - (place(site as i64) + 4)) as i32;
-            self.code[site..site + 4].copy_from_slice(&distance.to_le_bytes());
+            let distance = target - (site as i64 + 4);
+            // It is the branch that moves, or what it leads to.
+            let back = self.split.is_some_and(|split| site >= split);
+            let distance = if back { distance - moved } else { distance + moved };
+            self.code[site..site + 4].copy_from_slice(&(distance as i32).to_le_bytes());
         }
         self.branches.clear();
+        self.split = None;
     }
 
     /// `jcc target`, which is there already.

@@ -3,6 +3,7 @@
 use ringfence_memory::GuestAddress;
 
 use super::emit::{Output, Place, emit};
+use super::flags::Set;
 use super::helper::Site;
 use super::links::NewLink;
 use super::region::Source;
@@ -14,6 +15,8 @@ use crate::hash::AddressMap;
 /// Index of a region; valid until the cache is flushed.
 pub(super) type RegionId = u32;
 
+/// Bytes of host memory asked for at a time. A region may be longer: what is missing comes as it is touched.
+const STEP: usize = 256 << 10;
 /// Regions start on such a boundary.
 const ALIGN: usize = 16;
 
@@ -67,7 +70,7 @@ impl Default for Page {
 pub(super) struct Entry {
     region: RegionId,
     /// Flags wanted there, if that is known.
-    pub(super) wanted: u8,
+    pub(super) wanted: Set,
     /// Offset in the arena.
     code: usize,
 }
@@ -103,6 +106,8 @@ pub(super) struct Cache {
     /// Code is below, what is rarely executed from `rare` on.
     used: usize,
     rare: usize,
+    /// Below the first and from the second on, there is host memory.
+    populated: (usize, usize),
     pub(super) stubs: Stubs,
     /// What was emitted last, for its memory.
     output: Option<Output>,
@@ -136,6 +141,7 @@ impl Cache {
             memory,
             used: stubs.length.next_multiple_of(ALIGN),
             rare,
+            populated: (0, rare),
             stubs,
             output: None,
             regions: Vec::new(),
@@ -229,9 +235,10 @@ impl Cache {
 
     /// Puts a region's code, for which there is room, in its place.
     fn add(&mut self, source: &Source, output: &mut Output) -> Entry {
-        let (split, cells, interpreted) = (output.split, output.cells, output.interpreted);
+        let Output { split, cells, interpreted, .. } = *output;
         let code = output.code();
         let start = self.used;
+        self.populate(start + split, self.rare - (output.code().len() - split));
         let (often, rarely) = code.split_at(split);
         self.rare -= rarely.len();
         self.memory.write(start, often);
@@ -247,7 +254,7 @@ impl Cache {
         self.sizes.host_bytes += code.len() as u64;
         self.sizes.rare_bytes += rarely.len() as u64;
         let (id, address) = (self.regions.len() as RegionId, source.address);
-        let first = Entry { region: id, wanted: source.wanted_before(0) as u8, code: start };
+        let first = Entry { region: id, wanted: source.wanted_before(0), code: start };
         let page = self.by_page.entry(address.page()).or_default();
         page.regions.push(id);
         page.set(address.page_offset(), true);
@@ -258,7 +265,7 @@ impl Cache {
         let others = if source.second.is_none() { &output.entries[..] } else { &[] };
         for &(step, code) in others {
             let at = GuestAddress(address.page().0 + u64::from(source.steps[step].start()));
-            let wanted = source.wanted_before(step) as u8;
+            let wanted = source.wanted_before(step);
             self.by_address.entry(at).or_insert(Entry { region: id, wanted, code });
             page.set(at.page_offset(), true);
             all.push((at, code));
@@ -292,6 +299,21 @@ impl Cache {
             }
         }
         first
+    }
+
+    /// Sees to host memory below one offset and from another on.
+    fn populate(&mut self, below: usize, from: usize) {
+        let (low, high) = self.populated;
+        if below > low {
+            let length = STEP.min(high.saturating_sub(low));
+            self.memory.populate(low, length);
+            self.populated.0 = low + length;
+        }
+        if from < high {
+            let length = STEP.min(high.saturating_sub(self.populated.0));
+            self.memory.populate(high - length, length);
+            self.populated.1 = high - length;
+        }
     }
 
     /// Where the next region goes.

@@ -201,6 +201,7 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place, old: Output) ->
     }
     e.emit_sides();
     let split = e.a.here();
+    e.a.begin_part();
     e.emit_cold();
     for &(site, step) in &e.forward {
         if let Some(at) = e.labels[step] {
@@ -209,7 +210,7 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place, old: Output) ->
     }
     let rare = e.a.here() - split;
     let place_of_rare = place.end - rare;
-    e.a.part(split, place_of_rare as i64 - (place.base + split) as i64);
+    e.a.move_part(place_of_rare as i64 - (place.base + split) as i64);
     let in_place = |at: usize| if at < split { place.base + at } else { place_of_rare + (at - split) };
     for link in &mut e.links {
         link.put(in_place);

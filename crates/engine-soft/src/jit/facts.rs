@@ -89,7 +89,7 @@ impl Facts {
             stores,
             written,
             general,
-            roles: Roles::of(instruction),
+            roles: if matches!(kind, Kind::Same | Kind::Vector) { Roles::of(instruction) } else { None },
             implied,
         }
     }
@@ -153,10 +153,11 @@ impl Forms {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use iced_x86::{Decoder, DecoderOptions};
 
     use super::*;
+    use crate::interp::handlers::tests::bytes;
 
     /// What the library says of one instruction: registers that it may change, and whether it may store.
     fn told(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> (u16, bool) {
@@ -169,32 +170,6 @@ pub(super) mod tests {
         let memory = (0..instruction.op_count()).filter(|&n| instruction.op_kind(n) == OpKind::Memory);
         let stores = { memory }.any(|n| writes(info.op_access(n)));
         (changes, stores || instruction.mnemonic() == Mnemonic::Xchg)
-    }
-
-    /// Bytes that look random, with the opcodes of all maps, and prefixes now and then.
-    pub(in super::super) fn bytes(seed: u64) -> [u8; 15] {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 24) as u8
-        };
-        let mut bytes: [u8; 15] = std::array::from_fn(|_| next());
-        let mut at = 0;
-        for (prefix, one_in) in [(0x66, 4), (0xf3, 8), (0xf2, 8), (0x40, 2)] {
-            if next() % one_in == 0 {
-                bytes[at] = if prefix == 0x40 { 0x40 | next() & 15 } else { prefix };
-                at += 1;
-            }
-        }
-        match next() % 8 {
-            0..3 => bytes[at] = 0x0f,
-            3 => bytes[at..at + 2].copy_from_slice(&[0x0f, 0x38]),
-            4 => bytes[at..at + 2].copy_from_slice(&[0xc4, 0xe1 + next() % 3]),
-            _ => {}
-        }
-        bytes
     }
 
     #[test]

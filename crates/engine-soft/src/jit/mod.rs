@@ -353,7 +353,7 @@ impl Jit {
             let target = GuestAddress(page.0 + u64::from(offset));
             let translated = known.is_some_and(|known| known.has(offset));
             if let Some(entry) = translated.then(|| cache.find(target)).flatten() {
-                Seen::Translated(entry.wanted.into())
+                Seen::Translated(entry.wanted)
             } else if executed(counts, target) {
                 Seen::Executed
             } else {

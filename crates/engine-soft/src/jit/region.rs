@@ -25,9 +25,8 @@ use crate::interp::op::{Handler, Op, RIP, register_number};
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) instruction: Instruction,
-    bytes: [u8; 15],
-    /// How many of these there are; see [`Step::bytes`].
-    own: u8,
+    /// Its bytes and what follows, if the host takes them for the same; see [`Step::bytes`].
+    own: Option<[u8; 15]>,
     /// What is known of its form.
     pub(super) facts: Facts,
     pub(super) kind: Kind,
@@ -55,7 +54,7 @@ impl Step {
     /// An instruction that ends at `next`.
     fn new(
         instruction: Option<Instruction>,
-        own: &[u8],
+        own: Option<[u8; 15]>,
         op: Op,
         next: u32,
         forms: &mut Forms,
@@ -74,14 +73,9 @@ impl Step {
             effect.reads = flags::ALL;
         }
         let (changes, slots) = registers(&instruction, &facts);
-        let mut bytes = [0; 15];
-        if let Some(room) = bytes.get_mut(..own.len()) {
-            room.copy_from_slice(own);
-        }
         Self {
             instruction,
-            bytes,
-            own: own.len() as u8,
+            own,
             facts,
             kind: facts.kind,
             op,
@@ -99,7 +93,7 @@ impl Step {
 
     /// Its bytes, if the host takes them for the same; none otherwise.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.own).min(15)]
+        self.own.as_ref().map_or(&[], |bytes| &bytes[..usize::from(self.op.length).min(15)])
     }
 
     /// Offset of the instruction in the page.
@@ -160,7 +154,7 @@ impl Place {
 
     /// A branch leads there, out of the region, and these flags are wanted.
     fn outside(wanted: Set) -> Self {
-        Self(Self::OUTSIDE | wanted as u16)
+        Self(Self::OUTSIDE | u16::from(wanted))
     }
 
     fn as_step(self) -> Option<usize> {
@@ -169,7 +163,7 @@ impl Place {
 
     /// The flags wanted there if it is outside.
     fn wanted(self) -> Set {
-        if self == Self::NOTHING { flags::ALL } else { Set::from(self.0 & !Self::OUTSIDE) }
+        if self == Self::NOTHING { flags::ALL } else { (self.0 & !Self::OUTSIDE) as Set }
     }
 }
 
@@ -330,7 +324,7 @@ impl Source {
         let offset = self.address.page_offset();
         let (instruction, op, second) = decode_straddling(cpu, linear, self.address)?;
         let next = offset as u32 + u32::from(op.length);
-        let mut step = Step::new(Some(instruction), &[], op, next, forms, options);
+        let mut step = Step::new(Some(instruction), None, op, next, forms, options);
         step.last = true;
         self.push(step);
         self.second = Some(second.page());

@@ -3,9 +3,13 @@
 //! Prefixes, opcode and immediate stay as they are (SDM 2A 2.1 to 2.3; VEX: 2.3.5). What this does not know is encoded anew by the
 //! decoder's library.
 
-use iced_x86::{EncodingKind, Instruction, OpCodeOperandKind as K};
+use std::cmp::Ordering;
+
+use iced_x86::{Encoder, EncodingKind, Instruction, OpKind, Register};
 
 use super::asm::Reg;
+use super::operand::place_memory;
+use super::registers::sized;
 
 /// No operand.
 const NONE: u8 = 7;
@@ -46,37 +50,70 @@ impl Registers {
 }
 
 impl Roles {
-    /// Those of an instruction's form; `None` for those that are encoded anew.
+    /// Those of an instruction's form, found by looking at what becomes of the bytes when an operand is another register; `None` if
+    /// such instructions are to be encoded anew.
     pub(super) fn of(instruction: &Instruction) -> Option<Self> {
-        let table = instruction.op_code();
-        if !matches!(table.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+        if !matches!(instruction.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
             return None;
         }
-        let modrm = table.is_group();
+        let kinds = || (0..instruction.op_count()).map(|n| instruction.op_kind(n));
+        let modrm = kinds().any(|kind| kind == OpKind::Memory);
         let mut roles = Self { reg: NONE, rm: NONE, opcode: NONE, vvvv: NONE, modrm };
-        for n in 0..table.op_count() {
-            let operand = n as u8;
-            match table.op_kind(n) {
-                K::r8_reg | K::r16_reg | K::r32_reg | K::r64_reg => {
-                    (roles.reg, roles.modrm) = (operand, true);
-                }
-                K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem => {
-                    (roles.rm, roles.modrm) = (operand, true);
-                }
-                K::r16_rm | K::r32_rm | K::r64_rm => (roles.rm, roles.modrm) = (operand, true),
-                K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode => roles.opcode = operand,
-                K::r32_vvvv | K::r64_vvvv => roles.vvvv = operand,
-                K::mem | K::xmm_or_mem | K::ymm_or_mem => roles.modrm = true,
-                K::xmm_reg | K::xmm_rm | K::ymm_reg | K::ymm_rm => roles.modrm = true,
-                K::xmm_vvvv | K::xmm_is4 | K::xmm_is5 | K::ymm_vvvv | K::ymm_is4 | K::ymm_is5 => {}
-                // Those that have the same number in translated code.
-                K::al | K::cl | K::ax | K::eax | K::rax => {}
-                K::imm8 | K::imm8_const_1 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 => {}
-                K::imm16 | K::imm32 | K::imm32sex64 | K::imm64 => {}
+        let mut example = *instruction;
+        if modrm {
+            place_memory(&mut example, 0);
+        }
+        for n in 0..instruction.op_count() {
+            // AH to BH would forbid all that follows.
+            if matches!(example.op_register(n), Register::AH | Register::CH | Register::DH | Register::BH) {
+                example.set_op_register(n, Register::BL);
+            }
+        }
+        // An operand in memory that has no ModRM byte cannot be put anywhere else.
+        encoded(&example)?;
+        for (n, kind) in (0..).zip(kinds()) {
+            let register = instruction.op_register(n);
+            if kind != OpKind::Register || !register.is_gpr() {
+                continue;
+            }
+            let with = |reg| {
+                let mut example = example;
+                example.set_op_register(n, sized(reg, register.size()));
+                encoded(&example)
+            };
+            // An implied one stays what it is: it has the same number in translated code.
+            let (Some(one), Some(other)) = (with(Reg(9)), with(Reg(10))) else { continue };
+            let at = (0..one.len()).find(|&i| one[i] != other[i])?;
+            let opcode = opcode_at(&one);
+            // The numbers differ in their two low bits.
+            match (at.cmp(&opcode), one[at] ^ other[at]) {
+                (Ordering::Less, 0x18) => roles.vvvv = n as u8,
+                (Ordering::Equal, 3) => roles.opcode = n as u8,
+                (Ordering::Greater, 0x18) => (roles.reg, roles.modrm) = (n as u8, true),
+                (Ordering::Greater, 3) => (roles.rm, roles.modrm) = (n as u8, true),
                 _ => return None,
             }
         }
         Some(roles)
+    }
+}
+
+fn encoded(instruction: &Instruction) -> Option<Vec<u8>> {
+    let mut encoder = Encoder::new(64);
+    encoder.encode(instruction, 0).ok()?;
+    Some(encoder.take_buffer())
+}
+
+/// Where an instruction's opcode is, the last byte of it.
+fn opcode_at(bytes: &[u8]) -> usize {
+    let prefixes = bytes.iter().take_while(|&&byte| is_prefix(byte)).count();
+    match bytes[prefixes..] {
+        [0xc4, ..] => prefixes + 3,
+        [0xc5, ..] => prefixes + 2,
+        [0x40..0x50, 0x0f, 0x38 | 0x3a, ..] => prefixes + 3,
+        [0x40..0x50, 0x0f, ..] | [0x0f, 0x38 | 0x3a, ..] => prefixes + 2,
+        [0x40..0x50, ..] | [0x0f, ..] => prefixes + 1,
+        _ => prefixes,
     }
 }
 
@@ -232,13 +269,13 @@ pub(super) fn rewrite(
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions, Encoder, OpKind, Register};
+    use iced_x86::{Decoder, DecoderOptions};
 
-    use super::super::facts::tests::bytes;
+    use super::super::facts::Forms;
     use super::super::native::{Host, Kind, kind};
-    use super::super::operand::place_memory;
-    use super::super::registers::{A, sized};
+    use super::super::registers::A;
     use super::*;
+    use crate::interp::handlers::tests::bytes;
     use crate::interp::op::register_number;
 
     fn decode(bytes: &[u8]) -> Instruction {
@@ -248,6 +285,7 @@ mod tests {
     #[test]
     fn rewritten_instruction_is_what_the_library_encodes() {
         let host = Host::detect();
+        let mut forms = Forms::new(host);
         let mut done = [0; 2];
         for seed in 0..300_000_u64 {
             let bytes = bytes(seed);
@@ -255,7 +293,8 @@ mod tests {
             if !matches!(kind(&instruction, &host).0, Kind::Same | Kind::Vector) {
                 continue;
             }
-            let Some(roles) = Roles::of(&instruction) else { continue };
+            // As found from whichever instruction of the form came first.
+            let Some(roles) = forms.of(&instruction).roles else { continue };
             let memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
             let high = |n| register_number(instruction.op_register(n)) >= 16;
             let mut general = (0..instruction.op_count()).filter(|&n| {
@@ -286,11 +325,8 @@ mod tests {
             let Some((word, count)) = rewrite(&bytes[..length], &roles, &registers, operand) else {
                 continue;
             };
-            let mut encoder = Encoder::new(64);
-            if encoder.encode(&instruction, 0).is_err() {
-                continue;
-            }
-            let (ours, theirs) = (word.to_le_bytes(), encoder.take_buffer());
+            let Some(theirs) = encoded(&instruction) else { continue };
+            let ours = word.to_le_bytes();
             let (mut one, mut other) = (decode(&ours[..count]), decode(&theirs));
             assert_eq!(one.len(), count, "{:x?} became {:x?}", &bytes[..length], &ours[..count]);
             // Prefixes without a meaning may be missing in theirs.
