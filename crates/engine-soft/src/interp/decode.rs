@@ -163,23 +163,14 @@ fn walk(cpu: &mut Cpu, address: GuestAddress, mut each: impl FnMut(&mut Cpu, Dec
     }
 }
 
-/// The first bytes, filled up with zeros.
-fn first(bytes: &[u8]) -> [u8; MAX_LENGTH] {
-    bytes.first_chunk().copied().unwrap_or_else(|| {
-        let mut first = [0; MAX_LENGTH];
-        first[..bytes.len()].copy_from_slice(bytes);
-        first
-    })
-}
-
 /// Decodes up to `most` instructions from `address` to the end of the page, past conditional branches, and hands each to
-/// `each`, which tells whether to go on, with its bytes, if the host takes them for the same, and with the operation that it
+/// `each`, which tells whether to go on, with the bytes from its first one on, if the host takes them for the same, and with the operation that it
 /// becomes; an operation without an instruction raises an exception and is the last.
 pub fn decode_run(
     cpu: &mut Cpu,
     address: GuestAddress,
     most: usize,
-    mut each: impl FnMut(Option<Instruction>, Option<[u8; MAX_LENGTH]>, Op) -> bool,
+    mut each: impl FnMut(Option<&Instruction>, Option<&[u8]>, Op) -> bool,
 ) {
     let mut left = most;
     walk(cpu, address, |cpu, decoded, bytes| {
@@ -188,13 +179,13 @@ pub fn decode_run(
             Decoded::Instruction(mut instruction) => {
                 let code = instruction.code();
                 cpu.features.disguise(&mut instruction, bytes);
-                let own = (instruction.code() == code).then(|| first(bytes));
+                let own = (instruction.code() == code).then_some(bytes);
                 let op = lower_disguised(cpu, &instruction, bytes);
                 // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
                 let passes = instruction.is_jcc_short_or_near()
                     && instruction.op0_kind() == iced_x86::OpKind::NearBranch64;
                 let ends = ends_block(&instruction, CodeSize::Bits64) && !passes;
-                each(Some(instruction), own, op) && !ends && left > 0
+                each(Some(&instruction), own, op) && !ends && left > 0
             }
             Decoded::Bad(op) => each(None, None, op),
             Decoded::Truncated => false,

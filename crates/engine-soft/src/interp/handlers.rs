@@ -35,7 +35,10 @@ impl Handlers {
     /// As [`integer::handler`].
     #[inline]
     pub(super) fn integer(&mut self, instruction: &Instruction) -> Option<Handler> {
-        let memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
+        // Operands that there are not are none in memory, and a fourth never is.
+        let memory = instruction.op0_kind() == OpKind::Memory
+            || instruction.op1_kind() == OpKind::Memory
+            || instruction.op2_kind() == OpKind::Memory;
         let form = 2 * usize::from(memory) + usize::from(instruction.has_lock_prefix());
         let index = &mut self.index[4 * instruction.code() as usize + form];
         if *index == UNKNOWN {

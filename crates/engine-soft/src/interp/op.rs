@@ -98,27 +98,43 @@ impl Op {
         if instruction.has_repne_prefix() {
             op.prefixes |= prefix::REPNE;
         }
-        for i in 0..instruction.op_count().min(4) {
-            op.add_operand(instruction, i);
+        // No loop: each is at a place known to the compiler.
+        let count = instruction.op_count();
+        if count > 0 {
+            op.add_operand(instruction, 0, instruction.op0_kind(), instruction.op0_register());
+        }
+        if count > 1 {
+            op.add_operand(instruction, 1, instruction.op1_kind(), instruction.op1_register());
+        }
+        if count > 2 {
+            op.add_operand(instruction, 2, instruction.op2_kind(), instruction.op2_register());
+        }
+        if count > 3 {
+            op.add_operand(instruction, 3, instruction.op3_kind(), instruction.op3_register());
         }
         op
     }
 
     #[inline(always)]
-    fn add_operand(&mut self, instruction: &Instruction, i: u32) {
-        use OpKind as K;
-        let kind = instruction.op_kind(i);
-        match kind {
-            K::Register => {
-                let number = register_number(instruction.op_register(i));
-                match i {
-                    0 => self.dst = number,
-                    1 => self.src = number,
-                    2 if !matches!(instruction.op_kind(1), K::Register) => self.src = number,
-                    _ => self.third = number,
-                }
+    fn add_operand(&mut self, instruction: &Instruction, i: u32, kind: OpKind, register: Register) {
+        if kind == OpKind::Register {
+            let number = register_number(register);
+            match i {
+                0 => self.dst = number,
+                1 => self.src = number,
+                2 if instruction.op1_kind() != OpKind::Register => self.src = number,
+                _ => self.third = number,
             }
-            K::Memory => self.add_memory(instruction),
+        } else if kind == OpKind::Memory {
+            self.add_memory(instruction);
+        } else {
+            self.add_other(instruction, i, kind);
+        }
+    }
+
+    fn add_other(&mut self, instruction: &Instruction, i: u32, kind: OpKind) {
+        use OpKind as K;
+        match kind {
             K::NearBranch16 | K::NearBranch32 | K::NearBranch64 => {
                 self.immediate = instruction.near_branch_target().wrapping_sub(instruction.next_ip());
             }

@@ -142,7 +142,11 @@ impl Forms {
 
     /// What is known of an instruction's form.
     pub(super) fn of(&mut self, instruction: &Instruction) -> Facts {
-        let memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
+        // Operands that there are not are none in memory.
+        let memory = instruction.op0_kind() == OpKind::Memory
+            || instruction.op1_kind() == OpKind::Memory
+            || instruction.op2_kind() == OpKind::Memory
+            || instruction.op3_kind() == OpKind::Memory;
         let index = &mut self.index[2 * instruction.code() as usize + usize::from(memory)];
         if *index == UNKNOWN {
             *index = self.facts.len() as u16;

@@ -129,6 +129,16 @@ impl Emitter<'_> {
     pub(super) fn place(&mut self, i: usize, alignment: u8) -> Option<()> {
         let (step, _) = self.at(i);
         let (effect, wanted, facts) = (step.effect, step.wanted, step.facts);
+        if step.stays
+            && let Some((bytes, length)) = step.as_it_is()
+        {
+            if effect.needs_flags(wanted) {
+                self.restore_flags(if self.group.is_some() { B } else { A });
+            }
+            self.a.put(bytes, length);
+            self.flags_changed(i);
+            return Some(());
+        }
         let (memory, size) = (facts.memory.is_some(), facts.size.into());
         let (mut miss, mut check) = (None, None);
         let mut displacement = 0;

@@ -27,6 +27,8 @@ pub(super) struct Step {
     pub(super) instruction: Instruction,
     /// Its bytes and what follows, if the host takes them for the same; see [`Step::bytes`].
     own: Option<[u8; 15]>,
+    /// They are as they are to be in translated code, if nothing but operands must be put in place.
+    pub(super) stays: bool,
     /// What is known of its form.
     pub(super) facts: Facts,
     pub(super) kind: Kind,
@@ -53,8 +55,8 @@ pub(super) struct Step {
 impl Step {
     /// An instruction that ends at `next`.
     fn new(
-        instruction: Option<Instruction>,
-        own: Option<[u8; 15]>,
+        instruction: Option<&Instruction>,
+        own: Option<&[u8]>,
         op: Op,
         next: u32,
         forms: &mut Forms,
@@ -62,8 +64,11 @@ impl Step {
     ) -> Self {
         // Nothing is native that the interpreter does not know.
         let known = !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
-        let facts = instruction.filter(|_| known).map_or(Facts::INTERPRETED, |i| forms.of(&i));
-        let instruction = instruction.unwrap_or_default();
+        let facts = match instruction {
+            Some(instruction) if known => forms.of(instruction),
+            _ => Facts::INTERPRETED,
+        };
+        let instruction = instruction.copied().unwrap_or_default();
         let mut effect = match facts.kind {
             // Whatever it is, it finds the flags in the vCPU and leaves them there.
             Kind::Interpreted => Effect { reads: flags::ALL, changes: flags::ALL, kills: flags::ALL },
@@ -72,10 +77,12 @@ impl Step {
         if options.exact_flags && may_fault(&facts) {
             effect.reads = flags::ALL;
         }
-        let (changes, slots) = registers(&instruction, &facts);
+        let Used { changes, slots, moved } = used(&instruction, &facts);
+        let stays = !moved && facts.memory.is_none() && own.is_some();
         Self {
             instruction,
-            own,
+            own: own.map(first),
+            stays,
             facts,
             kind: facts.kind,
             op,
@@ -89,6 +96,14 @@ impl Step {
             unit: 0,
             behind: 0,
         }
+    }
+
+    /// Its bytes with others behind them, and how many are its own.
+    pub(super) fn as_it_is(&self) -> Option<(u128, usize)> {
+        let length = usize::from(self.op.length);
+        let mut bytes = [0; 16];
+        bytes[..15].copy_from_slice(&self.own?);
+        Some((u128::from_le_bytes(bytes), length))
     }
 
     /// Its bytes, if the host takes them for the same; none otherwise.
@@ -107,18 +122,39 @@ impl Step {
     }
 }
 
-/// The general-purpose registers that an instruction changes, and how many of its operands are such without a host register.
-fn registers(instruction: &Instruction, facts: &Facts) -> (u16, u8) {
-    let (mut changes, mut slots) = (facts.implied, 0);
+/// What an instruction does with general-purpose registers.
+struct Used {
+    /// Those that it changes, one bit each.
+    changes: u16,
+    /// Operands that have no host register. AH to BH count as such: with them, hardly anything can be encoded.
+    slots: u8,
+    /// An operand is not in the host register of the same name.
+    moved: bool,
+}
+
+fn used(instruction: &Instruction, facts: &Facts) -> Used {
+    let mut used = Used { changes: facts.implied, slots: 0, moved: false };
     for n in facts.general() {
-        let number = register_number(instruction.op_register(n).full_register());
+        let number = register_number(instruction.op_register(n));
         if facts.writes(n) {
-            changes |= 1 << number;
+            // AH to BH are 16 to 19.
+            used.changes |= 1 << (number % 16);
         }
-        // AH to BH count as such: with them, hardly anything can be encoded.
-        slots += u8::from(home(register_number(instruction.op_register(n)).min(15)) == Home::Slot);
+        match home(number.min(15)) {
+            Home::Slot => (used.slots, used.moved) = (used.slots + 1, true),
+            Home::Host(reg) => used.moved |= reg.0 != number,
+        }
     }
-    (changes, slots)
+    used
+}
+
+/// The first bytes, filled up with zeros.
+fn first(bytes: &[u8]) -> [u8; 15] {
+    bytes.first_chunk().copied().unwrap_or_else(|| {
+        let mut first = [0; 15];
+        first[..bytes.len()].copy_from_slice(bytes);
+        first
+    })
 }
 
 /// What is known of code.
@@ -324,7 +360,7 @@ impl Source {
         let offset = self.address.page_offset();
         let (instruction, op, second) = decode_straddling(cpu, linear, self.address)?;
         let next = offset as u32 + u32::from(op.length);
-        let mut step = Step::new(Some(instruction), None, op, next, forms, options);
+        let mut step = Step::new(Some(&instruction), None, op, next, forms, options);
         step.last = true;
         self.push(step);
         self.second = Some(second.page());
