@@ -429,12 +429,26 @@ impl Assembler {
 
     /// Makes the branch whose displacement is at `site` go to `target`, which may lie outside the buffer.
     pub(super) fn patch(&mut self, site: usize, target: i64) {
+        self.note(site, target);
+        self.displace(site, target - (site as i64 + 4));
+    }
+
+    #[inline(always)]
+    fn note(&mut self, site: usize, target: i64) {
         if let Some(split) = self.split
             && (site < split) != (target < split as i64)
         {
             self.branches.push((site, target));
         }
-        self.displace(site, target - (site as i64 + 4));
+    }
+
+    /// A branch of `length` opcode bytes to a target that is known.
+    #[inline(always)]
+    fn branch_to(&mut self, opcode: u16, length: usize, target: i64) {
+        let site = self.here() + length;
+        let distance = (target - (site as i64 + 4)) as u32;
+        self.put(u128::from(opcode) | u128::from(distance) << (8 * length), length + 4);
+        self.note(site, target);
     }
 
     fn displace(&mut self, site: usize, distance: i64) {
@@ -486,20 +500,17 @@ impl Assembler {
 
     /// `jcc target`, which is there already.
     pub(super) fn jcc_to(&mut self, condition: u8, target: i64) {
-        let site = self.jcc(condition);
-        self.patch(site, target);
+        self.branch_to(escaped(0x80 | condition), 2, target);
     }
 
     /// `jmp target`, likewise.
     pub(super) fn jmp_to(&mut self, target: i64) {
-        let site = self.jmp();
-        self.patch(site, target);
+        self.branch_to(0xe9, 1, target);
     }
 
     /// `call target`, likewise.
     pub(super) fn call_to(&mut self, target: i64) {
-        let site = self.call();
-        self.patch(site, target);
+        self.branch_to(0xe8, 1, target);
     }
 
     /// Makes the branch at `site` come here.

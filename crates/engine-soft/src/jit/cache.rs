@@ -2,10 +2,11 @@
 
 use ringfence_memory::GuestAddress;
 
-use super::emit::{Output, Place, emit};
+use super::emit::{Place, emit};
 use super::flags::Set;
 use super::helper::Site;
 use super::links::NewLink;
+use super::output::Output;
 use super::region::Source;
 use super::stubs::{self, CELLS, Cell, JUMP_BITS, Jump, NO_JUMP, Stubs, jump_index};
 use super::{LARGEST_CODE, SMALLEST_CODE};

@@ -16,9 +16,11 @@ use super::group::Group;
 use super::helper::Site;
 use super::links::NewLink;
 use super::native::Kind;
-use super::region::{Source, Step};
+use super::output::{Output, Spare};
+use super::region::Source;
 use super::registers::{A, B};
 use super::state::field;
+use super::step::Step;
 use super::stubs::Stubs;
 use crate::interp::op::Op;
 use crate::vector::pass::Level;
@@ -64,69 +66,6 @@ pub(super) struct Emitter<'a> {
 impl std::fmt::Debug for Emitter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Emitter").field("base", &self.base).finish_non_exhaustive()
-    }
-}
-
-/// Host code for a region. Its memory is used again for the next.
-#[derive(Debug)]
-pub(super) struct Output {
-    assembler: Assembler,
-    /// Where what is rarely executed starts in the code. That goes to the end of the place.
-    pub(super) split: usize,
-    /// With offsets in the arena.
-    pub(super) links: Vec<NewLink>,
-    /// Steps besides the first at which the code can be entered, and where that is in the arena.
-    pub(super) entries: Vec<(usize, usize)>,
-    pub(super) sites: Vec<Site>,
-    /// Cells of indirect branches.
-    pub(super) cells: usize,
-    /// Instructions that the interpreter's handlers execute.
-    pub(super) interpreted: usize,
-    spare: Spare,
-}
-
-/// What is of use only while a region is emitted.
-struct Spare {
-    encoder: Encoder,
-    cold: Vec<Cold>,
-    sides: Vec<Cold>,
-    misses: Vec<usize>,
-    labels: Vec<Option<usize>>,
-    forward: Vec<(usize, usize)>,
-}
-
-impl std::fmt::Debug for Spare {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Spare").finish_non_exhaustive()
-    }
-}
-
-impl Default for Output {
-    fn default() -> Self {
-        Self {
-            assembler: Assembler::with_capacity(1 << 14),
-            split: 0,
-            links: Vec::new(),
-            entries: Vec::new(),
-            sites: Vec::new(),
-            cells: 0,
-            interpreted: 0,
-            spare: Spare {
-                encoder: Encoder::new(64),
-                cold: Vec::new(),
-                sides: Vec::new(),
-                misses: Vec::new(),
-                labels: Vec::new(),
-                forward: Vec::new(),
-            },
-        }
-    }
-}
-
-impl Output {
-    /// The code.
-    pub(super) fn code(&self) -> &[u8] {
-        &self.assembler.code
     }
 }
 

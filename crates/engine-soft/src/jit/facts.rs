@@ -106,8 +106,12 @@ impl Facts {
 
     /// The operands that are general-purpose registers.
     pub(super) fn general(&self) -> impl Iterator<Item = u32> + use<> {
-        let general = self.general;
-        (0..5).filter(move |n| general >> n & 1 != 0)
+        let mut left = self.general;
+        std::iter::from_fn(move || {
+            let n = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            (n < u8::BITS).then_some(n)
+        })
     }
 }
 

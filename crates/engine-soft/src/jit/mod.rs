@@ -33,6 +33,7 @@ mod helper;
 mod links;
 mod native;
 mod operand;
+mod output;
 mod region;
 mod registers;
 mod rewrite;
@@ -41,6 +42,7 @@ pub(crate) mod seeded;
 mod single;
 mod special;
 mod state;
+mod step;
 mod stubs;
 mod system;
 #[cfg(test)]

@@ -8,154 +8,17 @@
 
 use std::collections::VecDeque;
 
-use iced_x86::Instruction;
 use ringfence_memory::GuestAddress;
 
 use super::Options;
-use super::facts::{Facts, Forms};
-use super::flags::{self, Effect, Set};
+use super::facts::Forms;
+use super::flags::{self, Set};
 use super::native::Kind;
-use super::registers::{Home, home};
+use super::step::Step;
 use crate::code::granules;
 use crate::interp::cpu::Cpu;
-use crate::interp::decode::{decode_run, decode_straddling, peek, undefined};
-use crate::interp::op::{Handler, Op, RIP, register_number};
-
-/// One instruction of a region.
-#[derive(Debug)]
-pub(super) struct Step {
-    pub(super) instruction: Instruction,
-    /// Its bytes and what follows, if the host takes them for the same; see [`Step::bytes`].
-    own: Option<[u8; 15]>,
-    /// They are as they are to be in translated code, if nothing but operands must be put in place.
-    pub(super) stays: bool,
-    /// What is known of its form.
-    pub(super) facts: Facts,
-    pub(super) kind: Kind,
-    pub(super) op: Op,
-    pub(super) effect: Effect,
-    /// Flags wanted behind it.
-    pub(super) wanted: Set,
-    /// General-purpose registers that it may change, one bit each.
-    pub(super) changes: u16,
-    /// Operands that are guest registers without a host register.
-    pub(super) slots: u8,
-    /// Offset of the next instruction in the page; up to 0x1000 where the page ends, and beyond.
-    pub(super) next: u32,
-    /// It ends its run.
-    pub(super) last: bool,
-    /// Something other than the step before leads here.
-    pub(super) label: bool,
-    /// Instructions of the unit that starts here; 0 if none does.
-    pub(super) unit: u16,
-    /// Instructions of its unit behind it.
-    pub(super) behind: u16,
-}
-
-impl Step {
-    /// An instruction that ends at `next`.
-    fn new(
-        instruction: Option<&Instruction>,
-        own: Option<&[u8]>,
-        op: Op,
-        next: u32,
-        forms: &mut Forms,
-        options: &Options,
-    ) -> Self {
-        // Nothing is native that the interpreter does not know.
-        let known = !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
-        let facts = match instruction {
-            Some(instruction) if known => forms.of(instruction),
-            _ => Facts::INTERPRETED,
-        };
-        let instruction = instruction.copied().unwrap_or_default();
-        let mut effect = match facts.kind {
-            // Whatever it is, it finds the flags in the vCPU and leaves them there.
-            Kind::Interpreted => Effect { reads: flags::ALL, changes: flags::ALL, kills: flags::ALL },
-            _ => facts.effect(&instruction),
-        };
-        if options.exact_flags && may_fault(&facts) {
-            effect.reads = flags::ALL;
-        }
-        let Used { changes, slots, moved } = used(&instruction, &facts);
-        let stays = !moved && facts.memory.is_none() && own.is_some();
-        Self {
-            instruction,
-            own: own.map(first),
-            stays,
-            facts,
-            kind: facts.kind,
-            op,
-            effect,
-            wanted: 0,
-            changes,
-            slots,
-            next,
-            last: false,
-            label: false,
-            unit: 0,
-            behind: 0,
-        }
-    }
-
-    /// Its bytes with others behind them, and how many are its own.
-    pub(super) fn as_it_is(&self) -> Option<(u128, usize)> {
-        let length = usize::from(self.op.length);
-        let mut bytes = [0; 16];
-        bytes[..15].copy_from_slice(&self.own?);
-        Some((u128::from_le_bytes(bytes), length))
-    }
-
-    /// Its bytes, if the host takes them for the same; none otherwise.
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.own.as_ref().map_or(&[], |bytes| &bytes[..usize::from(self.op.length).min(15)])
-    }
-
-    /// Offset of the instruction in the page.
-    pub(super) fn start(&self) -> u32 {
-        self.next - u32::from(self.op.length)
-    }
-
-    /// Where a relative branch goes, from the page's start.
-    pub(super) fn target(&self) -> i64 {
-        i64::from(self.next).wrapping_add(self.op.immediate as i64)
-    }
-}
-
-/// What an instruction does with general-purpose registers.
-struct Used {
-    /// Those that it changes, one bit each.
-    changes: u16,
-    /// Operands that have no host register. AH to BH count as such: with them, hardly anything can be encoded.
-    slots: u8,
-    /// An operand is not in the host register of the same name.
-    moved: bool,
-}
-
-fn used(instruction: &Instruction, facts: &Facts) -> Used {
-    let mut used = Used { changes: facts.implied, slots: 0, moved: false };
-    for n in facts.general() {
-        let number = register_number(instruction.op_register(n));
-        if facts.writes(n) {
-            // AH to BH are 16 to 19.
-            used.changes |= 1 << (number % 16);
-        }
-        match home(number.min(15)) {
-            Home::Slot => (used.slots, used.moved) = (used.slots + 1, true),
-            Home::Host(reg) => used.moved |= reg.0 != number,
-        }
-    }
-    used
-}
-
-/// The first bytes, filled up with zeros.
-fn first(bytes: &[u8]) -> [u8; 15] {
-    bytes.first_chunk().copied().unwrap_or_else(|| {
-        let mut first = [0; 15];
-        first[..bytes.len()].copy_from_slice(bytes);
-        first
-    })
-}
+use crate::interp::decode::{decode_run, decode_straddling, peek};
+use crate::interp::op::RIP;
 
 /// What is known of code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -459,7 +322,11 @@ impl Source {
                 }
                 let at = GuestAddress(self.address.page().0 + u64::from(offset));
                 let wanted = match (with.seen)(offset) {
-                    Seen::Translated(wanted) => wanted,
+                    Seen::Translated(wanted) => {
+                        // Should that code just have been written, this region goes together with it.
+                        self.granules |= granules(offset.into(), 1);
+                        wanted
+                    }
                     _ => flags_wanted(cpu, at, with.forms),
                 };
                 self.places[offset as usize] = Place::outside(wanted);
@@ -491,12 +358,4 @@ fn flags_wanted(cpu: &mut Cpu, address: GuestAddress, forms: &mut Forms) -> Set 
         left != 0 && instruction.flow_control() == iced_x86::FlowControl::Next
     });
     read | left
-}
-
-fn may_fault(facts: &Facts) -> bool {
-    match facts.kind {
-        Kind::Same => facts.memory.is_some(),
-        Kind::Address | Kind::Nothing | Kind::Jump | Kind::Branch => false,
-        _ => true,
-    }
 }
