@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::{BackingError, Qcow2Error};
+
 /// Why an image cannot be used as a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -77,6 +79,24 @@ pub enum ImageError {
         /// The host's reason.
         source: io::Error,
     },
+    /// It is no qcow2 image that can be used.
+    #[error("cannot use {path} as a qcow2 disk image: {source}")]
+    Qcow2 {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Qcow2Error,
+    },
+    /// What it stands on cannot be used.
+    #[error("the disk image {path} stands on {name:?}, which cannot be opened: {source}")]
+    Backing {
+        /// The image.
+        path: PathBuf,
+        /// Its backing file, as the image names it.
+        name: String,
+        /// Why not.
+        source: BackingError,
+    },
     /// The host has no more threads or descriptors.
     #[error(
         "cannot start the I/O threads of the disk {path}: {source}; raise the limit on processes or stop some"
@@ -131,6 +151,9 @@ pub enum IoError {
     /// The host has no space left for what is to be written.
     #[error("the host has no space left")]
     NoSpace,
+    /// It was held back, and nobody wants it done any more.
+    #[error("the request was given up before it began")]
+    Abandoned,
     /// The host failed.
     #[error("{0} the disk image failed on the host")]
     Host(IoKind),
@@ -165,12 +188,16 @@ impl fmt::Display for Fault {
             write!(f, " at byte {offset}")?;
         }
         write!(f, ": {error}; the guest sees an I/O error")?;
-        match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) if layer.is_some() => {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded if layer.is_some() => {
                 write!(f, ", free some space there; TMPDIR names another folder")
             }
-            Some(libc::ENOSPC | libc::EDQUOT) => write!(f, ", free some space on the host"),
-            Some(libc::EFBIG) => write!(f, ", raise the limit on the size of files"),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                write!(f, ", free some space on the host")
+            }
+            io::ErrorKind::FileTooLarge => write!(f, ", raise the limit on the size of files"),
+            // Somebody's words, not the host's: the image itself is not as it should be.
+            _ if error.get_ref().is_some() => write!(f, ", look at the image: qemu-img check"),
             _ if *kind == IoKind::Flush => {
                 write!(f, " and the disk takes no more writes, since some of them may be lost")
             }
@@ -208,14 +235,15 @@ impl Faults {
 
     pub(crate) fn report(&self, kind: IoKind, offset: u64, error: io::Error) -> IoError {
         let code = error.raw_os_error();
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        );
         let new = self.told.lock().unwrap_or_else(PoisonError::into_inner).insert((kind, code));
         if new && let Some(observer) = &self.observer {
             let (path, layer) = (self.path.clone(), self.layer.clone());
             observer(&Fault { path, layer, kind, offset, error });
         }
-        match code {
-            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => IoError::NoSpace,
-            _ => IoError::Host(kind),
-        }
+        if full { IoError::NoSpace } else { IoError::Host(kind) }
     }
 }

@@ -21,14 +21,14 @@ const DISCARD_PIECES: usize = 256;
 /// same place in both, and sparse.
 #[derive(Debug)]
 pub(crate) struct Overlay {
-    base: RawDisk,
+    base: Arc<dyn BlockDevice>,
     layer: RawDisk,
     /// The sectors the layer holds.
     held: Arc<RwLock<SectorSet>>,
 }
 
 impl Overlay {
-    pub(crate) fn new(base: RawDisk, layer: RawDisk) -> Self {
+    pub(crate) fn new(base: Arc<dyn BlockDevice>, layer: RawDisk) -> Self {
         Self { base, layer, held: Arc::default() }
     }
 
@@ -51,7 +51,7 @@ impl Overlay {
 
     fn read(&self, offset: u64, buffers: crate::Buffers, done: Done) {
         let runs = self.runs(Extent { offset, len: buffers.len() }, usize::MAX);
-        let disk = |run: &Run| if run.inside { &self.layer } else { &self.base };
+        let disk = |run: &Run| -> &dyn BlockDevice { if run.inside { &self.layer } else { &*self.base } };
         if let [run] = runs.as_slice() {
             return disk(run).submit(Request { operation: Operation::Read { offset, buffers }, done });
         }

@@ -19,7 +19,7 @@ use crate::{
 
 /// Reads up to this size are tried in the page cache on the caller's thread first: copying takes less time than
 /// waking another thread. Longer ones would keep a vCPU from running for too long.
-const CACHED_READ: u64 = 256 << 10;
+pub(crate) const CACHED_READ: u64 = 256 << 10;
 
 /// How a raw disk behaves.
 #[derive(Clone, Copy, Debug)]

@@ -88,6 +88,9 @@ pub trait BlockDevice: fmt::Debug + Send + Sync {
     fn submit(&self, request: Request);
     /// Starts what was submitted.
     fn kick(&self);
+    /// Ends requests that have not begun, with [`IoError::Abandoned`], on the caller's thread: nobody wants them done any
+    /// more. A disk that holds none back has nothing to do.
+    fn abandon(&self) {}
 }
 
 /// Submits one operation and waits for it. Not for a thread on which the disk's callbacks run.

@@ -1,7 +1,7 @@
 //! `--disk FILE[,option]…` as the user writes it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// What the file holds. Never guessed from its bytes, which a guest can forge.
@@ -10,6 +10,8 @@ pub enum DiskFormat {
     /// The disk's bytes as they are.
     #[default]
     Raw,
+    /// QEMU's format: it grows as it is written to, and can stand on another image.
+    Qcow2,
 }
 
 /// How the guest reaches the disk.
@@ -68,6 +70,12 @@ pub struct DiskSpec {
     pub block_size: Option<u32>,
     /// `io=`
     pub engine: IoEngine,
+    /// `backing=`: the folder that backing files may be in.
+    pub backing: Option<PathBuf>,
+    /// `bps=`: bytes a second at most.
+    pub bytes: Option<u64>,
+    /// `iops=`: operations a second at most.
+    pub operations: Option<u64>,
 }
 
 impl DiskSpec {
@@ -82,6 +90,9 @@ impl DiskSpec {
             cache: CacheMode::default(),
             block_size: None,
             engine: IoEngine::default(),
+            backing: None,
+            bytes: None,
+            operations: None,
         }
     }
 }
@@ -107,16 +118,9 @@ pub enum SpecError {
         /// Those it can have.
         choices: &'static str,
     },
-    /// A value that is planned but not there.
-    #[error("{option}={value} is not in this version; {option} can be {choices}")]
-    NotYet {
-        /// The option.
-        option: &'static str,
-        /// The value given.
-        value: &'static str,
-        /// Those it can have.
-        choices: &'static str,
-    },
+    /// A rate that is none.
+    #[error("{0}={1} is not a rate; write a whole number above 0, with K, M or G behind it, such as {0}=10M")]
+    Rate(&'static str, String),
     /// An option that needs a value has none, or the other way round.
     #[error("{0} is written {1}")]
     Form(&'static str, &'static str),
@@ -126,15 +130,32 @@ pub enum SpecError {
     /// Two options that exclude each other.
     #[error("a disk cannot be both readonly and ephemeral; give one of them")]
     ReadOnlyEphemeral,
+    /// Backing files without a format that has them.
+    #[error("only qcow2 images have backing files; add format=qcow2, or leave backing= out")]
+    RawBacking,
+    /// An engine that cannot look into an image.
+    #[error("io=uring is for raw images; leave it out with format=qcow2")]
+    Qcow2Uring,
+    /// Limits where nothing may happen at a time of its own.
+    #[error("bps= and iops= need a thread of their own; leave io=sync out")]
+    SyncLimit,
 }
 
-const OPTIONS: &str = "format=raw, bus=nvme|virtio, readonly, ephemeral, cache=none|writeback|unsafe, block-size=512|4096 and \
-                       io=auto|uring|threads|sync";
+const OPTIONS: &str = "format=raw|qcow2, backing=FOLDER, bus=nvme|virtio, readonly, ephemeral, cache=none|writeback|unsafe, \
+                       block-size=512|4096, bps=BYTES, iops=OPERATIONS and io=auto|uring|threads|sync";
 
 /// A value by its name.
 type Choices<T> = &'static [(&'static str, T)];
 
-const FORMATS: Choices<DiskFormat> = &[("raw", DiskFormat::Raw)];
+const FORMATS: Choices<DiskFormat> = &[("raw", DiskFormat::Raw), ("qcow2", DiskFormat::Qcow2)];
+impl FromStr for DiskFormat {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        choose("format", "raw or qcow2", FORMATS, "raw or qcow2", Some(text))
+    }
+}
+
 const BUSES: Choices<DiskBus> = &[("nvme", DiskBus::Nvme), ("virtio", DiskBus::Virtio)];
 const CACHES: Choices<CacheMode> =
     &[("none", CacheMode::None), ("writeback", CacheMode::Writeback), ("unsafe", CacheMode::Unsafe)];
@@ -160,6 +181,11 @@ fn choose<T: Copy>(
         value: value.to_owned(),
         choices: names,
     })
+}
+
+fn rate(option: &'static str, form: &'static str, value: Option<&str>) -> Result<u64, SpecError> {
+    let value = value.ok_or(SpecError::Form(option, form))?;
+    ringfence_rate::parse(value).ok_or_else(|| SpecError::Rate(option, value.to_owned()))
 }
 
 /// Splits at single commas; a double comma is one that belongs to the text.
@@ -191,14 +217,23 @@ impl FromStr for DiskSpec {
             }
             seen.push(name);
         }
-        if spec.read_only && spec.ephemeral {
-            return Err(SpecError::ReadOnlyEphemeral);
+        let (qcow2, engine) = (spec.format == DiskFormat::Qcow2, spec.engine);
+        match () {
+            () if spec.read_only && spec.ephemeral => Err(SpecError::ReadOnlyEphemeral),
+            () if spec.backing.is_some() && !qcow2 => Err(SpecError::RawBacking),
+            () if engine == IoEngine::Uring && qcow2 => Err(SpecError::Qcow2Uring),
+            () if engine == IoEngine::Sync && spec.is_limited() => Err(SpecError::SyncLimit),
+            () => Ok(spec),
         }
-        Ok(spec)
     }
 }
 
 impl DiskSpec {
+    /// Whether there is any limit on its rates.
+    pub fn is_limited(&self) -> bool {
+        self.bytes.is_some() || self.operations.is_some()
+    }
+
     /// Takes over one option and returns its name.
     fn apply(&mut self, part: &str) -> Result<&'static str, SpecError> {
         let (name, value) = match part.split_once('=') {
@@ -206,10 +241,13 @@ impl DiskSpec {
             None => (part, None),
         };
         match (name, value) {
-            ("format", Some("qcow2")) => {
-                return Err(SpecError::NotYet { option: "format", value: "qcow2", choices: "raw" });
+            ("format", value) => {
+                self.format = choose("format", "format=raw|qcow2", FORMATS, "raw or qcow2", value)?;
             }
-            ("format", value) => self.format = choose("format", "format=raw", FORMATS, "raw", value)?,
+            ("backing", Some(folder)) if !folder.is_empty() => self.backing = Some(folder.into()),
+            ("backing", _) => return Err(SpecError::Form("backing", "backing=FOLDER")),
+            ("bps", value) => self.bytes = Some(rate("bps", "bps=10M", value)?),
+            ("iops", value) => self.operations = Some(rate("iops", "iops=500", value)?),
             ("bus", value) => self.bus = choose("bus", "bus=nvme|virtio", BUSES, "nvme or virtio", value)?,
             ("cache", value) => {
                 let names = "none, writeback or unsafe";
@@ -229,14 +267,22 @@ impl DiskSpec {
             ("ephemeral", Some(_)) => return Err(SpecError::Form("ephemeral", "without a value")),
             _ => return Err(SpecError::UnknownOption(part.to_owned())),
         }
-        let names = ["format", "bus", "cache", "block-size", "io", "readonly", "ephemeral"];
+        let names =
+            ["format", "backing", "bus", "cache", "block-size", "io", "readonly", "ephemeral", "bps", "iops"];
         Ok(names.into_iter().find(|known| *known == name).unwrap_or(""))
     }
 }
 
 impl fmt::Display for DiskSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.path.display().to_string().replace(',', ",,"))?;
+        let doubled = |path: &Path| path.display().to_string().replace(',', ",,");
+        write!(f, "{}", doubled(&self.path))?;
+        if self.format == DiskFormat::Qcow2 {
+            write!(f, ",format=qcow2")?;
+        }
+        if let Some(folder) = &self.backing {
+            write!(f, ",backing={}", doubled(folder))?;
+        }
         if self.read_only {
             write!(f, ",readonly")?;
         }
@@ -255,6 +301,11 @@ impl fmt::Display for DiskSpec {
         }
         if let Some(size) = self.block_size {
             write!(f, ",block-size={size}")?;
+        }
+        for (name, rate) in [("bps", self.bytes), ("iops", self.operations)] {
+            if let Some(rate) = rate {
+                write!(f, ",{name}={rate}")?;
+            }
         }
         match ENGINES.iter().find(|(_, engine)| *engine == self.engine) {
             Some((name, engine)) if *engine != IoEngine::default() => write!(f, ",io={name}"),
@@ -290,6 +341,16 @@ mod tests {
             spec.ephemeral && spec.cache == CacheMode::Unsafe && parse(&spec.to_string()).unwrap() == spec
         );
         assert_eq!(spec.bus, DiskBus::Virtio);
+        let spec = parse("a,format=qcow2,backing=/b,,c,bps=10M,iops=5").unwrap();
+        let expected = DiskSpec {
+            format: DiskFormat::Qcow2,
+            backing: Some("/b,c".into()),
+            bytes: Some(10_000_000),
+            operations: Some(5),
+            ..DiskSpec::new("a")
+        };
+        assert_eq!(spec, expected);
+        assert_eq!(parse(&spec.to_string()).unwrap(), spec);
     }
 
     #[test]
@@ -298,12 +359,19 @@ mod tests {
             ("", "no disk image named"),
             (",readonly", "no disk image named"),
             ("a,", "\"\" is not an option"),
-            ("a,raedonly", "\"raedonly\" is not an option of a disk; there are format=raw"),
+            ("a,raedonly", "\"raedonly\" is not an option of a disk; there are format=raw|qcow2"),
             ("a,cache=fast", "cache=fast is not known; cache can be none, writeback or unsafe"),
             ("a,cache", "cache is written cache=none|writeback|unsafe"),
             ("a,readonly=yes", "readonly is written without a value"),
-            ("a,format=qcow2", "format=qcow2 is not in this version; format can be raw"),
-            ("a,format=vmdk", "format=vmdk is not known"),
+            ("a,format=vmdk", "format=vmdk is not known; format can be raw or qcow2"),
+            ("a,backing=/b", "only qcow2 images have backing files; add format=qcow2"),
+            ("a,format=qcow2,backing", "backing is written backing=FOLDER"),
+            ("a,format=qcow2,backing=", "backing is written backing=FOLDER"),
+            ("a,format=qcow2,io=uring", "io=uring is for raw images"),
+            ("a,bps=0", "bps=0 is not a rate"),
+            ("a,iops=fast", "iops=fast is not a rate; write a whole number above 0, with K, M or G"),
+            ("a,iops", "iops is written iops=500"),
+            ("a,iops=5,io=sync", "leave io=sync out"),
             ("a,bus=ide", "bus=ide is not known; bus can be nvme or virtio"),
             ("a,block-size=1024", "block-size can be 512 or 4096"),
             ("a,cache=none,cache=none", "cache is given twice"),

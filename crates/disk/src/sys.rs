@@ -38,6 +38,14 @@ pub(crate) fn write(file: &File, at: u64, buffers: &Buffers, skip: u64, flags: i
     count(unsafe { libc::pwritev2(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as i32, at, flags) })
 }
 
+/// Reads into memory of our own, with `RWF_` flags. Returns how much was read.
+pub(crate) fn read_bytes(file: &File, at: u64, into: &mut [u8], flags: i32) -> io::Result<usize> {
+    let vector = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let at = offset(at)?;
+    // SAFETY: the kernel writes no further than the slice reaches.
+    count(unsafe { libc::preadv2(file.as_raw_fd(), &raw const vector, 1, at, flags) })
+}
+
 /// `fallocate` with `FALLOC_FL_` flags.
 pub(crate) fn allocate(file: &File, mode: i32, at: u64, len: u64) -> io::Result<()> {
     let (at, len) = (offset(at)?, offset(len)?);

@@ -5,7 +5,7 @@
 //! host's own package manager, [`deb`] unpacks them, [`modules`] picks kernel modules together with what they depend
 //! on. [`initramfs`] packs everything with our own init into a [`cpio`] archive, [`rootfs`] into an ext4 image with
 //! `mke2fs`; [`cache`] keeps the result so that the next start needs a few file lookups only. [`command`] hands a
-//! command to either.
+//! command to either. Empty disks come from the crate that knows their formats: [`create_disk`].
 //!
 //! Nothing here needs root, and nothing here changes the host's package state.
 
@@ -31,3 +31,4 @@ mod testing;
 pub use catalogue::{Catalogue, Image, ImageError, Listing};
 pub use command::{CommandTooLong, command_archive, command_word};
 pub use progress::{Progress, Quiet};
+pub use ringfence_disk::{CreateError, NewImage, create as create_disk};

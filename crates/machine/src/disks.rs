@@ -32,7 +32,12 @@ pub(crate) fn open(
         if clock == ClockMode::Counted {
             spec.engine = IoEngine::Sync;
         }
-        let options = DiskOptions { spec: spec.clone(), faults: Some(Arc::new(faults)), thread_hook: None };
+        let options = DiskOptions {
+            spec: spec.clone(),
+            faults: Some(Arc::new(faults)),
+            warner: Some(Arc::new(reporter(events, Event::DiskFault))),
+            thread_hook: None,
+        };
         let device = ringfence_disk::open(&options)?;
         Ok(Disk { spec, device })
     };

@@ -37,7 +37,7 @@ pub use error::{AttachError, MachineError};
 pub use host::HostMemory;
 pub use machine::{Machine, Notice, Outcome};
 pub use ringfence_devices::serial::SerialOutput;
-pub use ringfence_disk::{DiskSpec, SpecError as DiskSpecError};
+pub use ringfence_disk::{DiskFormat, DiskSpec, SpecError as DiskSpecError};
 pub use ringfence_engine::{ClockMode, GuestProfile, Place};
 pub use ringfence_net::{
     NetSpec, NetSpecError, SUBCOMMAND as NET_SUBCOMMAND, helper_main as net_helper_main,

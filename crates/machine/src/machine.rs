@@ -50,7 +50,8 @@ pub enum Notice {
     HaltedForGood,
     /// The guest reset the machine, which boots again.
     Rebooting,
-    /// A disk's image failed on the host, and the guest sees an I/O error. Told once for each kind of failure.
+    /// A disk's image failed on the host, and the guest sees an I/O error; told once for each kind of failure. Or it may
+    /// not be what the user takes it for.
     DiskFault(String),
     /// The guest's driver broke the rules of a device, which does nothing more until it is reset. Told once for each
     /// device.

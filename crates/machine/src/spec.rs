@@ -158,6 +158,12 @@ pub enum SpecError {
         "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a network does not; use --net none"
     )]
     NetCounted,
+    /// Limits on a disk follow the host's clock.
+    #[error(
+        "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a disk with bps= or iops= \
+         does not; leave them out"
+    )]
+    LimitCounted,
     /// An engine that this version does not have.
     #[error(transparent)]
     Engine(#[from] NotOffered),
@@ -193,6 +199,9 @@ impl MachineSpec {
         self.check_code_memory(selection.engine)?;
         if self.clock == ClockMode::Counted && !self.nets.is_empty() {
             return Err(SpecError::NetCounted);
+        }
+        if self.clock == ClockMode::Counted && self.disks.iter().any(DiskSpec::is_limited) {
+            return Err(SpecError::LimitCounted);
         }
         match self.cpus {
             0 => return Err(SpecError::NoCpus),

@@ -17,7 +17,6 @@
 
 #![deny(unsafe_code)]
 
-mod bucket;
 mod error;
 mod helper;
 mod limit;
@@ -38,7 +37,6 @@ pub fn serve(link: Link, spec: &NetSpec) -> Result<(), NetError> {
     helper::serve(link, spec, |_| ())
 }
 
-pub use bucket::Bucket;
 pub use error::NetError;
 pub use helper::{Helper, SUBCOMMAND, helper_main};
 pub use link::Link;

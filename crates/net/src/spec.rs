@@ -101,17 +101,6 @@ fn forward(text: &str) -> Option<Forward> {
     Some(Forward { udp, listen: listen.parse().ok()?, port })
 }
 
-/// A number with K, M or G for powers of 1000, as rates are given.
-fn rate(text: &str) -> Option<u64> {
-    let (digits, unit) = match text.as_bytes().last()? {
-        b'K' | b'k' => (&text[..text.len() - 1], 1000),
-        b'M' => (&text[..text.len() - 1], 1_000_000),
-        b'G' => (&text[..text.len() - 1], 1_000_000_000),
-        _ => (text, 1),
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit).filter(|&rate| rate > 0)
-}
-
 fn dns(text: &str) -> Option<SocketAddr> {
     text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, 53)))
 }
@@ -169,11 +158,16 @@ impl FromStr for NetSpec {
                     spec.mtu = mtu.ok_or_else(|| bad("mtu= with 1280 to 65520 bytes"))?;
                 }
                 "bps" => {
-                    spec.bytes = Some(rate(value).ok_or_else(|| bad("bytes per second, such as bps=10M"))?)
+                    spec.bytes = Some(
+                        ringfence_rate::parse(value)
+                            .ok_or_else(|| bad("bytes per second, such as bps=10M"))?,
+                    )
                 }
                 "pps" => {
-                    spec.packets =
-                        Some(rate(value).ok_or_else(|| bad("packets per second, such as pps=1000"))?);
+                    spec.packets = Some(
+                        ringfence_rate::parse(value)
+                            .ok_or_else(|| bad("packets per second, such as pps=1000"))?,
+                    );
                 }
                 _ => return Err(NetSpecError::Option(part.to_owned())),
             }

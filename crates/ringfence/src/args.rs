@@ -5,7 +5,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringfence_machine::{ByteSize, CpuModel, DiskSpec, EngineChoice, NET_SUBCOMMAND, NetSpec, NetSpecError};
+use ringfence_machine::{
+    ByteSize, CpuModel, DiskFormat, DiskSpec, EngineChoice, NET_SUBCOMMAND, NetSpec, NetSpecError,
+};
 
 /// Virtual machines that run anywhere.
 #[derive(Debug, Parser)]
@@ -94,6 +96,32 @@ pub(crate) enum ImageCommand {
         /// Its name, as `image ls` shows it
         name: String,
     },
+    /// Make a disk image for `run --disk`: empty, or standing on another
+    Create(NewDisk),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewDisk {
+    /// The file to make; one that is there is left alone
+    pub(crate) file: PathBuf,
+
+    /// Size of the disk, such as 10G [default: that of the backing file]
+    #[arg(long, value_name = "SIZE", required_unless_present = "backing")]
+    pub(crate) size: Option<ByteSize>,
+
+    /// Format of the file: raw (the disk's bytes, in a file with holes) or qcow2 (grows as it is written to) [default: raw,
+    /// with --backing qcow2]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<DiskFormat>,
+
+    /// File that the new image stands on: what is not written to the new one is read from it. A relative path starts from
+    /// the new image's folder. Nobody may write to it any more
+    #[arg(long, value_name = "FILE", requires = "backing_format")]
+    pub(crate) backing: Option<PathBuf>,
+
+    /// Format of the backing file: raw or qcow2
+    #[arg(long, value_name = "FORMAT", requires = "backing")]
+    pub(crate) backing_format: Option<DiskFormat>,
 }
 
 #[derive(Debug, Args)]
@@ -154,8 +182,9 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 
-    /// Disk: a raw image or block device, with options readonly, ephemeral (writes vanish with the machine),
-    /// cache=none|writeback|unsafe, block-size=512|4096, format=raw, bus=nvme|virtio and io=auto|uring|threads|sync
+    /// Disk: an image or block device, with options format=raw|qcow2 (never guessed) [default: raw], backing=FOLDER (where
+    /// a qcow2 image's backing files may be), readonly, ephemeral (writes vanish with the machine), cache=none|writeback|unsafe,
+    /// block-size=512|4096, bus=nvme|virtio, bps=BYTES and iops=OPERATIONS (limits per second), io=auto|uring|threads|sync
     /// (repeatable)
     #[arg(long, value_name = "FILE[,OPTION]...")]
     pub(crate) disk: Vec<DiskSpec>,

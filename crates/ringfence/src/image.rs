@@ -1,17 +1,21 @@
 //! `ringfence image`.
 
 use std::io::{Write, stdout};
+use std::path::Path;
 
-use ringfence_images::{Catalogue, Image, Listing};
-use ringfence_machine::ByteSize;
+use ringfence_images::{Catalogue, Image, Listing, NewImage, create_disk};
+use ringfence_machine::{ByteSize, DiskFormat, DiskSpec};
 use serde_json::json;
 
-use crate::args::{Format, ImageCommand};
+use crate::args::{Format, ImageCommand, NewDisk};
 use crate::exit::{Failure, SUCCESS};
 use crate::progress::Bars;
 use crate::table::columns;
 
 pub(crate) fn image(command: &ImageCommand) -> Result<u8, Failure> {
+    if let ImageCommand::Create(new) = command {
+        return create(new);
+    }
     let catalogue = Catalogue::builtin().map_err(Failure::failed)?;
     let text = match command {
         ImageCommand::Ls(listing) => match listing.format {
@@ -28,7 +32,32 @@ pub(crate) fn image(command: &ImageCommand) -> Result<u8, Failure> {
             let removed = catalogue.remove(name).map_err(Failure::failed)?;
             format!("{name}: {}\n", if removed { "removed" } else { "was not on disk" })
         }
+        ImageCommand::Create(_) => String::new(),
     };
+    stdout().write_all(text.as_bytes()).map_err(Failure::failed)?;
+    Ok(SUCCESS)
+}
+
+/// Makes a disk image, and says how to use it.
+fn create(new: &NewDisk) -> Result<u8, Failure> {
+    let format = new.format.unwrap_or(match new.backing {
+        Some(_) => DiskFormat::Qcow2,
+        None => DiskFormat::Raw,
+    });
+    let image = NewImage {
+        path: new.file.clone(),
+        format,
+        size: new.size.map(|size| size.0),
+        backing: new.backing.clone().zip(new.backing_format),
+    };
+    let size = create_disk(&image).map_err(Failure::failed)?;
+    let mut spec = DiskSpec { format, ..DiskSpec::new(&new.file) };
+    if let Some(backing) = &new.backing {
+        let below = new.file.parent().unwrap_or(Path::new("")).join(backing);
+        let folder = below.parent().filter(|folder| !folder.as_os_str().is_empty());
+        spec.backing = Some(folder.unwrap_or(Path::new(".")).to_owned());
+    }
+    let text = format!("{}: a disk of {}; use it by --disk {spec}\n", new.file.display(), ByteSize(size));
     stdout().write_all(text.as_bytes()).map_err(Failure::failed)?;
     Ok(SUCCESS)
 }

@@ -27,6 +27,7 @@ fn status(error: IoError) -> Status {
         IoError::Misaligned => Status::INVALID_FIELD,
         IoError::ReadOnly => Status::WRITE_PROTECTED,
         IoError::NoSpace => Status::CAPACITY_EXCEEDED,
+        IoError::Abandoned => Status::ABORT_REQUESTED,
         IoError::Host(IoKind::Read) => Status::READ_ERROR,
         IoError::Host(IoKind::Flush) => Status::FLUSH_FAULT,
         IoError::Host(IoKind::Write | IoKind::Discard | IoKind::WriteZeroes) => Status::WRITE_FAULT,

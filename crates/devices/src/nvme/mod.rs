@@ -240,6 +240,7 @@ impl Device for Controller {
     }
 
     fn reset(&self) {
+        self.abandon();
         let mut state = self.wait_idle();
         state.power_on(self.config.queues);
         self.endpoint.reset();

@@ -87,7 +87,11 @@ impl Controller {
             (true, false) => state.resetting = true,
             _ => (),
         }
+        let resetting = state.resetting;
         self.settle(state);
+        if resetting {
+            self.abandon();
+        }
     }
 
     /// Becomes ready with the admin queue that the registers describe, or says that it cannot.

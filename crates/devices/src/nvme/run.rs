@@ -195,6 +195,11 @@ impl Controller {
         }
     }
 
+    /// Gives up what disks hold back: a reset waits for what is in flight, which limits can hold back for long.
+    pub(super) fn abandon(&self) {
+        self.namespaces.iter().for_each(|namespace| namespace.disk.abandon());
+    }
+
     /// Waits until no command is in flight. The guest must not be running.
     pub(super) fn wait_idle(&self) -> MutexGuard<'_, State> {
         let mut state = lock(&self.state);

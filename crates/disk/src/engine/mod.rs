@@ -23,6 +23,42 @@ use std::thread::JoinHandle;
 pub(crate) use inline::Inline;
 pub(crate) use task::{FileOp, Task};
 pub(crate) use {inline::start as start_inline, pool::start as start_pool, uring::start as start_uring};
+pub(crate) use {inline::start_jobs as start_inline_jobs, pool::start_jobs as start_pool_jobs};
+
+/// What a thread can be given to do.
+pub(crate) trait Work: Send + 'static {
+    /// Does it, to the end.
+    fn perform(self);
+}
+
+impl Work for Task {
+    fn perform(self) {
+        Self::perform(self);
+    }
+}
+
+/// Work on an image whose format has to be looked into: it blocks, and calls back when it is done.
+pub(crate) struct Job(pub(crate) Box<dyn FnOnce() + Send>);
+
+impl Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+impl Work for Job {
+    fn perform(self) {
+        (self.0)();
+    }
+}
+
+/// Carries jobs out, in any order.
+pub(crate) trait Jobs: Debug + Send + Sync {
+    /// Takes a job, which may wait for [`Jobs::kick`].
+    fn submit(&self, job: Job);
+    /// Starts what was submitted.
+    fn kick(&self);
+}
 
 /// Carries tasks out, in any order.
 pub(crate) trait Engine: Debug + Send + Sync {
@@ -64,3 +100,5 @@ impl Drop for Running {
 
 /// An engine and what keeps it going.
 pub(crate) type Started = (Arc<dyn Engine>, Running);
+/// The same for jobs.
+pub(crate) type StartedJobs = (Arc<dyn Jobs>, Running);

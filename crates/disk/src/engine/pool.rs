@@ -5,38 +5,55 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 
-use super::{Engine, Running, Started, Task};
+use super::{Engine, Job, Jobs, Running, Started, StartedJobs, Task, Work};
 use crate::ThreadHook;
 
 /// Threads of a pool. A flush or an uncached read blocks one; the others go on.
 const THREADS: usize = 4;
-/// Their stacks; they do nothing but system calls and callbacks.
+/// Their stacks; they do nothing but system calls, the work of an image format, and callbacks.
 const STACK: usize = 256 << 10;
 
-#[derive(Debug, Default)]
-struct State {
-    tasks: VecDeque<Task>,
+#[derive(Debug)]
+struct State<W> {
+    queue: VecDeque<W>,
     idle: usize,
     stop: bool,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Pool {
-    state: Mutex<State>,
+#[derive(Debug)]
+pub(crate) struct Pool<W> {
+    state: Mutex<State<W>>,
     wake: Condvar,
 }
 
-impl Pool {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<W> Default for Pool<W> {
+    fn default() -> Self {
+        let state = State { queue: VecDeque::new(), idle: 0, stop: false };
+        Self { state: Mutex::new(state), wake: Condvar::new() }
+    }
+}
+
+impl<W: Work> Pool<W> {
+    fn lock(&self) -> MutexGuard<'_, State<W>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, work: W) {
+        let mut state = self.lock();
+        state.queue.push_back(work);
+        let sleeper = state.idle > 0;
+        drop(state);
+        if sleeper {
+            self.wake.notify_one();
+        }
     }
 
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some(task) = state.tasks.pop_front() {
+            if let Some(work) = state.queue.pop_front() {
                 drop(state);
-                task.perform();
+                work.perform();
                 state = self.lock();
             } else if state.stop {
                 return;
@@ -51,6 +68,17 @@ impl Pool {
 
 /// Starts the threads; each calls `hook` first.
 pub(crate) fn start(hook: Option<&ThreadHook>) -> io::Result<Started> {
+    let (pool, running) = threads(hook)?;
+    Ok((pool, running))
+}
+
+/// The same for jobs.
+pub(crate) fn start_jobs(hook: Option<&ThreadHook>) -> io::Result<StartedJobs> {
+    let (pool, running) = threads(hook)?;
+    Ok((pool, running))
+}
+
+fn threads<W: Work>(hook: Option<&ThreadHook>) -> io::Result<(Arc<Pool<W>>, Running)> {
     let pool = Arc::new(Pool::default());
     let last = Arc::clone(&pool);
     let mut running = Running::new(move || {
@@ -70,15 +98,17 @@ pub(crate) fn start(hook: Option<&ThreadHook>) -> io::Result<Started> {
     Ok((pool, running))
 }
 
-impl Engine for Pool {
+impl Engine for Pool<Task> {
     fn submit(&self, task: Task) {
-        let mut state = self.lock();
-        state.tasks.push_back(task);
-        let sleeper = state.idle > 0;
-        drop(state);
-        if sleeper {
-            self.wake.notify_one();
-        }
+        self.push(task);
+    }
+
+    fn kick(&self) {}
+}
+
+impl Jobs for Pool<Job> {
+    fn submit(&self, job: Job) {
+        self.push(job);
     }
 
     fn kick(&self) {}

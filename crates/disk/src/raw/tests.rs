@@ -211,7 +211,7 @@ fn file_made_shorter_by_somebody_gives_an_error() {
 /// An engine on which calls of one kind fail.
 #[derive(Debug)]
 struct Failing {
-    inner: crate::engine::Inline,
+    inner: crate::engine::Inline<Task>,
     code: i32,
     fails: fn(&FileOp) -> bool,
 }

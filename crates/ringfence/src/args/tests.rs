@@ -50,7 +50,7 @@ fn unknown_values_are_refused() {
         ["--timeout", "inf"],
         ["--debug-exit", "0x10000"],
         ["--sideways", "1"],
-        ["--disk", "a.qcow2,format=qcow2"],
+        ["--disk", "a.vmdk,format=vmdk"],
         ["--disk", "a.raw,bus=ide"],
         ["--disk", "a.raw,cache=sometimes"],
     ] {

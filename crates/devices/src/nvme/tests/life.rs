@@ -89,6 +89,28 @@ fn reset_with_commands_in_flight_waits_for_them() {
 }
 
 #[test]
+fn reset_does_not_wait_for_what_limits_hold_back() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let spec = format!("{},iops=1", image.path().display()).parse().unwrap();
+    let rig = Rig::running(ringfence_disk::open(&ringfence_disk::DiskOptions::new(spec)).unwrap());
+    let start = std::time::Instant::now();
+    for block in 0..20 {
+        rig.submit(1, read(block));
+    }
+    rig.set_cc(ENABLED & !1);
+    while rig.status() & 1 != 0 {
+        assert!(start.elapsed().as_secs() < 8, "twenty reads would take twenty seconds");
+        std::thread::yield_now();
+    }
+    // The disk is there for the next one.
+    rig.enable();
+    rig.create_queue(1, 32, 32, None);
+    rig.submit(1, read(0));
+    assert_eq!(rig.next(1).status, 0);
+}
+
+#[test]
 fn enable_during_a_reset_takes_effect_after_it() {
     let disk = held();
     let rig = Rig::running(Arc::clone(&disk) as _);

@@ -222,6 +222,8 @@ impl VirtioDevice for Blk {
     fn stop(&self, queue: Option<u16>, saving: bool) {
         if queue.is_none() && !saving {
             self.write_through.store(false, Ordering::Release);
+            // The reset waits for what is under way, which limits can hold back for long.
+            self.disk.abandon();
         }
     }
 

@@ -54,7 +54,7 @@ const FAILED: Refusal = Refusal::Status(ERROR);
 pub(super) fn status(error: IoError) -> u8 {
     match error {
         IoError::OutOfRange | IoError::Misaligned | IoError::ReadOnly => ERROR,
-        IoError::NoSpace | IoError::Host(_) => ERROR,
+        IoError::NoSpace | IoError::Abandoned | IoError::Host(_) => ERROR,
     }
 }
 
