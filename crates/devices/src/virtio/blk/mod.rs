@@ -190,7 +190,10 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = config::bytes(&self.info, self.block, self.queues, self.is_cached());
+        // Drivers ask before they are ready, and send flushes only if there is a cache by then.
+        let flushes = self.port.get().is_some_and(|port| port.features() & feature::FLUSH != 0);
+        let cached = flushes && !self.write_through.load(Ordering::Acquire);
+        let config = config::bytes(&self.info, self.block, self.queues, cached);
         read_bytes(&config, offset, data);
     }
 

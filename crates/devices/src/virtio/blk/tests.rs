@@ -263,6 +263,22 @@ fn writes_are_durable_unless_the_driver_knows_flushes() {
 }
 
 #[test]
+fn driver_hears_of_the_cache_before_it_is_ready() {
+    let driver = Driver::new(held_blk(&held(512, 1 << 20), None).unwrap());
+    for (features, cached) in [(feature::ALWAYS, 1), (feature::ALWAYS & !feature::FLUSH, 0)] {
+        driver.set(common::STATUS, 1, 0);
+        driver.set(common::STATUS, 1, 3);
+        let features = features | crate::virtio::spec::feature::VERSION_1;
+        for (half, select) in [(features & 0xffff_ffff, 0), (features >> 32, 1)] {
+            driver.set(common::DRIVER_FEATURE_SELECT, 4, select);
+            driver.set(common::DRIVER_FEATURE, 4, half);
+        }
+        driver.set(common::STATUS, 1, 11);
+        assert_eq!(driver.config::<1>(WRITEBACK), [cached], "Linux asks at this moment, and never again");
+    }
+}
+
+#[test]
 fn disks_that_cannot_be_are_refused() {
     let refused = |block, size, asked| held_blk(&held(block, size), asked).unwrap_err();
     assert_eq!(refused(512, 4096, Some(1024)), BlkError::BlockSize(1024));
