@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::engine::{
-    Jobs, Running, Started, start_inline, start_inline_jobs, start_pool, start_pool_jobs, start_uring,
+    Engine, Jobs, Running, Started, start_inline, start_inline_jobs, start_pool, start_pool_jobs, start_uring,
 };
 use crate::error::Faults;
 use crate::file::ImageFile;
@@ -110,7 +110,7 @@ fn qcow2(options: &DiskOptions) -> Result<Arc<dyn BlockDevice>, ImageError> {
 fn overlay(
     options: &DiskOptions,
     base: Arc<dyn BlockDevice>,
-    (engine, running): &(Arc<dyn crate::engine::Engine>, Arc<Running>),
+    (engine, running): &(Arc<dyn Engine>, Arc<Running>),
 ) -> Result<Arc<dyn BlockDevice>, ImageError> {
     let size = base.info().size;
     let (file, folder) = unlinked_file(&folders(), size)?;

@@ -116,14 +116,18 @@ pub(super) fn open(wanted: &Wanted<'_>) -> Result<Chain, ImageError> {
             continue;
         };
         if write {
-            // Also where the order does not matter: it bounds the search for a free cluster.
-            header.refcount_blocks(&file).map_err(image_error(&path))?;
+            header.check_counted(&file).map_err(image_error(&path))?;
         }
-        let order = match write && wanted.safe {
-            true => Some(Order::new(&file, &header).map_err(image_error(&path))?),
+        let cluster = 1 << header.cluster_bits;
+        if let Some(direct) = file.direct.filter(|direct| u64::from(direct.block) > cluster) {
+            let source = Qcow2Error::SmallClusters { cluster, block: direct.block };
+            return Err(ImageError::Qcow2 { path, source });
+        }
+        let order = match write {
+            true => Some(Order::new(&file, &header, wanted.safe).map_err(image_error(&path))?),
             false => None,
         };
-        let storage = Storage::new(&path, &file, 1 << header.cluster_bits, order);
+        let storage = Storage::new(&path, &file, cluster, order);
         health = storage.health();
         let builder = Qcow2::<Storage>::builder(storage).write(write).data_file(None).backing(below);
         let image = builder.open(DenyImplicitOpenGate::default()).map_err(inside(&path))?;

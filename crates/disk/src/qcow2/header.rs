@@ -90,6 +90,16 @@ pub enum Qcow2Error {
     /// The host cannot read it.
     #[error("it cannot be read: {0}")]
     Read(#[from] io::Error),
+    /// Writing a block of direct I/O would also write to a neighbour.
+    #[error(
+        "its clusters of {cluster} bytes are smaller than the {block} bytes that cache=none writes at a time; use cache=writeback"
+    )]
+    SmallClusters {
+        /// Bytes of a cluster.
+        cluster: u64,
+        /// Bytes of a block.
+        block: u32,
+    },
     /// Something that the tables inside say is not so.
     #[error("it cannot be used: {0}; look at it: qemu-img check")]
     Inside(String),
@@ -110,6 +120,8 @@ pub(super) struct Header {
     pub(super) size: u64,
     /// Size of a cluster as a power of two.
     pub(super) cluster_bits: u32,
+    /// Bits of a refcount as a power of two.
+    pub(super) refcount_order: u32,
     /// Where the tables are in the file.
     pub(super) l1: Range<u64>,
     pub(super) reftable: Range<u64>,
@@ -224,7 +236,43 @@ impl Header {
         let last = if version == 2 && name_at != 0 { name_at.min(cluster) } else { cluster };
         let format = extensions(image, version, header_len..last)?;
         let backing = backing(image, name_at, name_len, cluster, format)?;
-        Ok(Self { size, cluster_bits, l1, reftable, backing })
+        Ok(Self { size, cluster_bits, refcount_order, l1, reftable, backing })
+    }
+
+    /// Looks whether an image can be written to. Header and tables that are not counted would be taken for free, and the
+    /// library looks for ever for a place if that for the header's own count is missing.
+    pub(super) fn check_counted(&self, image: &ImageFile) -> Result<(), Qcow2Error> {
+        self.refcount_blocks(image)?;
+        let table = bytes(image, self.reftable.clone(), "refcount table")?;
+        let table: Vec<u64> = entries(&table).collect();
+        let cluster = 1_u64 << self.cluster_bits;
+        let per_block = 1_u64 << (self.cluster_bits + 3 - self.refcount_order);
+        let mut last: Option<(u64, Vec<u8>)> = None;
+        for range in [0..cluster, self.reftable.clone(), self.l1.clone()] {
+            for index in range.start / cluster..range.end.div_ceil(cluster) {
+                let at = table.get((index / per_block) as usize).copied().filter(|block| *block != 0);
+                let at = at.ok_or_else(uncounted)?;
+                if last.as_ref().is_none_or(|(place, _)| *place != at) {
+                    let end = (at + cluster).min(image.len);
+                    last = Some((at, bytes(image, at..end, "refcounts")?));
+                }
+                let block = last.as_ref().map_or(&[][..], |(_, block)| block);
+                if !self.is_counted(block, (index % per_block) as usize) {
+                    return Err(uncounted());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an entry of a refcount block is not zero. Entries of less than a byte begin at its lowest bit.
+    fn is_counted(&self, block: &[u8], entry: usize) -> bool {
+        let bits = 1 << self.refcount_order;
+        if bits >= 8 {
+            return block.iter().skip(entry * bits / 8).take(bits / 8).any(|byte| *byte != 0);
+        }
+        let byte = block.get(entry * bits / 8).copied().unwrap_or_default();
+        byte >> (entry * bits % 8) & ((1 << bits) - 1) as u8 != 0
     }
 
     /// Reads the refcount table. A block of it that is named twice, or lies outside of the file, could make looking for
@@ -250,6 +298,10 @@ impl Header {
         }
         Ok(blocks)
     }
+}
+
+fn uncounted() -> Qcow2Error {
+    Qcow2Error::Inside("its header or tables are not counted as used".to_owned())
 }
 
 fn within(

@@ -13,7 +13,7 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 
 use super::order::Order;
-use crate::file::ImageFile;
+use crate::file::{Alignment, ImageFile};
 use crate::{Buffers, HostBuffer, sys};
 
 /// Zeroes written at a time where the file system cannot make them itself.
@@ -27,10 +27,16 @@ thread_local! {
 /// Has reads on this thread fail with [`io::ErrorKind::WouldBlock`] while `f` runs, if the page cache does not have
 /// what they want.
 pub(super) fn without_waiting<T>(f: impl FnOnce() -> T) -> T {
+    struct Again;
+    impl Drop for Again {
+        fn drop(&mut self) {
+            NOWAIT.set(false);
+        }
+    }
+    // Also if `f` panics.
+    let _again = Again;
     NOWAIT.set(true);
-    let result = f();
-    NOWAIT.set(false);
-    result
+    f()
 }
 
 fn read_flags() -> i32 {
@@ -63,11 +69,12 @@ pub(crate) struct Storage {
     file: Arc<File>,
     /// Bytes that the file has at least. Nothing makes it shorter.
     end: AtomicU64,
-    /// What direct I/O demands of addresses, and of offsets and lengths; 1 without.
+    direct: Option<Alignment>,
+    /// What that demands of addresses, and of offsets and lengths; 1 without.
     align: (usize, usize),
     /// Bytes of a cluster. A file without has clusters of 1 byte.
     cluster: u64,
-    /// Keeps the order of what is written; none for a file that is only read, or that may be lost in a crash.
+    /// Keeps the order of what is written; none for a file that is only read.
     order: Option<Order>,
     health: Arc<Health>,
     helper: CommonStorageHelper,
@@ -90,6 +97,7 @@ impl Storage {
             path: path.to_owned(),
             file: Arc::clone(&image.file),
             end: AtomicU64::new(image.len),
+            direct: image.direct,
             align,
             cluster,
             order,
@@ -101,7 +109,7 @@ impl Storage {
     /// The file as it is now.
     fn image(&self) -> ImageFile {
         let len = self.file.metadata().map_or(0, |status| status.len()).max(self.end());
-        ImageFile { file: Arc::clone(&self.file), len, direct: None }
+        ImageFile { file: Arc::clone(&self.file), len, direct: self.direct }
     }
 
     pub(super) fn health(&self) -> Arc<Health> {

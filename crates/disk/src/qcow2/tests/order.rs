@@ -14,9 +14,9 @@ fn table_in_use_is_written_to_when_all_before_is_safe_and_other_places_at_once()
     let folder = Folder::new();
     let path = folder.create("disk", 64 * MIB);
     write(&folder.open("disk", ""), 0, &pattern(65536, 1)).unwrap();
-    let image = || ImageFile::open(&path, false, false).unwrap();
+    let image = || ImageFile::open(&path, true, false).unwrap();
     let header = Header::read(&image()).unwrap();
-    let order = Order::new(&image(), &header).unwrap();
+    let order = Order::new(&image(), &header, true).unwrap();
     let syncs = AtomicU32::new(0);
     // How often a write of so many bytes has had to wait.
     let write = |offset: u64, bytes: &[u8]| {
@@ -54,13 +54,63 @@ fn table_in_use_is_written_to_when_all_before_is_safe_and_other_places_at_once()
 fn failure_to_make_safe_is_told_again_and_nothing_is_written() {
     let folder = Folder::new();
     let path = folder.create("disk", 64 * MIB);
-    let image = || ImageFile::open(&path, false, false).unwrap();
+    let image = || ImageFile::open(&path, true, false).unwrap();
     let header = Header::read(&image()).unwrap();
-    let order = Order::new(&image(), &header).unwrap();
+    let order = Order::new(&image(), &header, true).unwrap();
     for _ in 0..2 {
         let fails = || Err(io::Error::from_raw_os_error(libc::EIO));
         let slices = [IoSlice::new(&[0; 8])];
         let result = order.write(header.l1.start, &slices, fails, || panic!("not safe yet"), image);
         assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EIO));
+    }
+}
+
+#[test]
+fn image_that_is_left_at_any_moment_has_leaks_at_most() {
+    let kinds = [
+        "cluster_size=64k",
+        "cluster_size=512,refcount_bits=1",
+        "cluster_size=512,refcount_bits=4",
+        "cluster_size=512,refcount_bits=8",
+        "cluster_size=512",
+        "cluster_size=512,refcount_bits=64",
+        "compat=0.10,cluster_size=512",
+    ];
+    for kind in kinds {
+        let folder = Folder::new();
+        let path = folder.path("disk");
+        let text = path.to_str().unwrap();
+        if qemu_img(&["create", "-q", "-f", "qcow2", "-o", kind, text, "64M"], &[]).is_none() {
+            return;
+        }
+        for options in ["", ",cache=unsafe"] {
+            let disk = folder.open("disk", options);
+            for step in 0..25_u64 {
+                // Far from each other, so that new tables are needed all the time.
+                let offset = step * 7919 * 4096 % (63 * MIB);
+                write(&disk, offset, &pattern(if step % 8 == 0 { 300 << 10 } else { 4096 }, 1)).unwrap();
+                match step % 5 {
+                    0 => crate::run(&disk, Operation::Flush).unwrap(),
+                    1 => {
+                        let extent = Extent { offset: offset & !0xffff, len: 65536 };
+                        crate::run(&disk, Operation::Discard(vec![extent])).unwrap();
+                    }
+                    _ => (),
+                }
+                // What a machine that is killed now leaves.
+                let left = folder.path("left");
+                std::fs::copy(&path, &left).unwrap();
+                let output = std::process::Command::new("qemu-img")
+                    .args(["check", "-f", "qcow2"])
+                    .arg(&left)
+                    .output()
+                    .unwrap();
+                assert!(
+                    matches!(output.status.code(), Some(0 | 3)),
+                    "{kind}{options}: step {step}: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+        }
     }
 }
