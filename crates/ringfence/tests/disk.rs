@@ -8,10 +8,13 @@ mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use support::disk::{check, contents, disk, ext4, machine, sparse, tool};
+use support::disk::{
+    check, check_qcow2, contents, disk, ext4, flatten, machine, overlay, qemu_img, sparse, tool,
+};
 use support::image::{BOOT, ensure, nonce, path, sha256};
 use support::{finish, ringfence, wait};
 
@@ -71,6 +74,8 @@ fn root_on_nvme_boots_without_initrd_and_stays_clean() {
 /// has a random number in its first block.
 const VIRTIO: &str = r#"
 [ "$(cat /sys/block/vda/serial)" = disk0 ] && [ "$(cat /sys/block/vdb/ro)" = 1 ] || exit 8
+# Else the kernel sends no flushes.
+[ "$(cat /sys/block/vda/queue/write_cache)" = "write back" ] || exit 7
 mount -t ext4 -o discard /dev/vda /mnt || exit 9
 dd if=/dev/urandom of=/mnt/big bs=1M count=24 conv=fsync 2>/dev/null
 sum=$(sha256sum /mnt/big)
@@ -152,6 +157,7 @@ done
 /// Machines to kill for each kind of disk; `RINGFENCE_KILLS` says otherwise.
 const KILLS: u64 = 30;
 const VIRTIO_KILLS: u64 = 10;
+const QCOW2_KILLS: u64 = 10;
 
 #[test]
 fn nothing_acknowledged_is_lost_when_machines_are_killed() {
@@ -163,19 +169,42 @@ fn nothing_acknowledged_on_virtio_is_lost_when_machines_are_killed() {
     kill_machines(",bus=virtio", VIRTIO_KILLS);
 }
 
+#[test]
+fn nothing_acknowledged_on_qcow2_is_lost_when_machines_are_killed() {
+    kill_machines_on_qcow2(",bus=nvme");
+}
+
+#[test]
+fn nothing_acknowledged_on_qcow2_on_virtio_is_lost_when_machines_are_killed() {
+    kill_machines_on_qcow2(",bus=virtio");
+}
+
+fn kill_machines_on_qcow2(bus: &str) {
+    let Some(mke2fs) = tool("mke2fs").filter(|_| qemu_img().is_some()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (image, options) = overlay(&ext4(folder.path(), &mke2fs));
+    kill_all(&image, &(options + bus), QCOW2_KILLS, |image| {
+        // Not more than clusters that nothing leads to; and the disk is what a machine that starts now would find.
+        check_qcow2(image, true);
+        flatten(image)
+    });
+}
+
 fn kill_machines(bus: &str, kills: u64) {
-    let (Some(mke2fs), Some(e2fsck), Some(debugfs)) = (tool("mke2fs"), tool("e2fsck"), tool("debugfs"))
-    else {
-        return;
-    };
+    let Some(mke2fs) = tool("mke2fs") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    kill_all(&ext4(folder.path(), &mke2fs), bus, kills, Path::to_owned);
+}
+
+/// Kills machines with the image as their disk; `judge` gives the disk's bytes after each.
+fn kill_all(image: &Path, options: &str, kills: u64, judge: impl Fn(&Path) -> PathBuf) {
+    let (Some(e2fsck), Some(debugfs)) = (tool("e2fsck"), tool("debugfs")) else { return };
     ensure("shell");
     let kills = std::env::var("RINGFENCE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(kills);
-    let folder = tempfile::tempdir().unwrap();
-    let image = ext4(folder.path(), &mke2fs);
     let mut records = 0;
     for round in 0..kills {
         let tag = nonce();
-        let mut child = machine(&image, bus)
+        let mut child = machine(image, options)
             .args(["--append", &format!("tag={tag}"), "--", "sh", "-c", WRITE])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -191,9 +220,10 @@ fn kill_machines(bus: &str, kills: u64) {
         wait(&mut child, BOOT);
         assert!(seen, "round {round}: the guest ended before {last:?}");
         let more = lines.filter(|line| line.starts_with("kept ")).count() as u64;
-        check(&image, &e2fsck);
+        let disk = judge(image);
+        check(&disk, &e2fsck);
         for i in 0..=wanted + more {
-            let kept = contents(&image, &debugfs, &format!("/{tag}/{i}"));
+            let kept = contents(&disk, &debugfs, &format!("/{tag}/{i}"));
             assert_eq!(kept.trim_end(), format!("record {i} of {tag}"), "round {round}");
             records += 1;
         }

@@ -37,7 +37,7 @@ nonce=$(sed 's/.*nonce=\([0-9]*\).*/\1/' /proc/cmdline)
 mount -t ext4 /dev/nvme0n1 /mnt || exit 9
 dd if=/dev/urandom of=/mnt/data bs=1M count=4 conv=fsync 2>/dev/null
 sum=$(sha256sum < /mnt/data)
-full=/dev/nvme1n1
+full=$3
 dd if=/mnt/data of=$full bs=1M oflag=direct 2>/dev/null || exit 8
 dd if=/dev/zero of=$full bs=1M seek=$1 oflag=direct 2>/tmp/error; echo "@full $? $(grep -c 'No space' /tmp/error)"
 for i in 1 2 3; do
@@ -53,19 +53,38 @@ echo 3 > /proc/sys/vm/drop_caches
 exit 5
 "#;
 
+/// How the disk that fills is attached, where the guest finds it, and whether it hears why a write failed.
+struct Attached {
+    options: &'static str,
+    device: &'static str,
+    reason: bool,
+}
+
+const RAW: Attached = Attached { options: "", device: "/dev/nvme1n1", reason: true };
+const QCOW2: Attached = Attached { options: ",format=qcow2", ..RAW };
+const QCOW2_ON_VIRTIO: Attached =
+    Attached { options: ",format=qcow2,bus=virtio", device: "/dev/vda", reason: false };
+
 /// Runs [`FULL`] on a disk that fills somewhere behind MiB `from`, and before MiB `last`; `wrap` makes it so.
-fn fill(folder: &Path, full: &Path, [from, last]: [u64; 2], wrap: impl FnOnce(&Command) -> Command) {
+fn fill(
+    folder: &Path,
+    full: &Path,
+    attached: &Attached,
+    [from, last]: [u64; 2],
+    wrap: impl FnOnce(&Command) -> Command,
+) {
     let (Some(mke2fs), Some(e2fsck)) = (tool("mke2fs"), tool("e2fsck")) else { return };
     ensure("shell");
     let good = ext4(folder, &mke2fs);
     let nonce = nonce();
     let mut command = machine(&good, "");
-    command.arg(disk(full, "")).args(["--append", &format!("nonce={nonce}")]);
-    command.args(["--", "sh", "-c", FULL, "sh", &from.to_string(), &last.to_string()]);
+    command.arg(disk(full, attached.options)).args(["--append", &format!("nonce={nonce}")]);
+    command.args(["--", "sh", "-c", FULL, "sh", &from.to_string(), &last.to_string(), attached.device]);
     let session = Session::run(&mut wrap(&command), BOOT);
     assert_eq!(session.status, Some(5), "{}", session.text());
     assert_eq!(session.value("hash").0, sha256(&nonce.to_string()));
-    assert_eq!(session.value("full").0, "1 1", "the guest hears that there is no space: {}", session.text());
+    let heard = format!("1 {}", u8::from(attached.reason));
+    assert_eq!(session.value("full").0, heard, "the guest hears that there is no space: {}", session.text());
     for (name, value) in [("again1", "1"), ("again3", "1"), ("kept", "yes"), ("discard", "0"), ("room", "0")]
     {
         assert_eq!(session.value(name).0, value, "{name}: {}", session.text());
@@ -80,12 +99,32 @@ fn fill(folder: &Path, full: &Path, [from, last]: [u64; 2], wrap: impl FnOnce(&C
 
 #[test]
 fn full_host_gives_the_guest_an_error_and_the_machine_lives_on() {
+    fill_host(&RAW, "truncate -s 64M");
+}
+
+/// The command that makes a qcow2 image of 64 MiB.
+fn create_qcow2() -> String {
+    format!("{} image create --size 64M --format qcow2", support::ringfence().get_program().display())
+}
+
+#[test]
+fn full_host_gives_the_guest_of_a_qcow2_disk_an_error_and_the_machine_lives_on() {
+    fill_host(&QCOW2, &create_qcow2());
+}
+
+#[test]
+fn full_host_gives_the_guest_of_a_qcow2_disk_on_virtio_an_error_and_the_machine_lives_on() {
+    fill_host(&QCOW2_ON_VIRTIO, &create_qcow2());
+}
+
+/// Fills a disk of 64 MiB that `create` makes on a file system of 32 MiB.
+fn fill_host(attached: &Attached, create: &str) {
     let folder = tempfile::tempdir().unwrap();
     let small = folder.path().join("small");
     std::fs::create_dir(&small).unwrap();
     // A mount of our own, which goes with the process: as root, or as root of a user namespace.
     let kinds: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
-    let mount = format!("mount -t tmpfs -o size=32m small {0} && truncate -s 64M {0}/disk", small.display());
+    let mount = format!("mount -t tmpfs -o size=32m small {0} && {create} {0}/disk >&2", small.display());
     let allowed = |kind: &&&[&str]| {
         let output = Command::new("unshare").args(**kind).args(["sh", "-c", &mount]).output();
         output.is_ok_and(|output| output.status.success())
@@ -95,7 +134,7 @@ fn full_host_gives_the_guest_an_error_and_the_machine_lives_on() {
         return;
     };
     let script = format!("{mount} && exec \"$@\"");
-    fill(folder.path(), &small.join("disk"), [4, 60], |command| {
+    fill(folder.path(), &small.join("disk"), attached, [4, 60], |command| {
         under("unshare", &[kind, ["sh", "-c", &script, "sh"].as_slice()].concat(), command)
     });
 }
@@ -106,7 +145,7 @@ fn limit_on_file_sizes_gives_the_guest_an_error_and_kills_nothing() {
     let full = sparse(folder.path(), "full", 192 * MIB);
     // The image with the file system ends before it.
     let limit = format!("--fsize={}", 160 * MIB);
-    fill(folder.path(), &full, [150, 180], |command| under("prlimit", &[&limit], command));
+    fill(folder.path(), &full, &RAW, [150, 180], |command| under("prlimit", &[&limit], command));
 }
 
 #[test]

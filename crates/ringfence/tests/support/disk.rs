@@ -23,6 +23,46 @@ pub fn ext4(folder: &Path, mke2fs: &Path) -> PathBuf {
     image
 }
 
+/// `qemu-img`, with which QEMU judges qcow2 images. `None`, and why, where there is none.
+pub fn qemu_img() -> Option<Command> {
+    let found = Command::new("qemu-img").arg("--version").output().is_ok();
+    if !found {
+        println!("skipped: no qemu-img on this host; install qemu-utils");
+    }
+    found.then(|| Command::new("qemu-img"))
+}
+
+/// A qcow2 image, made by our own command, which stands on a raw one. The option `backing=` for its folder is in the second
+/// value.
+pub fn overlay(base: &Path) -> (PathBuf, String) {
+    let image = base.with_extension("qcow2");
+    let mut command = super::ringfence();
+    command.args(["image", "create"]).arg(&image).arg("--backing").arg(base);
+    let output = command.args(["--backing-format", "raw"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let folder = base.parent().unwrap().display();
+    (image, format!(",format=qcow2,backing={folder}"))
+}
+
+/// Fails the test if QEMU finds damage in a qcow2 image, or, unless `leaks` are allowed, clusters that nothing leads to: a
+/// machine that was killed may leave those.
+pub fn check_qcow2(image: &Path, leaks: bool) {
+    let Some(mut qemu_img) = qemu_img() else { return };
+    let output = qemu_img.args(["check", "-f", "qcow2"]).arg(image).output().unwrap();
+    let fine = matches!((output.status.code(), leaks), (Some(0), _) | (Some(3), true));
+    assert!(fine, "{output:?}");
+}
+
+/// The bytes of a qcow2 image's disk in a file of their own.
+pub fn flatten(image: &Path) -> PathBuf {
+    let flat = image.with_extension("flat");
+    let mut qemu_img = qemu_img().expect("whoever asks has looked");
+    let output =
+        qemu_img.args(["convert", "-f", "qcow2", "-O", "raw"]).args([image, &flat]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    flat
+}
+
 /// A machine with the image as its first disk, on the engine that boots fastest.
 pub fn machine(image: &Path, options: &str) -> Command {
     let mut command = super::ringfence();
