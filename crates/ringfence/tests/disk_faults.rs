@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use support::disk::{clean, disk, ext4, machine, sparse, tool};
+use support::disk::{check_qcow2, clean, disk, ext4, machine, qemu_img, sparse, tool};
 use support::finish;
 use support::image::{BOOT, Session, ensure, nonce, sha256};
 use support::wait;
@@ -149,6 +149,19 @@ fn limit_on_file_sizes_gives_the_guest_an_error_and_kills_nothing() {
 }
 
 #[test]
+fn limit_on_file_sizes_gives_the_guest_of_a_qcow2_disk_an_error_and_kills_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = folder.path().join("full");
+    let mut create = support::ringfence();
+    create.args(["image", "create", "--size", "256M", "--format", "qcow2"]).arg(&full);
+    finish(&mut create).expect(0, &[]);
+    // The image with the file system ends before it.
+    let limit = format!("--fsize={}", 140 * MIB);
+    fill(folder.path(), &full, &QCOW2, [4, 240], |command| under("prlimit", &[&limit], command));
+    check_qcow2(&full, false);
+}
+
+#[test]
 fn ephemeral_disk_past_the_limit_on_file_sizes_is_refused_with_its_folder() {
     let folder = tempfile::tempdir().unwrap();
     let image = sparse(folder.path(), "disk", 64 * MIB);
@@ -269,6 +282,18 @@ echo "still here" > /mnt/file && sync && umount /mnt && exit 5
 
 #[test]
 fn flush_that_fails_ends_all_writing_and_nothing_else() {
+    flush_fails("", "true");
+}
+
+#[test]
+fn flush_that_fails_ends_all_writing_to_a_qcow2_disk_and_nothing_else() {
+    if qemu_img().is_some() {
+        flush_fails(",format=qcow2", "qemu-img create -q -f qcow2 $device 60M");
+    }
+}
+
+/// Writes to a device that cannot keep it all; `prepare` makes its image.
+fn flush_fails(options: &str, prepare: &str) {
     let (Some(mke2fs), Some(e2fsck)) = (tool("mke2fs"), tool("e2fsck")) else { return };
     ensure("shell");
     let folder = tempfile::tempdir().unwrap();
@@ -277,12 +302,12 @@ fn flush_that_fails_ends_all_writing_and_nothing_else() {
     let device = folder.path().join("device");
     let prepare = format!(
         "mkdir {0}/small && mount -t tmpfs -o size=16m small {0}/small && truncate -s 64M {0}/small/disk && \
-         device=$(losetup --find --show {0}/small/disk) && ln -s $device {0}/device || exit 77; \
+         device=$(losetup --find --show {0}/small/disk) && ln -s $device {0}/device && {prepare} || exit 77; \
          \"$@\"; status=$?; losetup --detach $device; exit $status",
         folder.path().display()
     );
     let mut command = machine(&good, "");
-    command.arg(disk(&device, "")).args(["--", "sh", "-c", LOST]);
+    command.arg(disk(&device, options)).args(["--", "sh", "-c", LOST]);
     let session =
         Session::run(&mut under("unshare", &["--mount", "sh", "-c", &prepare, "sh"], &command), BOOT);
     if !device.is_symlink() {
