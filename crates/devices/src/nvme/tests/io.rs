@@ -244,8 +244,9 @@ impl CodeObserver for Watch {
 
 #[test]
 fn memory_hears_of_data_before_the_guest_sees_the_completion() {
-    let image = Image::new(1 << 20);
     for options in ["", ",io=uring", ",io=sync"] {
+        // One each: a thread may still hold the disk, and its lock, when the machine is gone.
+        let image = Image::new(1 << 20);
         let rig = Rig::running(image.open(options));
         let watch = Arc::new(Watch { memory: Arc::clone(&rig.memory), early: Mutex::default() });
         rig.memory.set_code_observer(Arc::clone(&watch) as _);
