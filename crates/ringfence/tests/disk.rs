@@ -157,7 +157,7 @@ done
 /// Machines to kill for each kind of disk; `RINGFENCE_KILLS` says otherwise.
 const KILLS: u64 = 30;
 const VIRTIO_KILLS: u64 = 10;
-const QCOW2_KILLS: u64 = 10;
+const QCOW2_KILLS: u64 = 6;
 
 #[test]
 fn nothing_acknowledged_is_lost_when_machines_are_killed() {
