@@ -388,15 +388,21 @@ impl Assembler {
         self.code.push(count);
     }
 
-    /// `mov word ptr mem, ax`.
-    pub(super) fn store_ax(&mut self, mem: Mem) {
+    /// `mov word ptr mem, reg`.
+    pub(super) fn store_word(&mut self, reg: Reg, mem: Mem) {
         self.code.push(0x66);
-        self.with_mem(false, 0x89, 0, mem);
+        self.with_mem(false, 0x89, reg.0, mem);
     }
 
-    /// `movzx eax, word ptr mem`.
-    pub(super) fn load_ax(&mut self, mem: Mem) {
-        self.with_mem(false, escaped(0xb7), 0, mem);
+    /// `mov reg16, word ptr mem`: the rest of the register stays.
+    pub(super) fn load_low_word(&mut self, reg: Reg, mem: Mem) {
+        self.code.push(0x66);
+        self.with_mem(false, 0x8b, reg.0, mem);
+    }
+
+    /// `movzx reg, word ptr mem`.
+    pub(super) fn load_word(&mut self, reg: Reg, mem: Mem) {
+        self.with_mem(false, escaped(0xb7), reg.0, mem);
     }
 
     /// `jcc rel32`, to be filled in by [`Assembler::patch`]: where its displacement is.

@@ -275,6 +275,12 @@ impl Emitter<'_> {
             Kind::ClearAc => self.access_user_pages(i, false),
             Kind::SetAc => self.access_user_pages(i, true),
             Kind::SwapGs => self.swap_gs(i),
+            Kind::StoreString => self.store_string(i),
+            Kind::MoveString => self.move_string(i),
+            Kind::ClearDirection => self.clear_direction(i),
+            Kind::Selector => self.selector(i),
+            Kind::ReadBase => self.read_base(i),
+            Kind::WriteBase => self.write_base(i),
             Kind::BitString => self.bit_string(i),
             Kind::Push => self.push(i),
             Kind::Pop => self.pop(i),
@@ -333,6 +339,8 @@ impl Emitter<'_> {
             && matches!(
                 step.kind,
                 Kind::Interpreted
+                    | Kind::StoreString
+                    | Kind::MoveString
                     | Kind::Jump
                     | Kind::Branch
                     | Kind::Call
@@ -385,7 +393,7 @@ impl Emitter<'_> {
             self.a.copy(scratch, RAX);
             self.a.bytes(&[0x9f]); // lahf
             self.a.bytes(&[0x0f, 0x90, 0xc0]); // seto al
-            self.a.store_ax(field::status());
+            self.a.store_word(RAX, field::status());
             self.a.copy(RAX, scratch);
             self.stored_flags = true;
         }
@@ -416,7 +424,7 @@ impl Emitter<'_> {
 /// The guest's flags from the vCPU to the host's; RAX spends the time in `scratch`.
 pub(super) fn load_flags(a: &mut Assembler, scratch: Reg) {
     a.copy(scratch, RAX);
-    a.load_ax(field::status());
+    a.load_word(RAX, field::status());
     a.bytes(&[0x04, 0x7f]); // add al, 0x7f: sets OF if AL was 1
     a.bytes(&[0x9e]); // sahf
     a.copy(RAX, scratch);

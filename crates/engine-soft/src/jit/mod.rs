@@ -43,6 +43,7 @@ mod single;
 mod special;
 mod state;
 mod step;
+mod string;
 mod stubs;
 mod system;
 #[cfg(test)]

@@ -37,6 +37,18 @@ pub(super) enum Kind {
     BitString,
     /// POP of a register.
     Pop,
+    /// STOS.
+    StoreString,
+    /// MOVS.
+    MoveString,
+    /// CLD.
+    ClearDirection,
+    /// A segment's selector to memory or a register.
+    Selector,
+    /// RDFSBASE and RDGSBASE.
+    ReadBase,
+    /// WRFSBASE and WRGSBASE of 64 bits.
+    WriteBase,
     /// LEAVE.
     Leave,
     /// Nothing to do.
@@ -129,6 +141,18 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Clac => Kind::ClearAc,
         M::Stac => Kind::SetAc,
         M::Swapgs => Kind::SwapGs,
+        M::Cld => Kind::ClearDirection,
+        M::Stosb | M::Stosw | M::Stosd | M::Stosq => Kind::StoreString,
+        M::Movsb | M::Movsw | M::Movsq => Kind::MoveString,
+        M::Movsd if instruction.is_string_instruction() => Kind::MoveString,
+        M::Mov
+            if instruction.op1_kind() == OpKind::Register
+                && instruction.op1_register().is_segment_register() =>
+        {
+            Kind::Selector
+        }
+        M::Rdfsbase | M::Rdgsbase => Kind::ReadBase,
+        M::Wrfsbase | M::Wrgsbase if instruction.op0_register().size() == 8 => Kind::WriteBase,
         M::Bt | M::Bts | M::Btr | M::Btc
             if instruction.op0_kind() == OpKind::Memory
                 && instruction.op1_kind() == OpKind::Register
@@ -144,7 +168,9 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         | M::Prefetcht0
         | M::Prefetcht1
         | M::Prefetcht2
-        | M::Prefetchw => Kind::Nothing,
+        | M::Prefetchw
+        // Stores into code are found as they are done, so nothing waits for it.
+        | M::Serialize => Kind::Nothing,
         M::Call | M::Jmp => transfer(instruction),
         M::Ret => match instruction.code() {
             Code::Retnq | Code::Retnq_imm16 => Kind::Return,

@@ -202,7 +202,11 @@ impl Source {
                     self.ahead.push_back(target);
                 }
                 (Kind::Jump, Some(target)) => self.ahead.push_front(target),
-                (Kind::Call | Kind::CallIndirect, _) if next < 0x1000 => self.ahead.push_front(next),
+                (Kind::Call | Kind::CallIndirect | Kind::StoreString | Kind::MoveString, _)
+                    if next < 0x1000 =>
+                {
+                    self.ahead.push_front(next);
+                }
                 _ => {}
             }
             self.push(step);

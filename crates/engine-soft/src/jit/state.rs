@@ -226,10 +226,19 @@ pub(super) mod field {
         [0, 8].map(|at| at_distance(tables + 16 * usize::from(user_pages) + at))
     }
 
-    /// The base of GS, as it is and as it is used.
-    pub(in super::super) fn gs_base() -> [Mem; 2] {
-        let segment = offset_of!(Cpu, segments) + 5 * size_of::<Segment>() + offset_of!(Segment, base);
-        [at_distance(segment), segment_base(5)]
+    fn segment(segment: u8) -> usize {
+        offset_of!(Cpu, segments) + usize::from(segment) * size_of::<Segment>()
+    }
+
+    /// The base of FS or GS, as it is and as it is used.
+    pub(in super::super) fn base_of(segment: u8) -> [Mem; 2] {
+        let own = self::segment(segment) + offset_of!(Segment, base);
+        [at_distance(own), segment_base(segment)]
+    }
+
+    /// A segment register's selector, 16 bits.
+    pub(in super::super) fn selector(segment: u8) -> Mem {
+        at_distance(self::segment(segment) + offset_of!(Segment, selector))
     }
 
     /// What SWAPGS exchanges it with.

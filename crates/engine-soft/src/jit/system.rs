@@ -3,13 +3,17 @@
 //! What is emitted is the common case: CPL 0, nothing waiting, no change of what anything else depends on. The rest is the
 //! handler's.
 
+use iced_x86::{Mnemonic, OpKind};
 use ringfence_x86::{Cr4, Rflags};
 
-use super::asm::{Imm, Two, at, cc};
+use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
-use super::registers::{A, B, C, STACK};
+use super::registers::{A, B, C, Home, STACK, home};
 use super::state::field;
 use crate::mmu::tlb::Class;
+
+const FS: u8 = 4;
+const GS: u8 = 5;
 
 impl Emitter<'_> {
     /// Flags are stored; the branch is taken above CPL 0.
@@ -47,6 +51,11 @@ impl Emitter<'_> {
             if allow { (Class::Kernel, Class::KernelAc) } else { (Class::KernelAc, Class::Kernel) };
         self.save_flags();
         self.host_flags = false;
+        // Kernels clear it on every entry.
+        let clear = (!allow).then(|| {
+            self.a.compare_byte(field::class(), to as u8);
+            self.a.jcc(cc::E)
+        });
         self.a.compare_byte(field::class(), from as u8);
         let mut sites = vec![self.a.jcc(cc::NE)];
         if !allow {
@@ -69,6 +78,9 @@ impl Emitter<'_> {
         // The page of the stack was found with the other rights.
         self.a.constant(A, super::state::NO_STACK);
         self.a.rm(Two::Store, A, field::stack_page());
+        if let Some(clear) = clear {
+            self.a.bind(clear);
+        }
         self.slow(i, sites);
         Some(())
     }
@@ -76,7 +88,7 @@ impl Emitter<'_> {
     /// SWAPGS.
     pub(super) fn swap_gs(&mut self, i: usize) -> Option<()> {
         let site = self.check_privilege();
-        let [base, used] = field::gs_base();
+        let [base, used] = field::base_of(GS);
         self.a.rm(Two::Load, A, field::kernel_gs_base());
         self.a.rm(Two::Load, B, base);
         self.a.rm(Two::Store, B, field::kernel_gs_base());
@@ -84,6 +96,88 @@ impl Emitter<'_> {
         self.a.rm(Two::Store, A, used);
         self.slow(i, [site]);
         Some(())
+    }
+
+    /// Leaves by the branch returned if FS and GS bases are not to be read and written by instructions. Flags are stored.
+    fn check_fsgsbase(&mut self) -> usize {
+        self.save_flags();
+        self.host_flags = false;
+        self.a.test_imm32(field::cr4(), Cr4::FSGSBASE.bits() as u32);
+        self.a.jcc(cc::E)
+    }
+
+    /// RDFSBASE and RDGSBASE.
+    pub(super) fn read_base(&mut self, i: usize) -> Option<()> {
+        let (step, op) = self.at(i);
+        let segment = if step.instruction.mnemonic() == Mnemonic::Rdfsbase { FS } else { GS };
+        let (wide, to) = (step.instruction.op0_register().size() == 8, op.dst);
+        let site = self.check_fsgsbase();
+        let [base, _] = field::base_of(segment);
+        if wide {
+            self.a.rm(Two::Load, A, base);
+        } else {
+            self.a.rm32(Two::Load, A, base);
+        }
+        self.put(to, A);
+        self.slow(i, vec![site]);
+        Some(())
+    }
+
+    /// WRFSBASE and WRGSBASE.
+    pub(super) fn write_base(&mut self, i: usize) -> Option<()> {
+        let (step, op) = self.at(i);
+        let segment = if step.instruction.mnemonic() == Mnemonic::Wrfsbase { FS } else { GS };
+        let from = op.dst;
+        let mut sites = vec![self.check_fsgsbase()];
+        let value = self.fetch(from, A);
+        // Canonical: bits 47 to 63 are the same.
+        self.a.copy(B, value);
+        self.a.sar(true, B, 47);
+        self.a.rm(Two::Lea, B, at(B, 1));
+        self.a.compare_imm(B, 1);
+        sites.push(self.a.jcc(cc::A));
+        for place in field::base_of(segment) {
+            self.a.rm(Two::Store, value, place);
+        }
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// MOV from a segment register.
+    pub(super) fn selector(&mut self, i: usize) -> Option<()> {
+        let (step, op) = self.at(i);
+        let (from, to) = (op.src, op.dst);
+        if step.instruction.op0_kind() == OpKind::Register {
+            let part = step.instruction.op0_register().size() == 2;
+            match home(to) {
+                Home::Host(reg) if part => self.a.load_low_word(reg, field::selector(from)),
+                Home::Host(reg) => self.a.load_word(reg, field::selector(from)),
+                Home::Slot => {
+                    self.a.load_word(A, field::selector(from));
+                    if part {
+                        self.a.store_word(A, field::register(to));
+                    } else {
+                        self.a.rm(Two::Store, A, field::register(to));
+                    }
+                }
+            }
+            return Some(());
+        }
+        self.keep_flags(i);
+        self.address(i)?;
+        let site = self.check(2, 1, true);
+        self.a.load_word(B, field::selector(from));
+        self.a.store_word(B, at(A, 0));
+        self.slow(i, vec![site]);
+        Some(())
+    }
+
+    /// Guest register `number` from a host register.
+    fn put(&mut self, number: u8, from: Reg) {
+        match home(number) {
+            Home::Host(reg) => self.a.copy(reg, from),
+            Home::Slot => self.a.rm(Two::Store, from, field::register(number)),
+        }
     }
 
     /// PUSHFQ.

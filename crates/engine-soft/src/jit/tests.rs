@@ -64,7 +64,7 @@ pub(super) fn machine() -> Interpreter {
     .unwrap();
     // Neither x87 nor vectors, unless a test asks for them.
     cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::WP | Cr0::NE | Cr0::EM;
-    cpu.cr4 = Cr4::PAE;
+    cpu.cr4 = Cr4::PAE | Cr4::FSGSBASE;
     cpu.cr3 = 0x1000;
     cpu.efer = Efer::LME | Efer::LMA | Efer::NXE;
     cpu.segments[1].attributes |= attribute::LONG;

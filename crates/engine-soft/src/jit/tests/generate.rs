@@ -52,6 +52,32 @@ use Form::{M, N, O, R, X};
 
 const ANY: Form = X(&[0, 1, 2, 3, 4, 5, 6, 7]);
 
+/// A count, and a repeated string instruction of any width, rarely upside down.
+fn repeated(random: &mut Random) -> Vec<u8> {
+    let count = match random.below(4) {
+        0 => random.below(0x1100),
+        1 => random.below(0x100),
+        _ => random.below(9),
+    };
+    let mut bytes = vec![if random.chance(5) { 0xfd } else { 0xfc }, 0xb9];
+    bytes.extend((count as u32).to_le_bytes());
+    if random.chance(20) {
+        bytes.push(0x66);
+    }
+    bytes.push(random.pick(&[0xf3, 0xf3, 0xf2]));
+    if random.chance(30) {
+        bytes.push(0x48);
+    }
+    bytes.push(random.pick(&[0xa4, 0xa5, 0xaa, 0xab, 0x6c]));
+    bytes
+}
+
+/// RDFSBASE, RDGSBASE, WRFSBASE or WRGSBASE.
+fn base(random: &mut Random) -> Vec<u8> {
+    let rex = random.pick(&[0x40, 0x41, 0x48, 0x49]);
+    vec![0xf3, rex, 0x0f, 0xae, 0xc0 | random.below(32) as u8]
+}
+
 const TABLE: &[Template] = &[
     (&[], &[0x80], ANY, 1, false),
     (&[], &[0x81], ANY, 4, true),
@@ -143,6 +169,8 @@ const TABLE: &[Template] = &[
     (&[], &[0xa4], N, 0, false),
     (&[], &[0xa5], N, 0, true),
     (&[], &[0xaa], N, 0, false),
+    (&[], &[0x8c], X(&[0, 1, 2, 3, 4, 5]), 0, true),
+    (&[], &[0xab], N, 0, true),
     (&[], &[0xa6], N, 0, false),
     (&[], &[0xb0], O, 1, false),
     (&[], &[0xb8], O, 8, true),
@@ -345,9 +373,10 @@ pub(super) fn program(random: &mut Random, vectors: bool) -> Program {
                 // lea rax, [rip + branch]; jmp or call rax
                 vec![0x48, 0x8d, 0x05, 0, 0, 0, 0, 0xff, random.pick(&[0xe0, 0xd0])]
             }
-            22 => vec![0xb9, random.below(9) as u8, 0, 0, 0, 0xf3, random.pick(&[0xa4, 0xaa, 0xab, 0x6c])],
+            22 | 24 => repeated(random),
+            25 => base(random),
             23 => vec![0xe2, random.pick(&[0xfe, 0x00, 0x02])],
-            24..74 if vectors => vectors::instruction(random),
+            26..76 if vectors => vectors::instruction(random),
             _ => from_table(random),
         };
         code[at..at + bytes.len()].copy_from_slice(&bytes);

@@ -1,0 +1,139 @@
+//! STOS and MOVS, alone and repeated.
+//!
+//! A repeated one runs as the host's own where all of it lies in one page on each side, which is every call of the guest's
+//! memcpy and memset for small things and most of its work on whole pages. Then it ends within the elements that the
+//! interpreter's handler does at once, so both count it as one instruction. Anything else is the handler's.
+
+use super::asm::{Imm, Mem, RAX, RDI, RSI, Reg, Two, at, cc};
+use super::emit::Emitter;
+use super::registers::{A, B, C};
+use super::state::field;
+use crate::interp::op::prefix;
+use iced_x86::OpKind;
+use ringfence_x86::Rflags;
+
+const RCX: Reg = Reg(1);
+/// Most elements at once: those of a page of bytes.
+const MOST: i32 = 0x1000;
+
+/// log2 of an element's size, and whether the instruction is repeated.
+#[derive(Clone, Copy)]
+struct Shape {
+    scale: u8,
+    repeated: bool,
+}
+
+impl Emitter<'_> {
+    /// What the string instruction at step `i` is like; `None` if its addresses are not plain ones.
+    fn string_shape(&self, i: usize) -> Option<Shape> {
+        let (step, op) = self.at(i);
+        let instruction = &step.instruction;
+        let plain = op.address_mask == u64::MAX
+            && (0..instruction.op_count()).all(|n| match instruction.op_kind(n) {
+                OpKind::MemorySegRSI => !matches!(op.segment, 4 | 5),
+                OpKind::MemoryESRDI | OpKind::Register => true,
+                _ => false,
+            });
+        let scale = match instruction.memory_size().size() {
+            1 => 0,
+            2 => 1,
+            4 => 2,
+            8 => 3,
+            _ => return None,
+        };
+        plain.then_some(Shape { scale, repeated: op.has(prefix::REP | prefix::REPNE) })
+    }
+
+    /// Leaves by the branches returned if DF is set, a step is to end after each element (TF), or a repeated instruction has nothing or more than a page to do.
+    fn check_string(&mut self, i: usize, shape: Shape) -> Vec<usize> {
+        self.keep_flags(i);
+        self.host_flags = false;
+        self.a.test_imm32(field::flags(), (Rflags::DF | Rflags::TF).bits() as u32);
+        let mut sites = vec![self.a.jcc(cc::NE)];
+        if shape.repeated {
+            self.a.rm(Two::Lea, C, at(RCX, -1));
+            self.a.compare_imm(C, MOST - 1);
+            sites.push(self.a.jcc(cc::A));
+        }
+        sites
+    }
+
+    /// The host's address of what `pointer` points at to [`A`]: one element, or the first of RCX that lie in one page.
+    fn check_elements(&mut self, pointer: Reg, shape: Shape, write: bool, sites: &mut Vec<usize>) {
+        if shape.repeated {
+            self.a.rr32(Two::Load, C, pointer);
+            self.a.imm(Imm::And, false, C, 0xfff);
+            self.a.rm(Two::Lea, C, Mem { base: Some(C), index: Some((RCX, shape.scale)), disp: 0 });
+            self.a.compare_imm(C, 0x1000);
+            sites.push(self.a.jcc(cc::A));
+        }
+        self.a.copy(A, pointer);
+        sites.push(self.check(if shape.repeated { 1 } else { 1 << shape.scale }, 1, write));
+    }
+
+    /// `pointer` behind the elements, to [`C`].
+    fn behind_elements(&mut self, pointer: Reg, shape: Shape) {
+        let (index, disp) =
+            if shape.repeated { (Some((RCX, shape.scale)), 0) } else { (None, 1 << shape.scale) };
+        self.a.rm(Two::Lea, C, Mem { base: Some(pointer), index, disp });
+    }
+
+    /// The host's instruction: `opcode` for bytes, the next for wider elements.
+    fn host_string(&mut self, opcode: u8, shape: Shape) {
+        if shape.scale == 1 {
+            self.a.bytes(&[0x66]);
+        }
+        if shape.repeated {
+            self.a.bytes(&[0xf3]);
+        }
+        if shape.scale == 3 {
+            self.a.bytes(&[0x48]);
+        }
+        self.a.bytes(&[opcode | u8::from(shape.scale > 0)]);
+    }
+
+    /// STOS.
+    pub(super) fn store_string(&mut self, i: usize) -> Option<()> {
+        let shape = self.string_shape(i)?;
+        let mut sites = self.check_string(i, shape);
+        self.check_elements(RDI, shape, true, &mut sites);
+        self.behind_elements(RDI, shape);
+        self.a.copy(RDI, A);
+        self.host_string(0xaa, shape);
+        self.a.copy(RDI, C);
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// MOVS.
+    pub(super) fn move_string(&mut self, i: usize) -> Option<()> {
+        let shape = self.string_shape(i)?;
+        let mut sites = self.check_string(i, shape);
+        self.check_elements(RSI, shape, false, &mut sites);
+        self.a.rm(Two::Store, A, field::slot());
+        self.check_elements(RDI, shape, true, &mut sites);
+        self.a.rm(Two::Load, B, field::slot());
+        self.behind_elements(RSI, shape);
+        self.a.rm(Two::Store, C, field::slot());
+        self.behind_elements(RDI, shape);
+        self.a.copy(RDI, A);
+        self.a.copy(RSI, B);
+        self.host_string(0xa4, shape);
+        self.a.copy(RDI, C);
+        self.a.rm(Two::Load, RSI, field::slot());
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// CLD where DF is clear.
+    pub(super) fn clear_direction(&mut self, i: usize) -> Option<()> {
+        self.save_flags();
+        self.host_flags = false;
+        self.a.test_imm32(field::flags(), Rflags::DF.bits() as u32);
+        let site = self.a.jcc(cc::NE);
+        self.slow(i, vec![site]);
+        Some(())
+    }
+}
+
+const _: () = assert!(RAX.0 == 0, "what STOS stores is the guest's own RAX");
