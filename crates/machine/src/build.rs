@@ -19,6 +19,7 @@ use crate::load;
 use crate::machine::Machine;
 use crate::memory_map;
 use crate::nets;
+use crate::shares;
 use crate::spec::MachineSpec;
 use crate::vcpu::VcpuThread;
 
@@ -48,7 +49,9 @@ pub(crate) fn build_on(
     // The kernel before everything else: most of what users get wrong shows here.
     let plan = load::load(&spec, &memory)?;
     let disks = disks::open(&spec.disks, spec.clock, &sender)?;
-    let (cards, helpers) = nets::open(&spec.nets, &sender)?;
+    let mut helpers = Vec::new();
+    let cards = nets::open(&spec.nets, &sender, &mut helpers)?;
+    let shares = shares::open(&spec.shares, &sender, &mut helpers)?;
     let clock = Arc::new(VirtualClock::new(spec.clock, TSC_KHZ));
     let timers = Arc::new(TimerQueue::default());
     let vm = make(selection)?.create_vm(VmConfig {
@@ -70,7 +73,7 @@ pub(crate) fn build_on(
         balloon: spec.balloon,
         events: &sender,
     };
-    let devices = Devices::new(&wiring, outputs, disks, cards)?;
+    let devices = Devices::new(&wiring, outputs, disks, cards, shares)?;
     let bus = Arc::new(SystemBus::new(devices.placements().chain(vm.placements()))?);
     devices.connect(&bus, wiring.interrupts);
     let vcpus = start_vcpus(vm.as_ref(), spec.cpus, bus, &power, &sender)?;

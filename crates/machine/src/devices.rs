@@ -16,6 +16,7 @@ use ringfence_devices::serial::{Serial, SerialOutput};
 use ringfence_devices::virtio::balloon::Balloon;
 use ringfence_devices::virtio::net::Net;
 use ringfence_devices::virtio::rng::Rng;
+use ringfence_devices::virtio::share::Share;
 use ringfence_devices::virtio::{SharedDevice, VirtioConfig, VirtioPci};
 use ringfence_devices::{Device, PowerControl, SystemBus, platform};
 use ringfence_disk::DiskBus;
@@ -99,6 +100,7 @@ impl Devices {
         outputs: SerialOutputs,
         disks: Vec<Disk>,
         cards: Vec<Arc<Net>>,
+        shares: Vec<Arc<Share>>,
     ) -> Result<Self, MachineError> {
         let pci = PciBus::new();
         let &Wiring { memory, clock, timers, power, .. } = wiring;
@@ -134,6 +136,9 @@ impl Devices {
         }
         for (index, card) in cards.into_iter().enumerate() {
             plugged.plug(wiring.virtio(format!("virtio-net.{index}"), card))?;
+        }
+        for (index, share) in shares.into_iter().enumerate() {
+            plugged.plug(wiring.virtio(format!("virtio-fs.{index}"), share))?;
         }
         // A run by the count of instructions repeats exactly, which the host's entropy would spoil.
         if clock.mode() == ClockMode::Host {

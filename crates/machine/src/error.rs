@@ -12,6 +12,7 @@ use ringfence_disk::ImageError;
 use ringfence_engine::{EngineError, StateError};
 use ringfence_memory::MemoryError;
 use ringfence_net::NetError;
+use ringfence_share::ShareError;
 use ringfence_x86::cpuid::MissingFeatures;
 
 use crate::size::ByteSize;
@@ -38,6 +39,9 @@ pub enum MachineError {
     /// A network cannot be had.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// A folder cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// A disk cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),

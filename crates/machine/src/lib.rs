@@ -22,6 +22,7 @@ mod machine;
 pub mod memory_map;
 mod nets;
 mod save;
+mod shares;
 mod size;
 mod spec;
 mod usage;
@@ -41,6 +42,9 @@ pub use ringfence_disk::{DiskFormat, DiskSpec, SpecError as DiskSpecError};
 pub use ringfence_engine::{ClockMode, GuestProfile, Place};
 pub use ringfence_net::{
     NetSpec, NetSpecError, SUBCOMMAND as NET_SUBCOMMAND, helper_main as net_helper_main,
+};
+pub use ringfence_share::{
+    SUBCOMMAND as SHARE_SUBCOMMAND, ShareSpec, ShareSpecError, helper_main as share_helper_main,
 };
 pub use size::{ByteSize, SizeError};
 pub use spec::{BootSpec, Initrd, MachineSpec, SpecError};

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ringfence_boot::BootPlan;
 use ringfence_devices::PowerEvent;
 use ringfence_engine::{VirtualClock, Vm, VmExit};
+use ringfence_helper::Helper;
 use ringfence_memory::GuestMemory;
 
 use crate::console::ConsoleInput;
@@ -16,7 +17,6 @@ use crate::crash::CrashReport;
 use crate::devices::{Devices, SerialOutputs};
 use crate::engine_choice::Selection;
 use crate::error::MachineError;
-use crate::nets::Helpers;
 use crate::spec::MachineSpec;
 use crate::usage::{self, MemoryUse};
 use crate::vcpu::{NoAnswer, VcpuReport, VcpuStatistics, VcpuThread};
@@ -76,7 +76,7 @@ pub struct Machine {
     pub(crate) handle: MachineHandle,
     pub(crate) plan: BootPlan,
     /// Kept for as long as the machine.
-    pub(crate) _helpers: Helpers,
+    pub(crate) _helpers: Vec<Helper>,
     pub(crate) run_time: Duration,
 }
 

@@ -5,24 +5,21 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use ringfence_devices::virtio::net::{Net, NetConfig};
-use ringfence_net::{Backend, Helper, NetError, NetSpec};
+use ringfence_helper::Helper;
+use ringfence_net::{Backend, NetError, NetSpec};
 
 use crate::control::{Event, reporter};
 use crate::error::MachineError;
-
-/// The processes, which end with the machine.
-#[derive(Debug, Default)]
-pub(crate) struct Helpers(Vec<Helper>);
 
 /// Starts the processes and makes the cards.
 pub(crate) fn open(
     specs: &[NetSpec],
     events: &Sender<Event>,
-) -> Result<(Vec<Arc<Net>>, Helpers), MachineError> {
-    let mut helpers = Helpers::default();
+    helpers: &mut Vec<Helper>,
+) -> Result<Vec<Arc<Net>>, MachineError> {
     let mut cards = Vec::new();
     for (index, spec) in specs.iter().enumerate() {
-        let helper = Helper::start(spec)?;
+        let helper = ringfence_net::start(spec)?;
         let config = NetConfig {
             mac: spec.mac.unwrap_or_else(|| mac(spec, index)),
             mtu: spec.mtu,
@@ -30,9 +27,9 @@ pub(crate) fn open(
             reporter: Arc::new(reporter(events, Event::DeviceBroken)),
         };
         cards.push(Arc::new(Net::new(config).map_err(NetError::Start)?));
-        helpers.0.push(helper);
+        helpers.push(helper);
     }
-    Ok((cards, helpers))
+    Ok(cards)
 }
 
 /// An address for a card. Behind a NAT nobody else sees it, and it is the same each time; on a tap it must differ from other

@@ -1,11 +1,13 @@
 //! The description of a machine.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use ringfence_disk::DiskSpec;
 use ringfence_engine::ClockMode;
 use ringfence_engine_soft::jit::{LARGEST_CODE, SMALLEST_CODE};
 use ringfence_net::NetSpec;
+use ringfence_share::ShareSpec;
 
 use crate::cpu_model::CpuModel;
 use crate::engine_choice::{self, EngineChoice, NotOffered, Selection};
@@ -36,6 +38,8 @@ pub struct MachineSpec {
     pub disks: Vec<DiskSpec>,
     /// Its network cards, in the order in which the guest finds them.
     pub nets: Vec<NetSpec>,
+    /// Folders of the host that it shares.
+    pub shares: Vec<ShareSpec>,
     /// A balloon that asks the guest for so many bytes, and takes what the guest reports as free; no balloon if `None`.
     pub balloon: Option<u64>,
     /// What it boots.
@@ -164,6 +168,14 @@ pub enum SpecError {
          does not; leave them out"
     )]
     LimitCounted,
+    /// A shared folder in a run that must repeat exactly.
+    #[error(
+        "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a shared folder does not"
+    )]
+    ShareCounted,
+    /// Two shared folders that the guest cannot tell apart.
+    #[error("two shared folders have the tag {0:?}; give each its own")]
+    SameTag(String),
     /// An engine that this version does not have.
     #[error(transparent)]
     Engine(#[from] NotOffered),
@@ -203,12 +215,24 @@ impl MachineSpec {
         if self.clock == ClockMode::Counted && self.disks.iter().any(DiskSpec::is_limited) {
             return Err(SpecError::LimitCounted);
         }
+        self.check_shares()?;
         match self.cpus {
             0 => return Err(SpecError::NoCpus),
             1 => {}
             asked => return Err(SpecError::ManyCpus { asked, engine: selection.engine }),
         }
         Ok(selection)
+    }
+
+    fn check_shares(&self) -> Result<(), SpecError> {
+        if self.clock == ClockMode::Counted && !self.shares.is_empty() {
+            return Err(SpecError::ShareCounted);
+        }
+        let mut tags = BTreeSet::new();
+        match self.shares.iter().find(|share| !tags.insert(&share.tag)) {
+            Some(share) => Err(SpecError::SameTag(share.tag.clone())),
+            None => Ok(()),
+        }
     }
 
     fn check_code_memory(&self, engine: EngineChoice) -> Result<(), SpecError> {
@@ -241,6 +265,7 @@ mod tests {
             clock: ClockMode::Host,
             disks: Vec::new(),
             nets: Vec::new(),
+            shares: Vec::new(),
             balloon: None,
             boot: BootSpec::default(),
             debug_exit: None,
@@ -269,6 +294,14 @@ mod tests {
             (check(|s| s.memory = (64 << 20) + 1), "4K pages"),
             (check(|s| s.memory = 9 << 30), "more than this host has (8G)"),
             (check(|s| s.balloon = Some(512 << 20)), "balloon of 512M"),
+            (check(|s| s.shares = vec!["/a:t".parse().unwrap(), "/b:t".parse().unwrap()]), "the tag \"t\""),
+            (
+                check(|s| {
+                    s.shares = vec!["/a:t".parse().unwrap()];
+                    s.clock = ClockMode::Counted;
+                }),
+                "which a shared folder does not",
+            ),
             (check(|s| s.cpus = 0), "0 CPUs"),
             (check(|s| s.cpus = 2), "one vCPU so far"),
             (check(|s| s.code_memory = Some(4096)), "4K of code memory is too little; the least is 128K"),

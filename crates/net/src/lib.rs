@@ -20,7 +20,6 @@
 mod error;
 mod helper;
 mod limit;
-mod link;
 mod spec;
 mod tap;
 #[cfg(not(feature = "fuzzing"))]
@@ -38,7 +37,7 @@ pub fn serve(link: Link, spec: &NetSpec) -> Result<(), NetError> {
 }
 
 pub use error::NetError;
-pub use helper::{Helper, SUBCOMMAND, helper_main};
-pub use link::Link;
+pub use helper::{SUBCOMMAND, helper_main, start};
+pub use ringfence_helper::{Helper, Link};
 pub use spec::{Backend, Forward, NetSpec, NetSpecError, UserSpec};
 pub use user::addresses::{DNS, DNS6, GATEWAY, GATEWAY6, GUEST};

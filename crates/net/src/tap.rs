@@ -10,9 +10,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::NetError;
 use crate::limit::Limiter;
-use crate::link::Link;
 use crate::spec::NetSpec;
 use crate::wire::{CONTROL, MAX_MESSAGE, Offloads, VNET};
+use ringfence_helper::Link;
 
 mod sys {
     //! The three requests of linux/if_tun.h.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringfence_machine::{
     ByteSize, CpuModel, DiskFormat, DiskSpec, EngineChoice, NET_SUBCOMMAND, NetSpec, NetSpecError,
+    SHARE_SUBCOMMAND, ShareSpec,
 };
 
 /// Virtual machines that run anywhere.
@@ -61,6 +62,12 @@ pub(crate) enum Command {
     #[command(name = NET_SUBCOMMAND, hide = true)]
     NetHelper {
         /// As --net has it
+        spec: String,
+    },
+    /// The process behind a shared folder
+    #[command(name = SHARE_SUBCOMMAND, hide = true)]
+    ShareHelper {
+        /// As --share has it
         spec: String,
     },
 }
@@ -204,6 +211,12 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "NET[,OPTION]...")]
     pub(crate) net: Vec<NetArgument>,
 
+    /// Share the folder DIR with the guest, as the virtio-fs device TAG; readonly for a guest that may change nothing. Our images
+    /// mount it at /mnt/TAG, others by `mount -t virtiofs TAG PLACE`. Files of the user who runs Ringfence are root's in the
+    /// guest, all others nobody's, unless root runs it (repeatable)
+    #[arg(long, value_name = "DIR:TAG[,readonly]")]
+    pub(crate) share: Vec<ShareSpec>,
+
     /// Where the guest's console goes: stdio, file=PATH (output only) or none
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub(crate) console: ConsoleTarget,
@@ -246,8 +259,6 @@ pub(crate) struct RunArguments {
     pub(crate) verbose: bool,
 
     // Known, so that the refusal can say what the matter is instead of "unexpected argument".
-    #[arg(long, hide = true, value_name = "DIR:TAG")]
-    share: Vec<String>,
     #[arg(long, hide = true, value_name = "LEVEL")]
     fence: Option<String>,
 }
@@ -260,9 +271,6 @@ pub(crate) struct NotYet(String, &'static str);
 impl RunArguments {
     /// Refuses options whose feature does not exist yet; silently ignoring them would be worse.
     pub(crate) fn refuse_what_is_not_there(&self) -> Result<(), NotYet> {
-        if !self.share.is_empty() {
-            return Err(NotYet("--share".to_owned(), ""));
-        }
         if self.fence.is_some() {
             return Err(NotYet("--fence".to_owned(), "; the machine runs with the rights of its user"));
         }

@@ -81,6 +81,7 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
         clock: if counted { ClockMode::Counted } else { ClockMode::Host },
         disks: arguments.disk.clone(),
         nets: nets(arguments, counted),
+        shares: arguments.share.clone(),
         balloon: arguments.balloon.map(|size| size.0),
         boot: BootSpec::default(),
         debug_exit: arguments.debug_exit,
@@ -136,6 +137,7 @@ fn boot(arguments: &RunArguments, disks: &mut Vec<DiskSpec>) -> Result<BootSpec,
     {
         words.push(format!("ringfence.rows={rows} ringfence.cols={columns}"));
     }
+    words.extend(arguments.share.iter().map(|share| format!("ringfence.share={}", share.tag)));
     words.extend(arguments.append.iter().cloned());
     words.retain(|word| !word.is_empty());
     Ok(BootSpec {

@@ -109,7 +109,7 @@ fn what_is_not_there_yet_is_refused() {
         (["--cpus", "2"], "one vCPU so far"),
         (["--net", "users"], "is no network"),
         (["--disk", "disk.raw,cache=fast"], "cache can be none, writeback or unsafe"),
-        (["--share", ".:here"], "--share is not in this version"),
+        (["--share", ".:../up"], "is no tag"),
         (["--fence", "strict"], "--fence is not in this version"),
     ] {
         run(&arguments).expect(2, &[reason]);

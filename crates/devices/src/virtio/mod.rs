@@ -28,6 +28,8 @@ mod queue;
 mod registers;
 pub mod rng;
 mod saved;
+pub mod share;
+
 mod spec;
 #[cfg(test)]
 mod testing;

@@ -150,6 +150,7 @@ fn machine(
         profile: false,
         disks: Vec::new(),
         nets: Vec::new(),
+        shares: Vec::new(),
         balloon: None,
         engine: EngineChoice::Auto,
         cpus: 1,

@@ -6,11 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::link::Link;
 use crate::spec::{Backend, NetSpec};
 use crate::user::addresses::{GATEWAY, GUEST};
 use crate::user::stack::{LINK, Stack};
 use crate::wire::{ETH, MAX_MESSAGE, Offloads, SYN, Segment, TCP, VNET};
+use ringfence_helper::Link;
 
 struct Server {
     listener: TcpListener,

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::limit::Limiter;
-use crate::link::Link;
 use crate::wire::{self, Mac, Offloads, Segment};
+use ringfence_helper::Link;
 
 /// Frames without data that wait for room; what comes beyond is lost, as on any wire.
 const QUEUE: usize = 1024;

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use crate::error::NetError;
 use crate::limit::Limiter;
-use crate::link::Link;
 use crate::spec::{NetSpec, UserSpec};
 use crate::user::stack::{LINK, Stack};
 use crate::wire::MAX_MESSAGE;
+use ringfence_helper::Link;
 
 /// Messages read before sockets have their turn.
 const BATCH: usize = 64;

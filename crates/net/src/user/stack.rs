@@ -13,7 +13,6 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, sock
 
 use crate::error::NetError;
 use crate::limit::Limiter;
-use crate::link::Link;
 use crate::spec::{Forward, NetSpec, UserSpec};
 use crate::user::addresses::{self, GATEWAY, GATEWAY_MAC, GUEST, Way, way};
 use crate::user::datagram::{self, Datagrams, Kind};
@@ -25,6 +24,7 @@ use crate::wire::{
     ACK, ARP, CONTROL, DATA_VALID, ETH, FIN, ICMP, ICMP6, NEEDS_CSUM, Offloads, Packet, RST, SYN, Segment,
     TCP, UDP, VNET, be16,
 };
+use ringfence_helper::Link;
 
 /// The link's token; others count from there.
 pub(crate) const LINK: u64 = 0;

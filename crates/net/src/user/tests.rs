@@ -4,11 +4,11 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use crate::link::Link;
 use crate::spec::{Backend, NetSpec};
 use crate::user::addresses::{GATEWAY, GUEST};
 use crate::user::stack::{LINK, Stack};
 use crate::wire::{ACK, CONTROL, ETH, FIN, MAX_MESSAGE, NEEDS_CSUM, Offloads, RST, SYN, Segment, VNET, udp};
+use ringfence_helper::Link;
 
 const MACS: [[u8; 6]; 2] = [[2; 6]; 2];
 

@@ -1,7 +1,6 @@
-//! The link between a machine and its network's process: a pair of sockets that keep messages apart and in order.
+//! The link between a machine and a process of its own: a pair of sockets that keep messages apart and in order.
 //!
-//! A message is a frame with a `virtio_net_hdr_v1` before it, or [`crate::wire::Offloads`]. Nothing is lost on the way: a sender that
-//! finds no room waits. When one end closes, the other reads the end.
+//! Nothing is lost on the way: a sender that finds no room waits. When one end closes, the other reads the end.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

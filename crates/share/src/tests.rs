@@ -1,0 +1,6 @@
+//! A guest that speaks FUSE, and what the host sees of it.
+
+mod client;
+mod escapes;
+mod files;
+mod hostile;
