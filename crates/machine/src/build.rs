@@ -22,6 +22,7 @@ use crate::nets;
 use crate::shares;
 use crate::spec::MachineSpec;
 use crate::vcpu::VcpuThread;
+use crate::vsock;
 
 /// The guest's TSC frequency in kHz, the same on every host: one tick a nanosecond.
 const TSC_KHZ: u32 = 1_000_000;
@@ -51,6 +52,7 @@ pub(crate) fn build_on(
     let disks = disks::open(&spec.disks, spec.clock, &sender)?;
     let mut helpers = Vec::new();
     let cards = nets::open(&spec.nets, &sender, &mut helpers)?;
+    let vsock = spec.vsock.as_ref().map(|spec| vsock::open(spec, &sender, &mut helpers)).transpose()?;
     let shares = shares::open(&spec.shares, &sender, &mut helpers)?;
     let clock = Arc::new(VirtualClock::new(spec.clock, TSC_KHZ));
     let timers = Arc::new(TimerQueue::default());
@@ -73,7 +75,7 @@ pub(crate) fn build_on(
         balloon: spec.balloon,
         events: &sender,
     };
-    let devices = Devices::new(&wiring, outputs, disks, cards, shares)?;
+    let devices = Devices::new(&wiring, outputs, disks, cards, shares, vsock)?;
     let bus = Arc::new(SystemBus::new(devices.placements().chain(vm.placements()))?);
     devices.connect(&bus, wiring.interrupts);
     let vcpus = start_vcpus(vm.as_ref(), spec.cpus, bus, &power, &sender)?;

@@ -17,6 +17,7 @@ use ringfence_devices::virtio::balloon::Balloon;
 use ringfence_devices::virtio::net::Net;
 use ringfence_devices::virtio::rng::Rng;
 use ringfence_devices::virtio::share::Share;
+use ringfence_devices::virtio::vsock::Vsock;
 use ringfence_devices::virtio::{SharedDevice, VirtioConfig, VirtioPci};
 use ringfence_devices::{Device, PowerControl, SystemBus, platform};
 use ringfence_disk::DiskBus;
@@ -101,6 +102,7 @@ impl Devices {
         disks: Vec<Disk>,
         cards: Vec<Arc<Net>>,
         shares: Vec<Arc<Share>>,
+        vsock: Option<Arc<Vsock>>,
     ) -> Result<Self, MachineError> {
         let pci = PciBus::new();
         let &Wiring { memory, clock, timers, power, .. } = wiring;
@@ -139,6 +141,9 @@ impl Devices {
         }
         for (index, share) in shares.into_iter().enumerate() {
             plugged.plug(wiring.virtio(format!("virtio-fs.{index}"), share))?;
+        }
+        if let Some(vsock) = vsock {
+            plugged.plug(wiring.virtio("virtio-vsock.0", vsock))?;
         }
         // A run by the count of instructions repeats exactly, which the host's entropy would spoil.
         if clock.mode() == ClockMode::Host {

@@ -13,6 +13,7 @@ use ringfence_engine::{EngineError, StateError};
 use ringfence_memory::MemoryError;
 use ringfence_net::NetError;
 use ringfence_share::ShareError;
+use ringfence_vsock::VsockError;
 use ringfence_x86::cpuid::MissingFeatures;
 
 use crate::size::ByteSize;
@@ -42,6 +43,9 @@ pub enum MachineError {
     /// A folder cannot be shared.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// A vsock cannot be had.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// A disk cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),

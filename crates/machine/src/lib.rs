@@ -27,6 +27,7 @@ mod size;
 mod spec;
 mod usage;
 mod vcpu;
+mod vsock;
 mod walk;
 
 pub use control::{MachineHandle, StopReason};
@@ -45,6 +46,9 @@ pub use ringfence_net::{
 };
 pub use ringfence_share::{
     SUBCOMMAND as SHARE_SUBCOMMAND, ShareSpec, ShareSpecError, helper_main as share_helper_main,
+};
+pub use ringfence_vsock::{
+    SUBCOMMAND as VSOCK_SUBCOMMAND, VsockSpec, VsockSpecError, helper_main as vsock_helper_main,
 };
 pub use size::{ByteSize, SizeError};
 pub use spec::{BootSpec, Initrd, MachineSpec, SpecError};

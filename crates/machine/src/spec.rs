@@ -8,6 +8,7 @@ use ringfence_engine::ClockMode;
 use ringfence_engine_soft::jit::{LARGEST_CODE, SMALLEST_CODE};
 use ringfence_net::NetSpec;
 use ringfence_share::ShareSpec;
+use ringfence_vsock::VsockSpec;
 
 use crate::cpu_model::CpuModel;
 use crate::engine_choice::{self, EngineChoice, NotOffered, Selection};
@@ -40,6 +41,8 @@ pub struct MachineSpec {
     pub nets: Vec<NetSpec>,
     /// Folders of the host that it shares.
     pub shares: Vec<ShareSpec>,
+    /// Sockets between guest and host, if there are to be any.
+    pub vsock: Option<VsockSpec>,
     /// A balloon that asks the guest for so many bytes, and takes what the guest reports as free; no balloon if `None`.
     pub balloon: Option<u64>,
     /// What it boots.
@@ -173,6 +176,11 @@ pub enum SpecError {
         "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a shared folder does not"
     )]
     ShareCounted,
+    /// Vsock in a run that must repeat exactly.
+    #[error(
+        "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which sockets to the host do not"
+    )]
+    VsockCounted,
     /// Two shared folders that the guest cannot tell apart.
     #[error("two shared folders have the tag {0:?}; give each its own")]
     SameTag(String),
@@ -228,6 +236,9 @@ impl MachineSpec {
         if self.clock == ClockMode::Counted && !self.shares.is_empty() {
             return Err(SpecError::ShareCounted);
         }
+        if self.clock == ClockMode::Counted && self.vsock.is_some() {
+            return Err(SpecError::VsockCounted);
+        }
         let mut tags = BTreeSet::new();
         match self.shares.iter().find(|share| !tags.insert(&share.tag)) {
             Some(share) => Err(SpecError::SameTag(share.tag.clone())),
@@ -266,6 +277,7 @@ mod tests {
             disks: Vec::new(),
             nets: Vec::new(),
             shares: Vec::new(),
+            vsock: None,
             balloon: None,
             boot: BootSpec::default(),
             debug_exit: None,
@@ -301,6 +313,13 @@ mod tests {
                     s.clock = ClockMode::Counted;
                 }),
                 "which a shared folder does not",
+            ),
+            (
+                check(|s| {
+                    s.vsock = Some("socket=/s".parse().unwrap());
+                    s.clock = ClockMode::Counted;
+                }),
+                "sockets to the host do not",
             ),
             (check(|s| s.cpus = 0), "0 CPUs"),
             (check(|s| s.cpus = 2), "one vCPU so far"),

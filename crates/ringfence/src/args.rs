@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringfence_machine::{
     ByteSize, CpuModel, DiskFormat, DiskSpec, EngineChoice, NET_SUBCOMMAND, NetSpec, NetSpecError,
-    SHARE_SUBCOMMAND, ShareSpec,
+    SHARE_SUBCOMMAND, ShareSpec, VSOCK_SUBCOMMAND, VsockSpec,
 };
 
 /// Virtual machines that run anywhere.
@@ -62,6 +62,12 @@ pub(crate) enum Command {
     #[command(name = NET_SUBCOMMAND, hide = true)]
     NetHelper {
         /// As --net has it
+        spec: String,
+    },
+    /// The process behind vsock
+    #[command(name = VSOCK_SUBCOMMAND, hide = true)]
+    VsockHelper {
+        /// As --vsock has it
         spec: String,
     },
     /// The process behind a shared folder
@@ -216,6 +222,12 @@ pub(crate) struct RunArguments {
     /// guest, all others nobody's, unless root runs it (repeatable)
     #[arg(long, value_name = "DIR:TAG[,readonly]")]
     pub(crate) share: Vec<ShareSpec>,
+
+    /// Sockets between guest and host, without a network: cid=N,socket=PATH, where N (3 if it is not given) is the guest's number. A
+    /// guest's connection to port P of the host goes to the socket PATH_P; a program of the host that connects to PATH and writes
+    /// `CONNECT P` and a line feed is connected to port P of the guest when it reads `OK` and a number
+    #[arg(long, value_name = "[cid=N,]socket=PATH")]
+    pub(crate) vsock: Option<VsockSpec>,
 
     /// Where the guest's console goes: stdio, file=PATH (output only) or none
     #[arg(long, value_name = "WHERE", default_value = "stdio")]

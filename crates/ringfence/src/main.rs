@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use ringfence_machine::{net_helper_main, share_helper_main};
+use ringfence_machine::{net_helper_main, share_helper_main, vsock_helper_main};
 
 use crate::args::{Arguments, Command};
 
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Image(command) => image::image(&command),
         Command::NetHelper { spec } => return ExitCode::from(net_helper_main(&spec)),
+        Command::VsockHelper { spec } => return ExitCode::from(vsock_helper_main(&spec)),
         Command::ShareHelper { spec } => {
             // A limit on the size of files is an error for the guest, and not the end of the process.
             return match signals::survive_size_limit() {

@@ -82,6 +82,7 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
         disks: arguments.disk.clone(),
         nets: nets(arguments, counted),
         shares: arguments.share.clone(),
+        vsock: arguments.vsock.clone(),
         balloon: arguments.balloon.map(|size| size.0),
         boot: BootSpec::default(),
         debug_exit: arguments.debug_exit,

@@ -35,6 +35,7 @@ mod spec;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod vsock;
 
 use std::sync::Arc;
 

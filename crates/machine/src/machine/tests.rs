@@ -151,6 +151,7 @@ fn machine(
         disks: Vec::new(),
         nets: Vec::new(),
         shares: Vec::new(),
+        vsock: None,
         balloon: None,
         engine: EngineChoice::Auto,
         cpus: 1,

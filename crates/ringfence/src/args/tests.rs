@@ -52,6 +52,7 @@ fn unknown_values_are_refused() {
         ["--sideways", "1"],
         ["--disk", "a.vmdk,format=vmdk"],
         ["--share", "/srv"],
+        ["--vsock", "cid=1,socket=s"],
         ["--share", "/srv:..,readonly"],
         ["--disk", "a.raw,bus=ide"],
         ["--disk", "a.raw,cache=sometimes"],

@@ -1,0 +1,371 @@
+//! The socket device (5.10): connections between programs of the guest and of the host, without a network.
+//!
+//! The device passes packets, and knows nothing of connections: their other end is in a process of its own (`ringfence_vsock`), over a
+//! link. A packet goes out on the vCPU's thread, straight into the link; where that has no room the chain goes back into the queue,
+//! and the device's thread goes on when there is some. That thread also brings packets in; it takes receive chains only when a
+//! packet is there, and cuts data that is longer than a chain into several packets. A packet for which there are no chains waits, and
+//! with it, the link fills up. The process then stops taking the guest's packets only when it has too much to answer (5.10.6.1.1).
+//!
+//! The process is told when the driver begins anew, which ends all connections. They are not saved either: a driver
+//! that is restored is told by an event that it has none any more (5.10.6.7).
+//!
+//! If the process dies, the user is told, and the guest's packets go nowhere; the machine lives on.
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+
+use ringfence_engine::StateError;
+use ringfence_vsock::Link;
+use ringfence_vsock::wire::{ACTIVE, HEADER, INACTIVE, LEN, MAX_MESSAGE};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use serde::{Deserialize, Serialize};
+
+use super::{Kind, Port, Reporter, VirtioDevice, read_bytes};
+use crate::device::{invalid, lock};
+
+const DEVICE_TYPE: u16 = 19;
+/// Base class 07 (simple communication), subclass 80 (other).
+const CLASS: u32 = 0x07_8000;
+/// Entries of each queue.
+const QUEUE: u16 = 256;
+/// Queues (5.10.2).
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const EVENT: u16 = 2;
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`: all connections are gone.
+const TRANSPORT_RESET: u32 = 0;
+
+/// Feature bits (5.10.3).
+mod feature {
+    pub(super) const STREAM: u64 = 1 << 0;
+}
+
+/// How a socket device is made.
+pub struct VsockConfig {
+    /// The guest's number (context identifier).
+    pub cid: u32,
+    /// The way to the process with the other ends.
+    pub link: Link,
+    /// Told when the other end of the link is gone.
+    pub reporter: Reporter,
+}
+
+impl std::fmt::Debug for VsockConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "VsockConfig({})", self.cid)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    cid: u32,
+}
+
+#[derive(Debug, Default)]
+struct Transmit {
+    buffer: Vec<u8>,
+    /// What the process is to be told of the driver, before anything else.
+    news: Option<u8>,
+    /// The link had no room, and the device's thread goes on when it has.
+    blocked: bool,
+}
+
+/// A packet that is being brought in.
+#[derive(Debug)]
+struct Incoming {
+    buffer: Vec<u8>,
+    /// The bytes of header and data, if there is a packet; and how many of the data the guest has.
+    packet: Option<(usize, usize)>,
+    /// For which life of the driver it is.
+    life: u32,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: VsockConfig,
+    port: OnceLock<Port>,
+    transmit: Mutex<Transmit>,
+    wake: OwnedFd,
+    /// The driver is ready.
+    active: AtomicBool,
+    /// How often the driver has begun anew.
+    life: AtomicU32,
+    /// The driver is to be told that it has no connections any more.
+    restored: AtomicBool,
+    /// A packet waits for receive chains.
+    starving: AtomicBool,
+    up: AtomicBool,
+    quit: AtomicBool,
+}
+
+/// A socket device.
+#[derive(Debug)]
+pub struct Vsock {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Vsock {
+    /// A device on the link of `config`, with its thread.
+    ///
+    /// # Errors
+    /// The host has no descriptor or no thread left.
+    pub fn new(config: VsockConfig) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            config,
+            port: OnceLock::new(),
+            transmit: Mutex::default(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            active: AtomicBool::new(false),
+            life: AtomicU32::new(0),
+            restored: AtomicBool::new(false),
+            starving: AtomicBool::new(false),
+            up: AtomicBool::new(true),
+            quit: AtomicBool::new(false),
+        });
+        let worker = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("vsock".to_owned()).spawn(move || worker.work())?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        self.shared.quit.store(true, Ordering::SeqCst);
+        self.shared.wake();
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        // It fails only when the counter is full, and then the thread is awake.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Sends to the process. False if there is no room now; what cannot be sent at all is lost with the process.
+    fn send(&self, transmit: &mut Transmit, message: &[u8]) -> bool {
+        match self.config.link.send(&[IoSlice::new(message)]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                transmit.blocked = true;
+                self.wake();
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// Tells the process of the driver.
+    fn tell(&self, news: u8) {
+        let mut transmit = lock(&self.transmit);
+        transmit.news = Some(news);
+        self.send_news(&mut transmit);
+    }
+
+    fn send_news(&self, transmit: &mut Transmit) {
+        if let Some(news) = transmit.news.filter(|_| !transmit.blocked)
+            && self.send(transmit, &[news])
+        {
+            transmit.news = None;
+        }
+    }
+
+    /// Sends what the driver has made available, until there is no more or the link has no room.
+    fn transmit(&self, port: &Port) {
+        let mut transmit = lock(&self.transmit);
+        self.send_news(&mut transmit);
+        while !transmit.blocked {
+            let Some(chain) = port.take(TRANSMIT) else { return };
+            let len = chain.readable_len();
+            // What cannot be a packet is sent nowhere.
+            if len < HEADER as u64 || !self.up.load(Ordering::SeqCst) {
+                chain.complete(0);
+                continue;
+            }
+            // More than a connection may have on its way: the process sees that data is missing, and ends the connection.
+            let len = if len > MAX_MESSAGE as u64 { HEADER } else { len as usize };
+            let mut buffer = std::mem::take(&mut transmit.buffer);
+            buffer.resize(len, 0);
+            chain.read(0, &mut buffer);
+            if self.send(&mut transmit, &buffer) {
+                chain.complete(0);
+            } else {
+                chain.put_back();
+            }
+            transmit.buffer = buffer;
+        }
+    }
+
+    /// The device's thread.
+    fn work(&self) {
+        let mut incoming = Incoming { buffer: vec![0; MAX_MESSAGE], packet: None, life: 0 };
+        while !self.quit.load(Ordering::SeqCst) {
+            let up = self.up.load(Ordering::SeqCst);
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, incoming.packet.is_none());
+            flags.set(PollFlags::OUT, lock(&self.transmit).blocked);
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.config.link.as_fd(), flags),
+            ];
+            // A link that is down is not looked at: it would be ready all the time.
+            let fds = if up { &mut fds[..] } else { &mut fds[..1] };
+            if poll(fds, None).is_err_and(|error| error != rustix::io::Errno::INTR) {
+                return self.down();
+            }
+            let woken = !fds[0].revents().is_empty();
+            let ready = fds.get(1).map_or(PollFlags::empty(), |fd| fd.revents());
+            if woken {
+                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+            }
+            let Some(port) = self.port.get() else { continue };
+            if ready.intersects(PollFlags::OUT | PollFlags::HUP | PollFlags::ERR)
+                && std::mem::take(&mut lock(&self.transmit).blocked)
+            {
+                self.transmit(port);
+            }
+            self.deliver(port, &mut incoming);
+            if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+                self.receive(port, &mut incoming);
+            }
+        }
+    }
+
+    /// Brings in what has come, until a packet must wait.
+    fn receive(&self, port: &Port, incoming: &mut Incoming) {
+        for _ in 0..QUEUE {
+            if incoming.packet.is_some() {
+                return;
+            }
+            match self.config.link.receive(&mut incoming.buffer, false) {
+                Ok(Some(len)) => {
+                    // Ours are whole.
+                    incoming.packet = (len >= HEADER).then_some((len, 0));
+                    incoming.life = self.life.load(Ordering::SeqCst);
+                    self.deliver(port, incoming);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(None) | Err(_) => return self.down(),
+            }
+        }
+    }
+
+    /// Puts a packet into receive chains, in as many pieces as it takes. If there are too few, the rest has to wait.
+    fn deliver(&self, port: &Port, incoming: &mut Incoming) {
+        while let Some((len, done)) = incoming.packet {
+            let same = incoming.life == self.life.load(Ordering::SeqCst);
+            if !same || !self.active.load(Ordering::SeqCst) {
+                incoming.packet = None;
+                return;
+            }
+            self.starving.store(true, Ordering::SeqCst);
+            let Some(chain) = port.take(RECEIVE) else { return };
+            self.starving.store(false, Ordering::SeqCst);
+            let room = chain.writable_len().saturating_sub(HEADER as u64);
+            let left = len - HEADER - done;
+            let now = left.min(usize::try_from(room).unwrap_or(usize::MAX));
+            if chain.writable_len() < HEADER as u64 || now == 0 && left > 0 {
+                return port.fail("a buffer for packets has no room for one");
+            }
+            let from = HEADER + done;
+            let (head, data) = incoming.buffer.split_at_mut(HEADER);
+            head[LEN..LEN + 4].copy_from_slice(&(now as u32).to_le_bytes());
+            let written =
+                chain.write(0, head) + chain.write(HEADER as u64, &data[from - HEADER..from - HEADER + now]);
+            chain.complete(written as u32);
+            incoming.packet = (now < left).then_some((len, done + now));
+        }
+    }
+
+    /// The other end is gone.
+    fn down(&self) {
+        if !self.up.swap(false, Ordering::SeqCst) || self.quit.load(Ordering::SeqCst) {
+            return;
+        }
+        lock(&self.transmit).blocked = false;
+        (self.config.reporter)("the process of vsock has ended; the guest reaches nobody there".to_owned());
+        if let Some(port) = self.port.get() {
+            // Packets that wait go nowhere, but their chains go back.
+            self.transmit(port);
+        }
+    }
+
+    /// Tells a driver that was restored that its connections are gone, when it has a chain for that.
+    fn tell_restored(&self, port: &Port) {
+        if !self.restored.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Some(chain) = port.take(EVENT) {
+            self.restored.store(false, Ordering::SeqCst);
+            let written = chain.write(0, &TRANSPORT_RESET.to_le_bytes());
+            chain.complete(written as u32);
+        }
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn kind(&self) -> Kind {
+        Kind { id: DEVICE_TYPE, class: CLASS, features: feature::STREAM, queues: vec![QUEUE; 3] }
+    }
+
+    fn connect(&self, port: Port) {
+        // Called once.
+        let _ = self.shared.port.set(port);
+    }
+
+    /// `struct virtio_vsock_config` (5.10.4).
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_bytes(&u64::from(self.shared.config.cid).to_le_bytes(), offset, data);
+    }
+
+    fn activate(&self, _: u64) {
+        self.shared.tell(ACTIVE);
+        self.shared.active.store(true, Ordering::SeqCst);
+        self.shared.wake();
+        if let Some(port) = self.shared.port.get() {
+            self.shared.tell_restored(port);
+        }
+    }
+
+    fn notify(&self, queue: u16) {
+        let Some(port) = self.shared.port.get() else { return };
+        match queue {
+            TRANSMIT => self.shared.transmit(port),
+            EVENT => self.shared.tell_restored(port),
+            _ if self.shared.starving.load(Ordering::SeqCst) => self.shared.wake(),
+            _ => {}
+        }
+    }
+
+    fn stop(&self, queue: Option<u16>, saving: bool) {
+        // No chains are held. A packet that waits is let go by the thread; a machine that is only saved goes on with it.
+        if queue.is_none() && !saving && self.shared.active.swap(false, Ordering::SeqCst) {
+            self.shared.life.fetch_add(1, Ordering::SeqCst);
+            self.shared.restored.store(false, Ordering::SeqCst);
+            self.shared.tell(INACTIVE);
+            self.shared.wake();
+        }
+    }
+
+    fn save(&self) -> serde_json::Value {
+        serde_json::to_value(Saved { cid: self.shared.config.cid }).unwrap_or_default()
+    }
+
+    fn restore(&self, name: &str, state: &serde_json::Value) -> Result<(), StateError> {
+        let saved =
+            Saved::deserialize(state).map_err(|_| invalid(name, "it has no state of a socket device"))?;
+        if saved.cid != self.shared.config.cid {
+            return Err(invalid(name, "the guest has another cid"));
+        }
+        self.shared.restored.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+}

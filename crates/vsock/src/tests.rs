@@ -1,0 +1,5 @@
+//! A guest made of packets, and programs of the host.
+
+mod guest;
+mod hostile;
+mod life;
