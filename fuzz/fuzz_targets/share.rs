@@ -1,12 +1,7 @@
 //! A guest's FUSE requests against a shared folder: see [`ringfence_share::fuzz`].
 #![no_main]
 
-use std::sync::OnceLock;
-
 use libfuzzer_sys::fuzz_target;
+use ringfence_fuzz::place;
 
-fuzz_target!(|data: &[u8]| {
-    static PLACE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let place = PLACE.get_or_init(|| tempfile::tempdir().expect("a temporary folder"));
-    ringfence_share::fuzz::run(place.path(), data);
-});
+fuzz_target!(|data: &[u8]| ringfence_share::fuzz::run(place(), data));

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringfence_fuzz::image;
+use ringfence_fuzz::{image, place};
 
 fuzz_target!(|input: &[u8]| {
-    ringfence_devices::virtio::fuzz::run_any(image(), input);
+    ringfence_devices::virtio::fuzz::run_any(image(), place(), input);
 });

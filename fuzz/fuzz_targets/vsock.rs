@@ -1,12 +1,7 @@
 //! A guest's packets against the host's side of vsock: see [`ringfence_vsock::fuzz`].
 #![no_main]
 
-use std::sync::OnceLock;
-
 use libfuzzer_sys::fuzz_target;
+use ringfence_fuzz::place;
 
-fuzz_target!(|data: &[u8]| {
-    static PLACE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let place = PLACE.get_or_init(|| tempfile::tempdir().expect("a temporary folder"));
-    ringfence_vsock::fuzz::run(place.path(), data);
-});
+fuzz_target!(|data: &[u8]| ringfence_vsock::fuzz::run(place(), data));

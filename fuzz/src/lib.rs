@@ -101,6 +101,12 @@ pub fn guest(header: &[u8], code: &[u8]) -> Option<Interpreter> {
     Some(machine)
 }
 
+/// A folder for what guests do to a host's files, and for sockets.
+pub fn place() -> &'static Path {
+    static PLACE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    PLACE.get_or_init(|| tempfile::tempdir().expect("a temporary folder can be made")).path()
+}
+
 /// An unlinked file of 128 KiB that keeps what the guests before have written.
 pub fn image() -> &'static Path {
     static IMAGE: OnceLock<(File, PathBuf)> = OnceLock::new();

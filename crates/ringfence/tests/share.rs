@@ -11,7 +11,7 @@ use std::path::Path;
 use support::image::{ensure, nonce, program, sha256_of};
 use support::{Finished, finish, ringfence};
 
-/// Steps of the exerciser; `RINGFENCE_SHARE_STEPS=50000` is the long check.
+/// Steps of the exerciser; `RINGFENCE_SHARE_STEPS=20000` is the long check.
 fn steps() -> u64 {
     std::env::var("RINGFENCE_SHARE_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(4000)
 }

@@ -203,6 +203,15 @@ impl World {
         }
     }
 
+    /// What is in files without a name is not wanted any more.
+    fn forget(&mut self) {
+        for (index, file) in self.files.iter_mut().enumerate() {
+            if !self.things.values().any(|thing| *thing == Thing::File(index)) {
+                *file = Vec::new();
+            }
+        }
+    }
+
     fn check(&self) {
         for (name, thing) in &self.things {
             let path = self.at(name);
@@ -271,6 +280,7 @@ fn main() {
         world.step();
         if step % 500 == 499 {
             world.check();
+            world.forget();
             // What the kernel has remembered is forgotten, so that it has to ask again.
             fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
             world.check();

@@ -65,6 +65,8 @@ struct Requests {
     buffer: Vec<u8>,
     /// The link had no room, and the device's thread goes on when it has.
     blocked: bool,
+    /// From the time when the device is to be saved until the driver is heard of again.
+    stopped: bool,
 }
 
 #[derive(Debug)]
@@ -133,7 +135,7 @@ impl Shared {
     /// Sends what the driver has made available in a queue, until there is no more or the link has no room.
     fn send(&self, port: &Port, queue: u16) {
         let mut requests = lock(&self.requests);
-        while !requests.blocked {
+        while !requests.blocked && !requests.stopped {
             let Some(chain) = port.take(queue) else { return };
             let len = chain.readable_len();
             if !self.up.load(Ordering::SeqCst) {
@@ -144,7 +146,7 @@ impl Shared {
                 refuse(chain, Errno::INVAL);
                 continue;
             }
-            let Requests { flying, next, buffer, blocked } = &mut *requests;
+            let Requests { flying, next, buffer, blocked, .. } = &mut *requests;
             *next = next.wrapping_add(1);
             let room = chain.writable_len().min(MAX_ANSWER as u64) as u32;
             buffer.clear();
@@ -192,6 +194,16 @@ impl Shared {
             if ready.contains(PollFlags::OUT) {
                 self.resume();
             }
+        }
+    }
+
+    /// The driver is heard of, perhaps for the first time after the device was saved.
+    fn go_on(&self) {
+        let mut requests = lock(&self.requests);
+        if std::mem::take(&mut requests.stopped) {
+            requests.blocked = true;
+            drop(requests);
+            self.resume();
         }
     }
 
@@ -264,11 +276,21 @@ impl VirtioDevice for Share {
         read_bytes(&config, offset, data);
     }
 
+    fn activate(&self, _: u64) {
+        self.shared.go_on();
+    }
+
     fn notify(&self, queue: u16) {
+        self.shared.go_on();
         if let Some(port) = self.shared.port.get() {
             self.shared.send(port, queue);
         }
     }
 
-    // Nothing to stop: requests on their way are answered soon.
+    fn stop(&self, _: Option<u16>, saving: bool) {
+        // No chains are held that may wait for ever: requests on their way are answered soon.
+        if saving {
+            lock(&self.shared.requests).stopped = true;
+        }
+    }
 }

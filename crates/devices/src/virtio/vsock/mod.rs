@@ -91,6 +91,8 @@ struct Shared {
     config: VsockConfig,
     port: OnceLock<Port>,
     transmit: Mutex<Transmit>,
+    /// Held while a chain is taken; true from the time when the device is to be saved until the driver is heard of again.
+    stopped: Mutex<bool>,
     wake: OwnedFd,
     /// The driver is ready.
     active: AtomicBool,
@@ -121,6 +123,7 @@ impl Vsock {
             config,
             port: OnceLock::new(),
             transmit: Mutex::default(),
+            stopped: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             active: AtomicBool::new(false),
             life: AtomicU32::new(0),
@@ -183,6 +186,10 @@ impl Shared {
         let mut transmit = lock(&self.transmit);
         self.send_news(&mut transmit);
         while !transmit.blocked {
+            let stopped = lock(&self.stopped);
+            if *stopped {
+                return;
+            }
             let Some(chain) = port.take(TRANSMIT) else { return };
             let len = chain.readable_len();
             // What cannot be a packet is sent nowhere.
@@ -267,6 +274,10 @@ impl Shared {
                 return;
             }
             self.starving.store(true, Ordering::SeqCst);
+            let stopped = lock(&self.stopped);
+            if *stopped {
+                return;
+            }
             let Some(chain) = port.take(RECEIVE) else { return };
             self.starving.store(false, Ordering::SeqCst);
             let room = chain.writable_len().saturating_sub(HEADER as u64);
@@ -327,6 +338,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&self, _: u64) {
+        *lock(&self.shared.stopped) = false;
         self.shared.tell(ACTIVE);
         self.shared.active.store(true, Ordering::SeqCst);
         self.shared.wake();
@@ -337,6 +349,11 @@ impl VirtioDevice for Vsock {
 
     fn notify(&self, queue: u16) {
         let Some(port) = self.shared.port.get() else { return };
+        if std::mem::take(&mut *lock(&self.shared.stopped)) {
+            // It may have come by while the device was stopped.
+            self.shared.transmit(port);
+            self.shared.wake();
+        }
         match queue {
             TRANSMIT => self.shared.transmit(port),
             EVENT => self.shared.tell_restored(port),
@@ -346,7 +363,10 @@ impl VirtioDevice for Vsock {
     }
 
     fn stop(&self, queue: Option<u16>, saving: bool) {
-        // No chains are held. A packet that waits is let go by the thread; a machine that is only saved goes on with it.
+        // No chains are held. A packet that waits is let go by the thread; if the device is only saved, it waits on.
+        if saving {
+            *lock(&self.shared.stopped) = true;
+        }
         if queue.is_none() && !saving && self.shared.active.swap(false, Ordering::SeqCst) {
             self.shared.life.fetch_add(1, Ordering::SeqCst);
             self.shared.restored.store(false, Ordering::SeqCst);

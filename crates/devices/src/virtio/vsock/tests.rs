@@ -151,3 +151,15 @@ fn machine_outlives_the_process() {
     driver.start(0, 3);
     assert_eq!(lock(&told).len(), 1);
 }
+
+#[test]
+fn saved_device_takes_nothing_until_its_driver_is_heard_of() {
+    let lab = lab();
+    lab.driver.submit(RECEIVE, &[(INBOX, 100, true)]);
+    lab.driver.function.quiesce();
+    lab.send(&packet(&[5]));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(lab.driver.take(RECEIVE), None);
+    lab.driver.submit(RECEIVE, &[(INBOX, 100, true)]);
+    assert_eq!(lab.driver.wait_for(RECEIVE), 45);
+}

@@ -1,0 +1,47 @@
+//! Devices whose other end is a process: here it is a thread.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ringfence_share::{Server, ShareSpec};
+use ringfence_vsock::{Link, VsockSpec};
+
+use super::run;
+use crate::virtio::SharedDevice;
+use crate::virtio::share::{Share, ShareConfig};
+use crate::virtio::vsock::{Vsock, VsockConfig};
+
+/// Runs `input` against `device`, the other end of whose link `serve` is given.
+fn run_helped(make: impl FnOnce(Link) -> SharedDevice, serve: impl FnOnce(Link) + Send, input: &[u8]) {
+    let (link, other) = Link::pair().expect("a link");
+    let end = other.try_clone().expect("a link");
+    std::thread::scope(|scope| {
+        scope.spawn(|| serve(other));
+        run(make(link), input);
+        end.shutdown();
+    });
+}
+
+/// A shared folder, made anew at `folder`.
+pub(super) fn share(folder: &Path, input: &[u8]) {
+    let _ = std::fs::remove_dir_all(folder);
+    std::fs::create_dir_all(folder).expect("the place is ours");
+    let spec = ShareSpec { folder: folder.to_owned(), tag: "fuzz".to_owned(), read_only: false };
+    let server = Server::new(&spec).expect("the folder is there");
+    let make = |link| {
+        let config = ShareConfig { tag: "fuzz".to_owned(), link, reporter: Arc::new(|_| ()) };
+        Arc::new(Share::new(config).expect("a thread")) as _
+    };
+    run_helped(make, |link| ringfence_share::serve(&link, &server).expect("the link is there"), input);
+}
+
+/// Sockets at `socket`.
+pub(super) fn vsock(socket: &Path, input: &[u8]) {
+    let spec = VsockSpec { cid: 3, socket: socket.to_owned() };
+    let make = |link| {
+        let config = VsockConfig { cid: 3, link, reporter: Arc::new(|_| ()) };
+        Arc::new(Vsock::new(config).expect("a thread")) as _
+    };
+    let serve = |link| ringfence_vsock::serve(link, &spec, &mut || ()).expect("the place is ours");
+    run_helped(make, serve, input);
+}
