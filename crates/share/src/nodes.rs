@@ -82,7 +82,7 @@ pub(crate) fn stat(file: &OwnedFd) -> Result<Stat, Errno> {
 }
 
 /// Opens what `name` is in `folder`, whatever it is, without following it.
-fn open_path(folder: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_path(folder: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::attributes::permissions;
 use super::{Outcome, Server};
 use crate::attr::entry_out;
-use crate::nodes::stat;
+use crate::nodes::{open_path, stat};
 use crate::owner::Owners;
 use crate::wire::{Answer, Request};
 
@@ -48,15 +48,20 @@ impl Server {
         Ok(())
     }
 
-    /// Gives what was just made to who made it, where owners are the same on both sides.
-    fn give(&self, request: &Request<'_>, folder: &OwnedFd, name: &CStr) -> Outcome {
+    /// Gives what was just made, which is open as `file`, to who made it, where owners are the same on both sides.
+    fn give(&self, request: &Request<'_>, folder: &OwnedFd, file: &OwnedFd) -> Outcome {
         if self.owners != Owners::Same {
             return Ok(());
+        }
+        // Somebody on the host may have put a link to another file in its place, who does not get that file so.
+        let made = stat(file)?;
+        if FileType::from_raw_mode(made.st_mode) != FileType::Directory && made.st_nlink != 1 {
+            return Err(Errno::STALE);
         }
         // A folder with this bit decides whose group its files have.
         let inherits = Mode::from_raw_mode(stat(folder)?.st_mode).contains(Mode::SGID);
         let (uid, gid) = self.owners.to_host(Some(request.uid), (!inherits).then_some(request.gid))?;
-        chownat(folder, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+        chownat(file, c"", uid, gid, AtFlags::EMPTY_PATH)
     }
 
     /// Makes something in the folder of the request by `make`, and answers with it.
@@ -69,7 +74,7 @@ impl Server {
     ) -> Outcome {
         let folder = self.nodes.folder(request.node)?;
         make(&folder)?;
-        self.give(request, &folder, name)?;
+        self.give(request, &folder, &open_path(&folder, name)?)?;
         self.put_entry(request.node, &folder, name, out)
     }
 
@@ -113,7 +118,8 @@ impl Server {
         let made = self.files.add(false, || openat(&folder, name, access | new, mode));
         let handle = match made {
             Ok(handle) => {
-                let given = self.give(request, &folder, name);
+                let given =
+                    self.files.get(handle, false).and_then(|open| self.give(request, &folder, &open.file));
                 given.and_then(|()| self.put_entry(request.node, &folder, name, out)).map(|()| handle)
             }
             // Somebody was faster, and what is there need not be a file.

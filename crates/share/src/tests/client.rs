@@ -69,13 +69,21 @@ impl Client {
         body: &[u8],
         room: usize,
     ) -> Result<Vec<u8>, Errno> {
+        self.request(0, opcode, node, body, room)
+    }
+
+    /// A request by a user of the guest, whose group has the same number.
+    pub(super) fn call_as(&self, user: u32, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, Errno> {
+        self.request(user, opcode, node, body, MAX_ANSWER)
+    }
+
+    fn request(&self, user: u32, opcode: u32, node: u64, body: &[u8], room: usize) -> Result<Vec<u8>, Errno> {
         let unique = u64::from(opcode) << 32 | 5;
         let mut request = ((40 + body.len()) as u32).to_le_bytes().to_vec();
         request.extend(opcode.to_le_bytes());
         request.extend(unique.to_le_bytes());
         request.extend(node.to_le_bytes());
-        // User, group, process.
-        request.extend([0; 16]);
+        request.extend(words(&[user, user, 0, 0]));
         request.extend(body);
         let mut answer = Vec::new();
         self.server.answer(&request, room, &mut answer);

@@ -52,6 +52,34 @@ fn names_are_made_moved_linked_and_removed() {
 }
 
 #[test]
+fn what_a_user_of_the_guest_makes_is_that_users_if_root_shares() {
+    use super::client::words;
+    let client = Client::new();
+    let made = [
+        (op::MKNOD, [words(&[0o100_644, 0, 0, 0]), text(&["a"])].concat(), "a"),
+        (op::CREATE, [words(&[2, 0o644, 0, 0]), text(&["b"])].concat(), "b"),
+        (op::MKDIR, [words(&[0o755, 0]), text(&["c"])].concat(), "c"),
+        (op::SYMLINK, text(&["d", "x"]), "d"),
+    ];
+    let is_root = rustix::process::geteuid().is_root();
+    for (opcode, body, name) in made {
+        client.call_as(1234, opcode, ROOT, &body).unwrap();
+        let about = std::fs::symlink_metadata(client.host(name)).unwrap();
+        let own = std::fs::metadata(client.host("")).unwrap();
+        let wanted = if is_root { (1234, 1234) } else { (own.uid(), own.gid()) };
+        assert_eq!((about.uid(), about.gid()), wanted, "{name}");
+    }
+    // In a folder whose group its files have, they have it.
+    if is_root {
+        std::os::unix::fs::chown(client.host(""), None, Some(77)).unwrap();
+        std::fs::set_permissions(client.host(""), PermissionsExt::from_mode(0o2755)).unwrap();
+        client.call_as(1234, op::MKDIR, ROOT, &[words(&[0o755, 0]), text(&["e"])].concat()).unwrap();
+        let about = std::fs::metadata(client.host("e")).unwrap();
+        assert_eq!((about.uid(), about.gid()), (1234, 77));
+    }
+}
+
+#[test]
 fn attributes_are_set() {
     let client = Client::new();
     let (node, handle) = client.create(ROOT, "a", 0o600).unwrap();
