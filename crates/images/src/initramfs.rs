@@ -11,7 +11,10 @@ use crate::modules::Selection;
 const LOAD_LIST: &str = "etc/ringfence/modules";
 
 const INIT: &str = include_str!("guest/init");
-const DHCP: &str = include_str!("guest/dhcp");
+/// What a DHCP client calls with what it has learned.
+pub(crate) const DHCP: &str = include_str!("guest/dhcp");
+/// Waits for the power button.
+pub(crate) const BUTTON: &str = include_str!("guest/button");
 const INITTAB: &str = include_str!("guest/inittab");
 const SESSION: &str = include_str!("guest/session");
 const SHELL_RC: &str = include_str!("guest/shrc");
@@ -36,6 +39,7 @@ const FILES: &[(&str, u32, &str)] = &[
     ("init", 0o755, INIT),
     ("etc/inittab", 0o644, INITTAB),
     ("etc/ringfence/dhcp", 0o755, DHCP),
+    ("etc/ringfence/button", 0o755, BUTTON),
     ("etc/ringfence/session", 0o644, SESSION),
     ("etc/ringfence/shrc", 0o644, SHELL_RC),
     ("etc/group", 0o644, "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),

@@ -94,6 +94,8 @@ const BASE_PACKAGES: &[&str] = &[
     "base-files",
     "base-passwd",
     "bash",
+    // Asks for a network address.
+    "busybox-static",
     "coreutils",
     "dash",
     "debianutils",
@@ -167,6 +169,9 @@ const MODULE_NAMES: &[&str] = &[
     "fuse",
     "loop",
     "dm_mod",
+    // The power button, and the way to read it.
+    "button",
+    "evdev",
     "tun",
     "veth",
     "dummy",

@@ -25,6 +25,8 @@ echo "@perl $(perl -e "print $1 + 1")"
 bash --version | head -n 1
 echo "@owners $(stat -c %U:%G:%a /etc/passwd /usr/bin/passwd /usr/bin/chage /tmp | xargs)"
 mount | grep ' on / '
+echo "@address $(ip -4 -o addr show scope global | grep -o 'inet [0-9./]*')"
+grep nameserver /etc/resolv.conf
 echo "@rest $#:$2"
 touch /written && exit 7
 "#;
@@ -45,6 +47,8 @@ fn debian_computes_and_its_image_stays_as_it_was() {
         "GNU bash, version ".to_owned(),
         "@owners root:root:644 root:root:4755 root:shadow:2755 root:root:1777".to_owned(),
         "/dev/nvme0n1 on / type ext4 (rw".to_owned(),
+        "@address inet 10.0.2.15/24".to_owned(),
+        "nameserver 10.0.2.3".to_owned(),
         "@rest 2:it's \"$HOME\" `id` \\n é".to_owned(),
     ] {
         assert!(ended.out.contains(&wanted), "no {wanted:?} in {}", ended.out);
