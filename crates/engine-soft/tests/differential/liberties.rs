@@ -70,7 +70,9 @@ fn intel_order(
     // The first bound may be found to be exceeded before the second is read.
     let bound = mnemonic == Mnemonic::Bound && host == 5;
     // The image of FXSAVE and FXRSTOR may be found misaligned before it is found beyond the segment.
-    let image = matches!(mnemonic, Mnemonic::Fxsave | Mnemonic::Fxrstor) && (host, ours) == (12, 13);
+    let image =
+        matches!(mnemonic, Mnemonic::Fxsave | Mnemonic::Fxrstor | Mnemonic::Fxsave64 | Mnemonic::Fxrstor64)
+            && matches!((host, ours), (12, 13) | (13, 12));
     // The conversion is done before the address of its result is looked at.
     let converted = mnemonic == Mnemonic::Vcvtps2ph && host == 19;
     memory(ours) && (bound || image || converted || memory(host) && (aligned || masked || by_bytes))
@@ -93,19 +95,20 @@ pub(crate) fn goes_on(case: &Case, host: &Outcome, ours: End) -> bool {
     const SUMMARY: u16 = 1 << 7;
     let instruction = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE).decode();
     let fault = matches!(ours, End::Exception { vector: 12..=14 | 17, .. });
-    let memory = matches!(host.end, End::Exception { vector: 12..=14 | 17, .. });
+    // Behind the store, the next instruction may not be there to be fetched.
+    let memory = matches!(host.end, End::Exception { vector: 12..=14 | 17, error, .. } if error & 0x10 == 0);
     let x87 = instruction.code().cpuid_features().contains(&CpuidFeature::FPU)
         || instruction.mnemonic() == Mnemonic::Fisttp;
     let wraps = is_masked(&instruction) && host.completed() && case.mode() != Mode::Bits64;
     is_intel() && fault && (wraps || x87 && !memory && host.vectors.fsw & SUMMARY != 0)
 }
 
-/// Whether memory is not compared: Intel's processors write the first part of a packed decimal before they look at the rest,
+/// Whether memory is not compared: Intel's processors write the first part of ten bytes before they look at the rest,
 /// and a return address before they look at where the call goes.
 pub(crate) fn is_memory_free(case: &Case, host: End) -> bool {
     let mnemonic = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE).decode().mnemonic();
     let fault = matches!(host, End::Exception { vector: 12..=14 | 17, .. });
-    is_intel() && fault && matches!(mnemonic, Mnemonic::Fbstp | Mnemonic::Call)
+    is_intel() && fault && matches!(mnemonic, Mnemonic::Fbstp | Mnemonic::Fstp | Mnemonic::Call)
 }
 
 /// Bits of general register `n` that are not compared.
