@@ -22,6 +22,7 @@ pub mod blk;
 mod core;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+mod line;
 pub mod net;
 mod pci;
 mod queue;

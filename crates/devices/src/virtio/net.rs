@@ -8,16 +8,15 @@
 //!
 //! If the process at the other end dies, the link goes down for the guest and the user is told; the machine lives on.
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::JoinHandle;
+use std::sync::{Mutex, OnceLock};
 
 use ringfence_net::Link;
 use ringfence_net::wire::{MAX_MESSAGE, Mac, NEEDS_CSUM, Offloads, VNET};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::PollFlags;
 
+use super::line::{Line, OnLine, READABLE, Threaded, WRITABLE};
 use super::{Chain, Kind, Port, Reporter, VirtioDevice, read_bytes};
 use crate::device::lock;
 
@@ -75,16 +74,16 @@ struct Transmit {
 }
 
 struct Shared {
-    config: NetConfig,
+    mac: Mac,
+    mtu: u16,
+    reporter: Reporter,
+    line: Line,
     port: OnceLock<Port>,
     transmit: Mutex<Transmit>,
-    wake: OwnedFd,
     /// The driver is ready.
     active: AtomicBool,
     /// A frame waits for receive buffers.
     starving: AtomicBool,
-    up: AtomicBool,
-    quit: AtomicBool,
 }
 
 impl std::fmt::Debug for Shared {
@@ -96,8 +95,7 @@ impl std::fmt::Debug for Shared {
 /// A network device.
 #[derive(Debug)]
 pub struct Net {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    shared: Threaded<Shared>,
 }
 
 impl Net {
@@ -106,38 +104,22 @@ impl Net {
     /// # Errors
     /// The host has no descriptor or no thread left.
     pub fn new(config: NetConfig) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            config,
+        let line = Line::new(config.link)?;
+        let shared = Shared {
+            mac: config.mac,
+            mtu: config.mtu,
+            reporter: config.reporter,
+            line,
             port: OnceLock::new(),
             transmit: Mutex::default(),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             active: AtomicBool::new(false),
             starving: AtomicBool::new(false),
-            up: AtomicBool::new(true),
-            quit: AtomicBool::new(false),
-        });
-        let worker = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("net".to_owned()).spawn(move || worker.work())?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        self.shared.quit.store(true, Ordering::SeqCst);
-        self.shared.wake();
-        if let Some(thread) = lock(&self.thread).take() {
-            let _ = thread.join();
-        }
+        };
+        Ok(Self { shared: Threaded::start("net", shared)? })
     }
 }
 
 impl Shared {
-    fn wake(&self) {
-        // It fails only when the counter is full, and then the thread is awake.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
-    }
-
     /// Sends what the driver has made available, until there is no more or the link has no room.
     fn transmit(&self, port: &Port) {
         let mut transmit = lock(&self.transmit);
@@ -148,7 +130,7 @@ impl Shared {
         while let Some(chain) = port.take(TRANSMIT) {
             let len = chain.readable_len();
             // What cannot be a frame is sent nowhere.
-            if !(SHORTEST..=MAX_MESSAGE as u64).contains(&len) || !self.up.load(Ordering::Relaxed) {
+            if !(SHORTEST..=MAX_MESSAGE as u64).contains(&len) || !self.line.is_up() {
                 chain.complete(0);
                 continue;
             }
@@ -159,11 +141,11 @@ impl Shared {
             }
             // The one flag that a driver may set (5.1.6.2). Others mean something else on the link.
             buffer[0] &= NEEDS_CSUM;
-            match self.config.link.send(&[IoSlice::new(buffer)]) {
+            match self.line.send(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     chain.put_back();
                     *blocked = true;
-                    self.wake();
+                    self.line.wake();
                     return;
                 }
                 // One that the other end does not get is lost, as on any wire; the thread notices if it is gone.
@@ -172,52 +154,10 @@ impl Shared {
         }
     }
 
-    /// The device's thread.
-    fn work(&self) {
-        let mut buffer = vec![0; MAX_MESSAGE];
-        // The length of a frame that waits for receive buffers.
-        let mut waiting = None;
-        while !self.quit.load(Ordering::SeqCst) {
-            let up = self.up.load(Ordering::Relaxed);
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, waiting.is_none());
-            flags.set(PollFlags::OUT, lock(&self.transmit).blocked);
-            let mut fds = [
-                PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.config.link.as_fd(), flags),
-            ];
-            // A link that is down is not looked at: it would be ready all the time.
-            let fds = if up { &mut fds[..] } else { &mut fds[..1] };
-            if poll(fds, None).is_err_and(|error| error != rustix::io::Errno::INTR) {
-                return self.down();
-            }
-            let woken = !fds[0].revents().is_empty();
-            let ready = fds.get(1).map_or(PollFlags::empty(), |fd| fd.revents());
-            if woken {
-                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-            }
-            let Some(port) = self.port.get() else { continue };
-            if ready.intersects(PollFlags::OUT | PollFlags::HUP | PollFlags::ERR)
-                && std::mem::take(&mut lock(&self.transmit).blocked)
-            {
-                self.transmit(port);
-            }
-            if let Some(len) = waiting {
-                waiting = self.deliver(port, &mut buffer, len);
-            }
-            if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && waiting.is_none() {
-                waiting = self.receive(port, &mut buffer);
-            } else if ready.contains(PollFlags::HUP) {
-                waiting = None;
-                self.down();
-            }
-        }
-    }
-
     /// Brings in what has come, until a frame must wait: its length then.
     fn receive(&self, port: &Port, buffer: &mut [u8]) -> Option<usize> {
         for _ in 0..QUEUE {
-            match self.config.link.receive(buffer, false) {
+            match self.line.receive(buffer) {
                 Ok(Some(len)) => {
                     let waiting = self.deliver(port, buffer, len);
                     if waiting.is_some() {
@@ -283,15 +223,46 @@ impl Shared {
 
     /// The other end is gone.
     fn down(&self) {
-        if !self.up.swap(false, Ordering::SeqCst) || self.quit.load(Ordering::SeqCst) {
+        if !self.line.take_down() || self.line.is_ending() {
             return;
         }
         lock(&self.transmit).blocked = false;
-        (self.config.reporter)("the network's process has ended; the guest's link is down".to_owned());
+        (self.reporter)("the network's process has ended; the guest's link is down".to_owned());
         if let Some(port) = self.port.get() {
             port.config_changed();
             // Frames that wait go nowhere, but their buffers go back.
             self.transmit(port);
+        }
+    }
+}
+
+impl OnLine for Shared {
+    fn line(&self) -> &Line {
+        &self.line
+    }
+
+    fn work(&self) {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        // The length of a frame that waits for receive buffers.
+        let mut waiting = None;
+        while !self.line.is_ending() {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, waiting.is_none());
+            flags.set(PollFlags::OUT, lock(&self.transmit).blocked);
+            let Ok(ready) = self.line.wait(flags) else { return self.down() };
+            let Some(port) = self.port.get() else { continue };
+            if ready.intersects(WRITABLE) && std::mem::take(&mut lock(&self.transmit).blocked) {
+                self.transmit(port);
+            }
+            if let Some(len) = waiting {
+                waiting = self.deliver(port, &mut buffer, len);
+            }
+            if ready.intersects(READABLE) && waiting.is_none() {
+                waiting = self.receive(port, &mut buffer);
+            } else if ready.contains(PollFlags::HUP) {
+                waiting = None;
+                self.down();
+            }
         }
     }
 }
@@ -308,10 +279,10 @@ impl VirtioDevice for Net {
 
     /// `struct virtio_net_config` (5.1.4) up to `mtu`.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let NetConfig { mac, mtu, .. } = &self.shared.config;
+        let Shared { mac, mtu, line, .. } = &*self.shared;
         let mut config = [0; 12];
         config[..6].copy_from_slice(mac);
-        config[6] = u8::from(self.shared.up.load(Ordering::Relaxed));
+        config[6] = u8::from(line.is_up());
         config[8] = 1;
         config[10..].copy_from_slice(&mtu.to_le_bytes());
         read_bytes(&config, offset, data);
@@ -325,16 +296,16 @@ impl VirtioDevice for Net {
             tso6: has(feature::GUEST_TSO6),
         };
         // If the link is full, it stays as it was before the reset: the other end then reads this with the frames.
-        let _ = self.shared.config.link.send(&[IoSlice::new(&offloads.message())]);
+        let _ = self.shared.line.send(&offloads.message());
         self.shared.active.store(true, Ordering::SeqCst);
-        self.shared.wake();
+        self.shared.line.wake();
     }
 
     fn notify(&self, queue: u16) {
         let Some(port) = self.shared.port.get() else { return };
         match queue {
             TRANSMIT => self.shared.transmit(port),
-            _ if self.shared.starving.load(Ordering::SeqCst) => self.shared.wake(),
+            _ if self.shared.starving.load(Ordering::SeqCst) => self.shared.line.wake(),
             _ => {}
         }
     }
@@ -343,7 +314,7 @@ impl VirtioDevice for Net {
         // No chains are held. A frame that waits is let go by the thread.
         if queue.is_none() {
             self.shared.active.store(false, Ordering::SeqCst);
-            self.shared.wake();
+            self.shared.line.wake();
         }
     }
 }

@@ -15,16 +15,14 @@
 mod tests;
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::JoinHandle;
+use std::io;
+use std::sync::{Mutex, OnceLock};
 
 use ringfence_share::{HEAD, Link, MAX_ANSWER, MAX_REQUEST, NUMBER, failure};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 
+use super::line::{Line, OnLine, READABLE, Threaded};
 use super::{Chain, Kind, Port, Reporter, VirtioDevice, read_bytes};
 use crate::device::lock;
 
@@ -69,21 +67,24 @@ struct Requests {
     stopped: bool,
 }
 
-#[derive(Debug)]
 struct Shared {
-    config: ShareConfig,
+    tag: String,
+    reporter: Reporter,
+    line: Line,
     port: OnceLock<Port>,
     requests: Mutex<Requests>,
-    wake: OwnedFd,
-    up: AtomicBool,
-    quit: AtomicBool,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Share({})", self.tag)
+    }
 }
 
 /// A file system device.
 #[derive(Debug)]
 pub struct Share {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    shared: Threaded<Shared>,
 }
 
 impl Share {
@@ -92,27 +93,15 @@ impl Share {
     /// # Errors
     /// The host has no descriptor or no thread left.
     pub fn new(config: ShareConfig) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            config,
+        let line = Line::new(config.link)?;
+        let shared = Shared {
+            tag: config.tag,
+            reporter: config.reporter,
+            line,
             port: OnceLock::new(),
             requests: Mutex::default(),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            up: AtomicBool::new(true),
-            quit: AtomicBool::new(false),
-        });
-        let worker = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("share".to_owned()).spawn(move || worker.work())?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.shared.quit.store(true, Ordering::SeqCst);
-        self.shared.wake();
-        if let Some(thread) = lock(&self.thread).take() {
-            let _ = thread.join();
-        }
+        };
+        Ok(Self { shared: Threaded::start("share", shared)? })
     }
 }
 
@@ -127,18 +116,13 @@ fn refuse(chain: Chain, error: Errno) {
 }
 
 impl Shared {
-    fn wake(&self) {
-        // It fails only when the counter is full, and then the thread is awake.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
-    }
-
     /// Sends what the driver has made available in a queue, until there is no more or the link has no room.
     fn send(&self, port: &Port, queue: u16) {
         let mut requests = lock(&self.requests);
         while !requests.blocked && !requests.stopped {
             let Some(chain) = port.take(queue) else { return };
             let len = chain.readable_len();
-            if !self.up.load(Ordering::SeqCst) {
+            if !self.line.is_up() {
                 refuse(chain, Errno::IO);
                 continue;
             }
@@ -154,45 +138,15 @@ impl Shared {
             buffer.extend(room.to_le_bytes());
             buffer.resize(HEAD + len as usize, 0);
             chain.read(0, buffer.get_mut(HEAD..).unwrap_or_default());
-            match self.config.link.send(&[IoSlice::new(buffer)]) {
+            match self.line.send(buffer) {
                 Ok(()) => drop(flying.insert(*next, chain)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     chain.put_back();
                     *blocked = true;
-                    self.wake();
+                    self.line.wake();
                 }
                 // The thread notices too, and tells the user.
                 Err(_) => refuse(chain, Errno::IO),
-            }
-        }
-    }
-
-    /// The device's thread.
-    fn work(&self) {
-        let mut buffer = vec![0; NUMBER + MAX_ANSWER];
-        while !self.quit.load(Ordering::SeqCst) {
-            let up = self.up.load(Ordering::SeqCst);
-            let mut flags = PollFlags::IN;
-            flags.set(PollFlags::OUT, lock(&self.requests).blocked);
-            let mut fds = [
-                PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.config.link.as_fd(), flags),
-            ];
-            // A link that is down is not looked at: it would be ready all the time.
-            let fds = if up { &mut fds[..] } else { &mut fds[..1] };
-            if poll(fds, None).is_err_and(|error| error != Errno::INTR) {
-                return self.down();
-            }
-            let woken = !fds[0].revents().is_empty();
-            let ready = fds.get(1).map_or(PollFlags::empty(), |fd| fd.revents());
-            if woken {
-                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-            }
-            if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-                self.receive(&mut buffer);
-            }
-            if ready.contains(PollFlags::OUT) {
-                self.resume();
             }
         }
     }
@@ -218,7 +172,7 @@ impl Shared {
     /// Brings in the answers that have come.
     fn receive(&self, buffer: &mut [u8]) {
         for _ in 0..QUEUE {
-            match self.config.link.receive(buffer, false) {
+            match self.line.receive(buffer) {
                 Ok(Some(len)) => {
                     let Some((number, answer)) =
                         buffer.get(..len).and_then(|message| message.split_first_chunk::<NUMBER>())
@@ -239,20 +193,41 @@ impl Shared {
 
     /// The other end is gone: what was asked fails.
     fn down(&self) {
-        if !self.up.swap(false, Ordering::SeqCst) {
+        if !self.line.take_down() {
             return;
         }
         let mut requests = lock(&self.requests);
         let flying = std::mem::take(&mut requests.flying);
         drop(requests);
         flying.into_values().for_each(|chain| refuse(chain, Errno::IO));
-        if !self.quit.load(Ordering::SeqCst) {
-            let tag = &self.config.tag;
-            (self.config.reporter)(format!(
+        if !self.line.is_ending() {
+            let tag = &self.tag;
+            (self.reporter)(format!(
                 "the process of the shared folder {tag} has ended; the guest gets I/O errors there"
             ));
         }
         self.resume();
+    }
+}
+
+impl OnLine for Shared {
+    fn line(&self) -> &Line {
+        &self.line
+    }
+
+    fn work(&self) {
+        let mut buffer = vec![0; NUMBER + MAX_ANSWER];
+        while !self.line.is_ending() {
+            let mut flags = PollFlags::IN;
+            flags.set(PollFlags::OUT, lock(&self.requests).blocked);
+            let Ok(ready) = self.line.wait(flags) else { return self.down() };
+            if ready.intersects(READABLE) {
+                self.receive(&mut buffer);
+            }
+            if ready.contains(PollFlags::OUT) {
+                self.resume();
+            }
+        }
     }
 }
 
@@ -269,7 +244,7 @@ impl VirtioDevice for Share {
     /// `struct virtio_fs_config`: the tag, and how many queues there are for requests that are not urgent.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; TAG + 4];
-        for (to, from) in config.iter_mut().zip(self.shared.config.tag.bytes().take(TAG)) {
+        for (to, from) in config.iter_mut().zip(self.shared.tag.bytes().take(TAG)) {
             *to = from;
         }
         config[TAG..].copy_from_slice(&u32::from(QUEUES - 1).to_le_bytes());

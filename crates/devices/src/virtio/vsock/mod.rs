@@ -14,18 +14,17 @@
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::JoinHandle;
+use std::sync::{Mutex, OnceLock};
 
 use ringfence_engine::StateError;
 use ringfence_vsock::Link;
 use ringfence_vsock::wire::{ACTIVE, HEADER, INACTIVE, LEN, MAX_MESSAGE};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::PollFlags;
 use serde::{Deserialize, Serialize};
 
+use super::line::{Line, OnLine, READABLE, Threaded, WRITABLE};
 use super::{Kind, Port, Reporter, VirtioDevice, read_bytes};
 use crate::device::{invalid, lock};
 
@@ -86,14 +85,14 @@ struct Incoming {
     life: u32,
 }
 
-#[derive(Debug)]
 struct Shared {
-    config: VsockConfig,
+    cid: u32,
+    reporter: Reporter,
+    line: Line,
     port: OnceLock<Port>,
     transmit: Mutex<Transmit>,
     /// Held while a chain is taken; true from the time when the device is to be saved until the driver is heard of again.
     stopped: Mutex<bool>,
-    wake: OwnedFd,
     /// The driver is ready.
     active: AtomicBool,
     /// How often the driver has begun anew.
@@ -102,15 +101,18 @@ struct Shared {
     restored: AtomicBool,
     /// A packet waits for receive chains.
     starving: AtomicBool,
-    up: AtomicBool,
-    quit: AtomicBool,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vsock({})", self.cid)
+    }
 }
 
 /// A socket device.
 #[derive(Debug)]
 pub struct Vsock {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    shared: Threaded<Shared>,
 }
 
 impl Vsock {
@@ -119,47 +121,30 @@ impl Vsock {
     /// # Errors
     /// The host has no descriptor or no thread left.
     pub fn new(config: VsockConfig) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            config,
+        let line = Line::new(config.link)?;
+        let shared = Shared {
+            cid: config.cid,
+            reporter: config.reporter,
+            line,
             port: OnceLock::new(),
             transmit: Mutex::default(),
             stopped: Mutex::default(),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             active: AtomicBool::new(false),
             life: AtomicU32::new(0),
             restored: AtomicBool::new(false),
             starving: AtomicBool::new(false),
-            up: AtomicBool::new(true),
-            quit: AtomicBool::new(false),
-        });
-        let worker = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("vsock".to_owned()).spawn(move || worker.work())?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
-    }
-}
-
-impl Drop for Vsock {
-    fn drop(&mut self) {
-        self.shared.quit.store(true, Ordering::SeqCst);
-        self.shared.wake();
-        if let Some(thread) = lock(&self.thread).take() {
-            let _ = thread.join();
-        }
+        };
+        Ok(Self { shared: Threaded::start("vsock", shared)? })
     }
 }
 
 impl Shared {
-    fn wake(&self) {
-        // It fails only when the counter is full, and then the thread is awake.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
-    }
-
     /// Sends to the process. False if there is no room now; what cannot be sent at all is lost with the process.
     fn send(&self, transmit: &mut Transmit, message: &[u8]) -> bool {
-        match self.config.link.send(&[IoSlice::new(message)]) {
+        match self.line.send(message) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 transmit.blocked = true;
-                self.wake();
+                self.line.wake();
                 false
             }
             _ => true,
@@ -193,7 +178,7 @@ impl Shared {
             let Some(chain) = port.take(TRANSMIT) else { return };
             let len = chain.readable_len();
             // What cannot be a packet is sent nowhere.
-            if len < HEADER as u64 || !self.up.load(Ordering::SeqCst) {
+            if len < HEADER as u64 || !self.line.is_up() {
                 chain.complete(0);
                 continue;
             }
@@ -211,48 +196,13 @@ impl Shared {
         }
     }
 
-    /// The device's thread.
-    fn work(&self) {
-        let mut incoming = Incoming { buffer: vec![0; MAX_MESSAGE], packet: None, life: 0 };
-        while !self.quit.load(Ordering::SeqCst) {
-            let up = self.up.load(Ordering::SeqCst);
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, incoming.packet.is_none());
-            flags.set(PollFlags::OUT, lock(&self.transmit).blocked);
-            let mut fds = [
-                PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.config.link.as_fd(), flags),
-            ];
-            // A link that is down is not looked at: it would be ready all the time.
-            let fds = if up { &mut fds[..] } else { &mut fds[..1] };
-            if poll(fds, None).is_err_and(|error| error != rustix::io::Errno::INTR) {
-                return self.down();
-            }
-            let woken = !fds[0].revents().is_empty();
-            let ready = fds.get(1).map_or(PollFlags::empty(), |fd| fd.revents());
-            if woken {
-                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-            }
-            let Some(port) = self.port.get() else { continue };
-            if ready.intersects(PollFlags::OUT | PollFlags::HUP | PollFlags::ERR)
-                && std::mem::take(&mut lock(&self.transmit).blocked)
-            {
-                self.transmit(port);
-            }
-            self.deliver(port, &mut incoming);
-            if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-                self.receive(port, &mut incoming);
-            }
-        }
-    }
-
     /// Brings in what has come, until a packet must wait.
     fn receive(&self, port: &Port, incoming: &mut Incoming) {
         for _ in 0..QUEUE {
             if incoming.packet.is_some() {
                 return;
             }
-            match self.config.link.receive(&mut incoming.buffer, false) {
+            match self.line.receive(&mut incoming.buffer) {
                 Ok(Some(len)) => {
                     // Ours are whole.
                     incoming.packet = (len >= HEADER).then_some((len, 0));
@@ -298,11 +248,11 @@ impl Shared {
 
     /// The other end is gone.
     fn down(&self) {
-        if !self.up.swap(false, Ordering::SeqCst) || self.quit.load(Ordering::SeqCst) {
+        if !self.line.take_down() || self.line.is_ending() {
             return;
         }
         lock(&self.transmit).blocked = false;
-        (self.config.reporter)("the process of vsock has ended; the guest reaches nobody there".to_owned());
+        (self.reporter)("the process of vsock has ended; the guest reaches nobody there".to_owned());
         if let Some(port) = self.port.get() {
             // Packets that wait go nowhere, but their chains go back.
             self.transmit(port);
@@ -322,6 +272,30 @@ impl Shared {
     }
 }
 
+impl OnLine for Shared {
+    fn line(&self) -> &Line {
+        &self.line
+    }
+
+    fn work(&self) {
+        let mut incoming = Incoming { buffer: vec![0; MAX_MESSAGE], packet: None, life: 0 };
+        while !self.line.is_ending() {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, incoming.packet.is_none());
+            flags.set(PollFlags::OUT, lock(&self.transmit).blocked);
+            let Ok(ready) = self.line.wait(flags) else { return self.down() };
+            let Some(port) = self.port.get() else { continue };
+            if ready.intersects(WRITABLE) && std::mem::take(&mut lock(&self.transmit).blocked) {
+                self.transmit(port);
+            }
+            self.deliver(port, &mut incoming);
+            if ready.intersects(READABLE) {
+                self.receive(port, &mut incoming);
+            }
+        }
+    }
+}
+
 impl VirtioDevice for Vsock {
     fn kind(&self) -> Kind {
         Kind { id: DEVICE_TYPE, class: CLASS, features: feature::STREAM, queues: vec![QUEUE; 3] }
@@ -334,14 +308,14 @@ impl VirtioDevice for Vsock {
 
     /// `struct virtio_vsock_config` (5.10.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_bytes(&u64::from(self.shared.config.cid).to_le_bytes(), offset, data);
+        read_bytes(&u64::from(self.shared.cid).to_le_bytes(), offset, data);
     }
 
     fn activate(&self, _: u64) {
         *lock(&self.shared.stopped) = false;
         self.shared.tell(ACTIVE);
         self.shared.active.store(true, Ordering::SeqCst);
-        self.shared.wake();
+        self.shared.line.wake();
         if let Some(port) = self.shared.port.get() {
             self.shared.tell_restored(port);
         }
@@ -352,12 +326,12 @@ impl VirtioDevice for Vsock {
         if std::mem::take(&mut *lock(&self.shared.stopped)) {
             // It may have come by while the device was stopped.
             self.shared.transmit(port);
-            self.shared.wake();
+            self.shared.line.wake();
         }
         match queue {
             TRANSMIT => self.shared.transmit(port),
             EVENT => self.shared.tell_restored(port),
-            _ if self.shared.starving.load(Ordering::SeqCst) => self.shared.wake(),
+            _ if self.shared.starving.load(Ordering::SeqCst) => self.shared.line.wake(),
             _ => {}
         }
     }
@@ -371,18 +345,18 @@ impl VirtioDevice for Vsock {
             self.shared.life.fetch_add(1, Ordering::SeqCst);
             self.shared.restored.store(false, Ordering::SeqCst);
             self.shared.tell(INACTIVE);
-            self.shared.wake();
+            self.shared.line.wake();
         }
     }
 
     fn save(&self) -> serde_json::Value {
-        serde_json::to_value(Saved { cid: self.shared.config.cid }).unwrap_or_default()
+        serde_json::to_value(Saved { cid: self.shared.cid }).unwrap_or_default()
     }
 
     fn restore(&self, name: &str, state: &serde_json::Value) -> Result<(), StateError> {
         let saved =
             Saved::deserialize(state).map_err(|_| invalid(name, "it has no state of a socket device"))?;
-        if saved.cid != self.shared.config.cid {
+        if saved.cid != self.shared.cid {
             return Err(invalid(name, "the guest has another cid"));
         }
         self.shared.restored.store(true, Ordering::SeqCst);
