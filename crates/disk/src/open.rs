@@ -3,9 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::engine::{
-    Engine, Jobs, Running, Started, start_inline, start_inline_jobs, start_pool, start_pool_jobs, start_uring,
-};
+use crate::engine::{Engine, Job, Running, Started, start_inline, start_pool, start_uring};
 use crate::error::Faults;
 use crate::file::ImageFile;
 use crate::limited::Limited;
@@ -121,10 +119,10 @@ fn overlay(
 }
 
 /// Who works on an image whose format has to be looked into.
-fn jobs(options: &DiskOptions) -> Result<(Arc<dyn Jobs>, Running), ImageError> {
+fn jobs(options: &DiskOptions) -> Result<Started<Job>, ImageError> {
     match options.spec.engine {
-        IoEngine::Sync => Ok(start_inline_jobs()),
-        _ => start_pool_jobs(options.thread_hook.as_ref()).map_err(|e| no_threads(&options.spec, e)),
+        IoEngine::Sync => Ok(start_inline()),
+        _ => start_pool(options.thread_hook.as_ref()).map_err(|e| no_threads(&options.spec, e)),
     }
 }
 

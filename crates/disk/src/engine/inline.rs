@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Engine, Job, Jobs, Running, Started, StartedJobs, Task, Work};
+use super::{Engine, Running, Started, Work};
 
 /// Carries work out in order when kicked: no thread acts at a time of its own, so a counted run repeats exactly.
 #[derive(Debug)]
@@ -18,52 +18,27 @@ impl<W> Default for Inline<W> {
 }
 
 /// Makes the engine.
-pub(crate) fn start() -> Started {
+pub(crate) fn start<W: Work>() -> Started<W> {
     let engine = Arc::new(Inline::default());
     let last = Arc::clone(&engine);
-    (engine, Running::new(move || last.run()))
+    (engine, Running::new(move || last.kick()))
 }
 
-/// The same for jobs.
-pub(crate) fn start_jobs() -> StartedJobs {
-    let engine = Arc::new(Inline::default());
-    let last = Arc::clone(&engine);
-    (engine, Running::new(move || last.run()))
-}
-
-impl<W: Work> Inline<W> {
-    fn push(&self, work: W) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(work);
-    }
-
+impl<W> Inline<W> {
     fn next(&self) -> Option<W> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
+}
 
-    fn run(&self) {
+impl<W: Work> Engine<W> for Inline<W> {
+    fn submit(&self, work: W) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(work);
+    }
+
+    fn kick(&self) {
         // A callback may submit more; its work is taken here, too.
         while let Some(work) = self.next() {
             work.perform();
         }
-    }
-}
-
-impl Engine for Inline<Task> {
-    fn submit(&self, task: Task) {
-        self.push(task);
-    }
-
-    fn kick(&self) {
-        self.run();
-    }
-}
-
-impl Jobs for Inline<Job> {
-    fn submit(&self, job: Job) {
-        self.push(job);
-    }
-
-    fn kick(&self) {
-        self.run();
     }
 }

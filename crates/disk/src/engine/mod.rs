@@ -23,10 +23,9 @@ use std::thread::JoinHandle;
 pub(crate) use inline::Inline;
 pub(crate) use task::{FileOp, Task};
 pub(crate) use {inline::start as start_inline, pool::start as start_pool, uring::start as start_uring};
-pub(crate) use {inline::start_jobs as start_inline_jobs, pool::start_jobs as start_pool_jobs};
 
-/// What a thread can be given to do.
-pub(crate) trait Work: Send + 'static {
+/// What an engine can be given to do.
+pub(crate) trait Work: Debug + Send + 'static {
     /// Does it, to the end.
     fn perform(self);
 }
@@ -52,18 +51,10 @@ impl Work for Job {
     }
 }
 
-/// Carries jobs out, in any order.
-pub(crate) trait Jobs: Debug + Send + Sync {
-    /// Takes a job, which may wait for [`Jobs::kick`].
-    fn submit(&self, job: Job);
-    /// Starts what was submitted.
-    fn kick(&self);
-}
-
-/// Carries tasks out, in any order.
-pub(crate) trait Engine: Debug + Send + Sync {
-    /// Takes a task, which may wait for [`Engine::kick`]. Tasks submitted from a task's callback need none.
-    fn submit(&self, task: Task);
+/// Carries work out, in any order: tasks, or jobs.
+pub(crate) trait Engine<W = Task>: Debug + Send + Sync {
+    /// Takes work, which may wait for [`Engine::kick`]. What is submitted from a task's callback needs none.
+    fn submit(&self, work: W);
     /// Starts what was submitted.
     fn kick(&self);
 }
@@ -99,6 +90,4 @@ impl Drop for Running {
 }
 
 /// An engine and what keeps it going.
-pub(crate) type Started = (Arc<dyn Engine>, Running);
-/// The same for jobs.
-pub(crate) type StartedJobs = (Arc<dyn Jobs>, Running);
+pub(crate) type Started<W = Task> = (Arc<dyn Engine<W>>, Running);

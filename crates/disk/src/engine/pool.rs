@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 
-use super::{Engine, Job, Jobs, Running, Started, StartedJobs, Task, Work};
+use super::{Engine, Running, Started, Work};
 use crate::ThreadHook;
 
 /// Threads of a pool. A flush or an uncached read blocks one; the others go on.
@@ -38,16 +38,6 @@ impl<W: Work> Pool<W> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, work: W) {
-        let mut state = self.lock();
-        state.queue.push_back(work);
-        let sleeper = state.idle > 0;
-        drop(state);
-        if sleeper {
-            self.wake.notify_one();
-        }
-    }
-
     fn work(&self) {
         let mut state = self.lock();
         loop {
@@ -67,18 +57,7 @@ impl<W: Work> Pool<W> {
 }
 
 /// Starts the threads; each calls `hook` first.
-pub(crate) fn start(hook: Option<&ThreadHook>) -> io::Result<Started> {
-    let (pool, running) = threads(hook)?;
-    Ok((pool, running))
-}
-
-/// The same for jobs.
-pub(crate) fn start_jobs(hook: Option<&ThreadHook>) -> io::Result<StartedJobs> {
-    let (pool, running) = threads(hook)?;
-    Ok((pool, running))
-}
-
-fn threads<W: Work>(hook: Option<&ThreadHook>) -> io::Result<(Arc<Pool<W>>, Running)> {
+pub(crate) fn start<W: Work>(hook: Option<&ThreadHook>) -> io::Result<Started<W>> {
     let pool = Arc::new(Pool::default());
     let last = Arc::clone(&pool);
     let mut running = Running::new(move || {
@@ -98,17 +77,15 @@ fn threads<W: Work>(hook: Option<&ThreadHook>) -> io::Result<(Arc<Pool<W>>, Runn
     Ok((pool, running))
 }
 
-impl Engine for Pool<Task> {
-    fn submit(&self, task: Task) {
-        self.push(task);
-    }
-
-    fn kick(&self) {}
-}
-
-impl Jobs for Pool<Job> {
-    fn submit(&self, job: Job) {
-        self.push(job);
+impl<W: Work> Engine<W> for Pool<W> {
+    fn submit(&self, work: W) {
+        let mut state = self.lock();
+        state.queue.push_back(work);
+        let sleeper = state.idle > 0;
+        drop(state);
+        if sleeper {
+            self.wake.notify_one();
+        }
     }
 
     fn kick(&self) {}

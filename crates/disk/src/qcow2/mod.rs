@@ -29,7 +29,7 @@ pub use create::{CreateError, NewImage, create};
 pub use header::Qcow2Error;
 pub(crate) use header::looks_like_qcow2;
 
-use crate::engine::{Job, Jobs, Running};
+use crate::engine::{Engine, Job, Running};
 use crate::error::Faults;
 use crate::raw::{CACHED_READ, check};
 use crate::{
@@ -46,7 +46,7 @@ const CHUNK: u64 = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Qcow2Disk {
     inner: Arc<Inner>,
-    jobs: Arc<dyn Jobs>,
+    jobs: Arc<dyn Engine<Job>>,
     /// Dropped with the last disk that uses the jobs; `inner` can live a little longer, in one.
     _running: Arc<Running>,
 }
@@ -76,7 +76,7 @@ impl Qcow2Disk {
         spec: &DiskSpec,
         write: bool,
         cached_reads: bool,
-        (jobs, running): &(Arc<dyn Jobs>, Arc<Running>),
+        (jobs, running): &(Arc<dyn Engine<Job>>, Arc<Running>),
         faults: Faults,
     ) -> Result<Self, ImageError> {
         let direct = spec.cache == CacheMode::None;

@@ -241,7 +241,7 @@ fn with_failing(
     fails: fn(&FileOp) -> bool,
 ) -> Arc<dyn BlockDevice> {
     let engine: Arc<dyn Engine> = Arc::new(Failing { inner: Default::default(), code, fails });
-    let running = Arc::new(crate::engine::start_inline().1);
+    let running = Arc::new(crate::engine::start_inline::<Task>().1);
     let file = ImageFile::open(&image.path(), true, false).unwrap();
     let options = RawOptions::new(false, cache, false);
     Arc::new(RawDisk::new(file, options, &engine, &running, Faults::new(&image.path(), None)))
