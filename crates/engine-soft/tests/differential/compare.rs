@@ -1,10 +1,10 @@
 //! Where the machine under test and the host differ.
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Mnemonic, Register};
+use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Register};
 use ringfence_oracle::layout::{DATA_LEN, data_address};
 use ringfence_oracle::{Case, End, Mode, Outcome};
 
-use crate::liberties::{either_will_do, free_flags, free_mxcsr, free_registers, goes_on, is_memory_free};
+use crate::liberties::Liberties;
 use crate::machine::{Machine, Observed};
 
 /// The end of what Linux gives to a process, a page below the end of the lower half. It reports any fault beyond as a
@@ -20,10 +20,11 @@ const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
 /// Describes every difference between `host` and `ours`; empty if there is none.
 pub(crate) fn differences(case: &Case, host: &Outcome, ours: &Observed, machine: &Machine) -> Vec<String> {
     let mut list = Vec::new();
-    if goes_on(case, host, ours.end) {
+    let free = Liberties::new(case, host);
+    if free.goes_on(ours.end) {
         return list;
     }
-    if normal(host.end) != normal(ours.end) && !either_will_do(case, host.end, ours.end) {
+    if normal(host.end) != normal(ours.end) && !free.either_will_do(ours.end) {
         list.push(format!("end: host {}, ours {}", end(host.end), end(ours.end)));
     }
     let mut check = |name: &str, host: u64, ours: u64| {
@@ -35,12 +36,12 @@ pub(crate) fn differences(case: &Case, host: &Outcome, ours: &Observed, machine:
     // Outside 64-bit mode the upper halves cannot be seen, and the upper registers cannot be reached.
     let (registers, mask) = if long { (16, u64::MAX) } else { (8, 0xffff_ffff) };
     for (i, name) in NAMES.iter().enumerate().take(registers) {
-        let mask = mask & !free_registers(case, i);
+        let mask = mask & !free.registers(i);
         check(name, host.gpr[i] & mask, ours.gpr[i] & mask);
     }
     check("rip", host.rip, ours.rip);
-    let free = free_flags(case, host);
-    check("rflags", host.rflags & !free, ours.rflags & !free);
+    let flags = free.flags();
+    check("rflags", host.rflags & !flags, ours.rflags & !flags);
     for (i, name) in SEGMENTS.iter().enumerate() {
         // The way from the host's kernel to the code that looks clears the RPL of null selectors (SDM 2A, IRET).
         let visible = |selector: u16| if selector < 4 { 0 } else { u64::from(selector) };
@@ -50,20 +51,15 @@ pub(crate) fn differences(case: &Case, host: &Outcome, ours: &Observed, machine:
         check("fs base", host.fs_base, ours.fs_base);
         check("gs base", host.gs_base, ours.gs_base);
     }
-    if !is_memory_free(case, host.end) {
+    if !free.is_memory_free() {
         memory(host, machine, &mut list);
     }
-    vectors(case, host, ours, &mut list);
+    vectors(case, host, ours, free.mxcsr(), &mut list);
     list
 }
 
-fn two_steps(case: &Case) -> bool {
-    let mnemonic = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE).decode().mnemonic();
-    matches!(mnemonic, Mnemonic::Dpps | Mnemonic::Dppd | Mnemonic::Vdpps | Mnemonic::Vdppd)
-}
-
-fn vectors(case: &Case, host: &Outcome, ours: &Observed, list: &mut Vec<String>) {
-    let end = host.end;
+/// `free`: the flags of MXCSR that are not compared.
+fn vectors(case: &Case, host: &Outcome, ours: &Observed, free: u32, list: &mut Vec<String>) {
     let (host, ours) = (&host.vectors, &ours.vectors);
     // The upper registers cannot be reached outside 64-bit mode, but nothing may change them either.
     for (n, (host, ours)) in host.zmm.iter().zip(&ours.zmm).enumerate() {
@@ -89,11 +85,9 @@ fn vectors(case: &Case, host: &Outcome, ours: &Observed, list: &mut Vec<String>)
         check(&format!("k{n}"), host.k[n] & mask, ours.k[n] & mask);
     }
     // After an overflow or underflow that is not masked the host reports inexactness as if the exponent had no bounds,
-    // which our flags (from the masked response) cannot tell; and the two steps of DPPS and DPPD cannot be told apart.
+    // which our flags (from the masked response) cannot tell.
     let unmasked = !(case.vectors.mxcsr >> 7) & host.mxcsr;
-    let imprecise = free_mxcsr(case, end)
-        | if unmasked & 0x18 != 0 { 0x20 } else { 0 }
-        | if two_steps(case) { 0x3f } else { 0 };
+    let imprecise = free | if unmasked & 0x18 != 0 { 0x20 } else { 0 };
     check("mxcsr", (host.mxcsr | imprecise).into(), (ours.mxcsr | imprecise).into());
     check("fcw", host.fcw.into(), ours.fcw.into());
     check("fsw", host.fsw.into(), ours.fsw.into());

@@ -14,41 +14,138 @@ const ALIGNMENT: u64 = 1 << 18;
 /// CF, PF, AF, ZF, SF, OF.
 const STATUS: u64 = 0x8d5;
 
-/// Whether processors are free to raise either of two different exceptions.
-pub(crate) fn either_will_do(case: &Case, host: End, ours: End) -> bool {
-    let (End::Exception { vector: host, address: at, .. }, End::Exception { vector: ours, error, address }) =
-        (host, ours)
-    else {
-        return false;
-    };
-    // An instruction that is known to be invalid from the bytes in this page: whether the next page is fetched before
-    // saying so is the processor's choice.
-    let end = layout::CODE + layout::CODE_LEN as u64;
-    let fetch = ours == 14 && error & 0x10 != 0 && address == end && case.code_address() < end;
-    // Both operands of CMPS fault: which one is read first differs by operand size and repeat prefix.
-    let mut decoder = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE);
-    let instruction = decoder.decode();
-    use Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw};
-    let compares = instruction.is_string_instruction()
-        && matches!(instruction.mnemonic(), Cmpsb | Cmpsw | Cmpsd | Cmpsq);
-    let fault = |vector| matches!(vector, 12 | 13 | 14 | 17);
-    // AMD's processors want the offset in FS or GS to be canonical by itself, before the base is added.
-    let offset = host == 13 && wild_offset(case, &instruction);
-    // Fifteen bytes or more, and invalid.
-    let long = matches!((host, ours), (13, 6) | (6, 13)) && is_invalid_without_prefixes(case);
-    // A gather or scatter under the trap flag that faults after some elements: the host's trap comes first.
-    let stepped = host == 1 && instruction.memory_index().is_vector_register();
-    // A wide vector across the end of the lower half or of 4 GiB: processors that take it in two halves see the missing
-    // page under the first one.
-    let edge = if case.mode() == Mode::Bits64 { 1u64 << 47 } else { 1 << 32 };
-    let wraps = host == 14 && matches!(ours, 12 | 13) && (edge - 64..edge).contains(&at);
-    stepped
-        || wraps
-        || fetch && host == 6
-        || long
-        || compares && fault(host) && fault(ours)
-        || offset
-        || is_intel() && intel_order(&instruction, case.rflags, (host, at), (ours, address))
+/// What a case leaves open.
+pub(crate) struct Liberties<'a> {
+    case: &'a Case,
+    host: &'a Outcome,
+    instruction: Instruction,
+}
+
+impl<'a> Liberties<'a> {
+    /// Those of `case`, which the host ended as `host`.
+    pub(crate) fn new(case: &'a Case, host: &'a Outcome) -> Self {
+        let mut decoder = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE);
+        Self { case, host, instruction: decoder.decode() }
+    }
+
+    /// Whether processors are free to raise either of two different exceptions.
+    pub(crate) fn either_will_do(&self, ours: End) -> bool {
+        let (
+            End::Exception { vector: host, address: at, .. },
+            End::Exception { vector: ours, error, address },
+        ) = (self.host.end, ours)
+        else {
+            return false;
+        };
+        let Self { case, instruction, .. } = self;
+        // An instruction that is known to be invalid from the bytes in this page: whether the next page is fetched before
+        // saying so is the processor's choice.
+        let end = layout::CODE + layout::CODE_LEN as u64;
+        let fetch = ours == 14 && error & 0x10 != 0 && address == end && case.code_address() < end;
+        // Both operands of CMPS fault: which one is read first differs by operand size and repeat prefix.
+        use Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw};
+        let compares = instruction.is_string_instruction()
+            && matches!(instruction.mnemonic(), Cmpsb | Cmpsw | Cmpsd | Cmpsq);
+        // AMD's processors want the offset in FS or GS to be canonical by itself, before the base is added.
+        let offset = host == 13 && wild_offset(case, instruction);
+        // Fifteen bytes or more, and invalid.
+        let long = matches!((host, ours), (13, 6) | (6, 13)) && is_invalid_without_prefixes(case);
+        // A gather or scatter under the trap flag that faults after some elements: the host's trap comes first.
+        let stepped = host == 1 && instruction.memory_index().is_vector_register();
+        // A wide vector across the end of the lower half or of 4 GiB: processors that take it in two halves see the
+        // missing page under the first one.
+        let edge = if case.mode() == Mode::Bits64 { 1u64 << 47 } else { 1 << 32 };
+        let wraps = host == 14 && matches!(ours, 12 | 13) && (edge - 64..edge).contains(&at);
+        stepped
+            || wraps
+            || fetch && host == 6
+            || long
+            || compares && is_of_memory(host) && is_of_memory(ours)
+            || offset
+            || is_intel() && intel_order(instruction, case.rflags, (host, at), (ours, address))
+    }
+
+    /// Whether the interpreter rightly found a fault where the host went on, so that nothing else can be compared.
+    ///
+    /// An x87 store had an unmasked exception and did nothing, not even look at its address; or a masked operand wraps at
+    /// 4 GiB, which AMD's processors forbid.
+    pub(crate) fn goes_on(&self, ours: End) -> bool {
+        const SUMMARY: u16 = 1 << 7;
+        if !is_intel() || !is_memory_fault(ours) {
+            return false;
+        }
+        let instruction = &self.instruction;
+        // Behind the store, the next instruction may not be there to be fetched.
+        let fetch = matches!(self.host.end, End::Exception { error, .. } if error & 0x10 != 0);
+        let memory = is_memory_fault(self.host.end) && !fetch;
+        let x87 = instruction.code().cpuid_features().contains(&CpuidFeature::FPU)
+            || instruction.mnemonic() == Mnemonic::Fisttp;
+        x87 && !memory && self.host.vectors.fsw & SUMMARY != 0
+            || self.host.completed() && self.case.mode() != Mode::Bits64 && is_masked(instruction)
+    }
+
+    /// Whether memory is not compared: Intel's processors write the first part of ten bytes before they look at the rest,
+    /// and a return address before they look at where the call goes.
+    pub(crate) fn is_memory_free(&self) -> bool {
+        let early = matches!(self.instruction.mnemonic(), Mnemonic::Fbstp | Mnemonic::Fstp | Mnemonic::Call);
+        is_intel() && is_memory_fault(self.host.end) && early
+    }
+
+    fn is_repeated(&self) -> bool {
+        self.instruction.has_rep_prefix() || self.instruction.has_repne_prefix()
+    }
+
+    /// Bits of general register `n` that are not compared.
+    pub(crate) fn registers(&self, n: usize) -> u64 {
+        let repeated = self.instruction.is_string_instruction() && self.is_repeated();
+        // Intel's processors clear the upper halves of RCX, RSI and RDI with 32-bit addresses though no element was done.
+        let prefixed = || self.case.code().iter().take_while(|&&byte| byte != 0x0f).any(|&byte| byte == 0x67);
+        if is_intel() && repeated && matches!(n, 1 | 6 | 7) && prefixed() { !0xffff_ffff } else { 0 }
+    }
+
+    /// Flags of MXCSR that are not compared.
+    pub(crate) fn mxcsr(&self) -> u32 {
+        use Mnemonic::{Dppd, Dpps, Vcvtps2ph, Vdppd, Vdpps};
+        match self.instruction.mnemonic() {
+            // Computed in two steps, which our flags (from the masked response) cannot tell apart.
+            Dpps | Dppd | Vdpps | Vdppd => 0x3f,
+            // With a store that faults it has reported its exceptions on Intel's processors.
+            Vcvtps2ph if is_intel() && self.instruction.op0_kind() == OpKind::Memory => {
+                let trap = matches!(self.host.end, End::Exception { vector: 19, .. });
+                if trap || is_memory_fault(self.host.end) { 0x3f } else { 0 }
+            }
+            _ => 0,
+        }
+    }
+
+    /// Flags that the manuals leave open, in a way that the interpreter does not follow.
+    pub(crate) fn flags(&self) -> u64 {
+        use Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw, Scasb, Scasd, Scasq, Scasw};
+        let Self { case, host, instruction } = self;
+        // A repeated comparison that faults leaves the flags from before it, as SDM 2B (REP) says, or those of the last
+        // comparison, as AMD's processors mostly have it.
+        let compares =
+            matches!(instruction.mnemonic(), Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq);
+        let repeated = self.is_repeated();
+        // Between two iterations Intel's processors trap with RF set and the flags of a comparison not yet given.
+        let stepped = repeated && is_intel() && matches!(host.end, End::Exception { vector: 1, .. });
+        let resume = if stepped && instruction.is_string_instruction() { RESUME } else { 0 };
+        let fault = matches!(host.end, End::Exception { vector: 12..=17, .. });
+        if compares && repeated && (fault || stepped) && (host.rflags ^ case.rflags) & STATUS == 0 {
+            return STATUS | resume;
+        }
+        // A gather or scatter that faults after some of its elements, with a trap pending: some processors push RF clear.
+        if instruction.is_vsib() { RESUME } else { resume }
+    }
+}
+
+/// Whether an exception comes from an access to memory.
+fn is_of_memory(vector: u8) -> bool {
+    matches!(vector, 12..=14 | 17)
+}
+
+fn is_memory_fault(end: End) -> bool {
+    matches!(end, End::Exception { vector, .. } if is_of_memory(vector))
 }
 
 /// The order in which Intel's processors look for faults, where it is not AMD's, which the interpreter follows.
@@ -58,7 +155,6 @@ fn intel_order(
     (host, at): (u8, u64),
     (ours, address): (u8, u64),
 ) -> bool {
-    let memory = |vector| matches!(vector, 12..=14 | 17);
     // The alignment is checked before or after the segment and the page.
     let aligned = rflags & ALIGNMENT != 0 && (host == 17 || ours == 17);
     // With a mask the limit is checked for all of the operand before the page of the first element, or element by element.
@@ -75,7 +171,8 @@ fn intel_order(
             && matches!((host, ours), (12, 13) | (13, 12));
     // The conversion is done before the address of its result is looked at.
     let converted = mnemonic == Mnemonic::Vcvtps2ph && host == 19;
-    memory(ours) && (bound || image || converted || memory(host) && (aligned || masked || by_bytes))
+    is_of_memory(ours)
+        && (bound || image || converted || is_of_memory(host) && (aligned || masked || by_bytes))
 }
 
 /// Whether only elements that a mask selects, or as many, are accessed.
@@ -85,48 +182,6 @@ fn is_masked(instruction: &Instruction) -> bool {
     instruction.has_op_mask()
         || matches!(mnemonic, Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq)
         || format!("{mnemonic:?}").contains("ompress")
-}
-
-/// Whether the interpreter rightly found a fault where the host went on, so that nothing else can be compared.
-///
-/// An x87 store had an unmasked exception and did nothing, not even look at its address; or a masked operand wraps at
-/// 4 GiB, which AMD's processors forbid.
-pub(crate) fn goes_on(case: &Case, host: &Outcome, ours: End) -> bool {
-    const SUMMARY: u16 = 1 << 7;
-    let instruction = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE).decode();
-    let fault = matches!(ours, End::Exception { vector: 12..=14 | 17, .. });
-    // Behind the store, the next instruction may not be there to be fetched.
-    let memory = matches!(host.end, End::Exception { vector: 12..=14 | 17, error, .. } if error & 0x10 == 0);
-    let x87 = instruction.code().cpuid_features().contains(&CpuidFeature::FPU)
-        || instruction.mnemonic() == Mnemonic::Fisttp;
-    let wraps = is_masked(&instruction) && host.completed() && case.mode() != Mode::Bits64;
-    is_intel() && fault && (wraps || x87 && !memory && host.vectors.fsw & SUMMARY != 0)
-}
-
-/// Whether memory is not compared: Intel's processors write the first part of ten bytes before they look at the rest,
-/// and a return address before they look at where the call goes.
-pub(crate) fn is_memory_free(case: &Case, host: End) -> bool {
-    let mnemonic = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE).decode().mnemonic();
-    let fault = matches!(host, End::Exception { vector: 12..=14 | 17, .. });
-    is_intel() && fault && matches!(mnemonic, Mnemonic::Fbstp | Mnemonic::Fstp | Mnemonic::Call)
-}
-
-/// Bits of general register `n` that are not compared.
-pub(crate) fn free_registers(case: &Case, n: usize) -> u64 {
-    let instruction = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE).decode();
-    let repeated = instruction.is_string_instruction()
-        && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
-    // Intel's processors clear the upper halves of RCX, RSI and RDI with 32-bit addresses though no element was done.
-    let prefixed = case.code().iter().take_while(|&&byte| byte != 0x0f).any(|&byte| byte == 0x67);
-    if is_intel() && repeated && prefixed && matches!(n, 1 | 6 | 7) { !0xffff_ffff } else { 0 }
-}
-
-/// Flags of MXCSR that are not compared: VCVTPS2PH whose store faults has reported its exceptions on Intel's processors.
-pub(crate) fn free_mxcsr(case: &Case, host: End) -> u32 {
-    let instruction = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE).decode();
-    let fault = matches!(host, End::Exception { vector: 12..=14 | 17 | 19, .. });
-    let converts = instruction.mnemonic() == Mnemonic::Vcvtps2ph && instruction.op0_kind() == OpKind::Memory;
-    if is_intel() && converts && fault { 0x3f } else { 0 }
 }
 
 fn is_intel() -> bool {
@@ -141,27 +196,6 @@ fn is_invalid_without_prefixes(case: &Case) -> bool {
     let start = code.iter().position(|&byte| byte != 0x2e).unwrap_or(0);
     let mut decoder = Decoder::new(case.mode().bits(), &code[start..], DecoderOptions::NONE);
     code.len() >= 15 && decoder.decode().is_invalid()
-}
-
-/// Flags that the manuals leave open, in a way that the interpreter does not follow.
-pub(crate) fn free_flags(case: &Case, host: &Outcome) -> u64 {
-    use Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw, Scasb, Scasd, Scasq, Scasw};
-    let mut decoder = Decoder::new(case.mode().bits(), case.code(), DecoderOptions::NONE);
-    let instruction = decoder.decode();
-    // A repeated comparison that faults leaves the flags from before it, as SDM 2B (REP) says, or those of the last
-    // comparison, as AMD's processors mostly have it.
-    let compares =
-        matches!(instruction.mnemonic(), Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq);
-    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-    // Between two iterations Intel's processors trap with RF set and the flags of a comparison not yet given.
-    let stepped = repeated && is_intel() && matches!(host.end, End::Exception { vector: 1, .. });
-    let resume = if stepped && instruction.is_string_instruction() { RESUME } else { 0 };
-    let fault = matches!(host.end, End::Exception { vector: 12..=17, .. });
-    if compares && repeated && (fault || stepped) && (host.rflags ^ case.rflags) & STATUS == 0 {
-        return STATUS | resume;
-    }
-    // A gather or scatter that faults after some of its elements, with a trap pending: some processors push RF clear.
-    if instruction.is_vsib() { RESUME } else { resume }
 }
 
 /// Whether a memory operand in FS or GS has an offset that is not canonical.
