@@ -10,6 +10,7 @@ use super::asm::{Mem, Two, cc};
 use super::cold::Cold;
 use super::emit::Emitter;
 use super::native::Kind;
+use super::operand::adds_base;
 use super::registers::{A, B, C, Home, home};
 use crate::interp::op::{RIP, ZERO};
 use crate::vector::pass::Level;
@@ -84,7 +85,7 @@ impl Emitter<'_> {
                 // An index of vector registers counts as none here; nothing with one is translated.
                 let simple = usize::from(op.base) < RIP
                     && op.address_mask == u64::MAX
-                    && !matches!(op.segment, 4 | 5)
+                    && !adds_base(op)
                     && op.displacement.unsigned_abs() < 1 << 30;
                 if !simple {
                     return None;

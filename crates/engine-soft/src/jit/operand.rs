@@ -11,12 +11,17 @@ use super::state::field;
 use super::stubs::data_entry;
 use crate::interp::op::{Op, RIP, ZERO, register_number};
 
-const FS: u8 = 4;
-const GS: u8 = 5;
+pub(super) const FS: u8 = 4;
+pub(super) const GS: u8 = 5;
 
 /// What of a guest register an operand of 1 to 8 bytes is.
 fn guest_register(register: Register) -> Option<u8> {
     Some(register_number(register)).filter(|&n| n < 16)
+}
+
+/// Whether the operand in memory is in FS or GS, the segments whose bases count in 64-bit mode.
+pub(super) fn adds_base(op: &Op) -> bool {
+    matches!(op.segment, FS | GS)
 }
 
 impl Emitter<'_> {
@@ -71,7 +76,7 @@ impl Emitter<'_> {
         let (step, op) = self.at(i);
         let (next, op) = (step.next, *op);
         self.effective_address(A, &op, next, false)?;
-        if matches!(op.segment, FS | GS) {
+        if adds_base(&op) {
             self.a.rm(Two::Add, A, field::segment_base(op.segment));
         }
         Some(())
@@ -233,7 +238,7 @@ impl Emitter<'_> {
         let simple = op.base == 4
             && usize::from(op.index) == ZERO
             && op.address_mask == u64::MAX
-            && !matches!(op.segment, FS | GS)
+            && !adds_base(op)
             && alignment == 1;
         if simple { i32::try_from(op.displacement).ok() } else { None }
     }

@@ -4,13 +4,15 @@
 //! memcpy and memset for small things and most of its work on whole pages. Then it ends within the elements that the
 //! interpreter's handler does at once, so both count it as one instruction. Anything else is the handler's.
 
+use iced_x86::OpKind;
+use ringfence_x86::Rflags;
+
 use super::asm::{Imm, Mem, RAX, RDI, RSI, Reg, Two, at, cc};
 use super::emit::Emitter;
+use super::operand::adds_base;
 use super::registers::{A, B, C};
 use super::state::field;
 use crate::interp::op::prefix;
-use iced_x86::OpKind;
-use ringfence_x86::Rflags;
 
 const RCX: Reg = Reg(1);
 /// Most elements at once: those of a page of bytes.
@@ -30,7 +32,7 @@ impl Emitter<'_> {
         let instruction = &step.instruction;
         let plain = op.address_mask == u64::MAX
             && (0..instruction.op_count()).all(|n| match instruction.op_kind(n) {
-                OpKind::MemorySegRSI => !matches!(op.segment, 4 | 5),
+                OpKind::MemorySegRSI => !adds_base(op),
                 OpKind::MemoryESRDI | OpKind::Register => true,
                 _ => false,
             });

@@ -8,12 +8,10 @@ use ringfence_x86::{Cr4, Rflags};
 
 use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
+use super::operand::{FS, GS};
 use super::registers::{A, B, C, Home, STACK, home};
 use super::state::field;
 use crate::mmu::tlb::Class;
-
-const FS: u8 = 4;
-const GS: u8 = 5;
 
 impl Emitter<'_> {
     /// Flags are stored; the branch is taken above CPL 0.
