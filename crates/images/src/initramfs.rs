@@ -13,6 +13,8 @@ const LOAD_LIST: &str = "etc/ringfence/modules";
 const INIT: &str = include_str!("guest/init");
 /// What a DHCP client calls with what it has learned.
 pub(crate) const DHCP: &str = include_str!("guest/dhcp");
+/// What is made of the machine's devices at the start.
+pub(crate) const DEVICES: &str = include_str!("guest/devices");
 /// Waits for the power button.
 pub(crate) const BUTTON: &str = include_str!("guest/button");
 const INITTAB: &str = include_str!("guest/inittab");
@@ -38,6 +40,7 @@ const FOLDERS: &[(&str, u32)] = &[
 const FILES: &[(&str, u32, &str)] = &[
     ("init", 0o755, INIT),
     ("etc/inittab", 0o644, INITTAB),
+    ("etc/ringfence/devices", 0o644, DEVICES),
     ("etc/ringfence/dhcp", 0o755, DHCP),
     ("etc/ringfence/button", 0o755, BUTTON),
     ("etc/ringfence/session", 0o644, SESSION),

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod support;
+#[path = "guest_programs/tree.rs"]
+mod tree;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -34,30 +36,6 @@ fn shared(folder: &Path, rest: &str) -> String {
     format!("{}:{rest}", folder.display())
 }
 
-/// FNV-1a, as the guest's program has it.
-fn sum(bytes: &[u8]) -> u64 {
-    let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
-}
-
-/// The tree as the guest's program lists it.
-fn list(folder: &Path, prefix: &str, into: &mut Vec<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        let (path, name) = (entry.path(), format!("{prefix}{}", entry.file_name().to_str().unwrap()));
-        let about = fs::symlink_metadata(&path).unwrap();
-        let line = if about.is_dir() {
-            list(&path, &format!("{name}/"), into);
-            format!("{name} folder")
-        } else if about.is_symlink() {
-            format!("{name} link {}", fs::read_link(&path).unwrap().display())
-        } else {
-            format!("{name} file {} {} {:x}", about.len(), about.nlink(), sum(&fs::read(&path).unwrap()))
-        };
-        into.push(line);
-    }
-}
-
 fn exercise(image: &str) {
     let folder = tempfile::tempdir().unwrap();
     // Its program is executed from there too.
@@ -67,7 +45,7 @@ fn exercise(image: &str) {
     run.expect(0, &[]);
     assert!(run.out.contains("ok "), "{run:#?}");
     let mut lines = Vec::new();
-    list(&folder.path().join("tree"), "", &mut lines);
+    tree::list(&folder.path().join("tree"), "", &mut lines);
     lines.sort();
     assert!(lines.len() > 20, "the exerciser did something: {lines:?}");
     assert_eq!(lines.join("\n"), fs::read_to_string(folder.path().join("tree.list")).unwrap());

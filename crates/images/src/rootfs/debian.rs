@@ -47,6 +47,7 @@ const FILES: &[(&str, u32, &str)] = &[
     ("usr/sbin/init", 0o755, INIT),
     ("usr/sbin/poweroff", 0o755, POWEROFF),
     ("etc/ringfence/session", 0o644, SESSION),
+    ("etc/ringfence/devices", 0o644, crate::initramfs::DEVICES),
     ("etc/ringfence/dhcp", 0o755, crate::initramfs::DHCP),
     ("etc/ringfence/button", 0o755, crate::initramfs::BUTTON),
     ("etc/ringfence/shrc", 0o644, SHELL_RC),

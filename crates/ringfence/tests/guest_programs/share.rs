@@ -3,6 +3,8 @@
 //!
 //! Usage: `share FOLDER SEED STEPS`. Prints `ok N` and leaves the list in `FOLDER.list`.
 
+mod tree;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -230,28 +232,6 @@ impl World {
     }
 }
 
-/// FNV-1a.
-fn sum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
-}
-
-fn list(folder: &Path, prefix: &str, into: &mut Vec<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        let (path, name) = (entry.path(), format!("{prefix}{}", entry.file_name().to_str().unwrap()));
-        let about = fs::symlink_metadata(&path).unwrap();
-        let line = if about.is_dir() {
-            list(&path, &format!("{name}/"), into);
-            format!("{name} folder")
-        } else if about.is_symlink() {
-            format!("{name} link {}", fs::read_link(&path).unwrap().display())
-        } else {
-            format!("{name} file {} {} {:x}", about.len(), about.nlink(), sum(&fs::read(&path).unwrap()))
-        };
-        into.push(line);
-    }
-}
-
 /// A file that is open stays usable when its name is gone, and another has it.
 fn removed_while_open(root: &Path) {
     let path = root.join("open");
@@ -287,7 +267,7 @@ fn main() {
         }
     }
     let mut lines = Vec::new();
-    list(&world.root, "", &mut lines);
+    tree::list(&world.root, "", &mut lines);
     assert_eq!(lines.len(), world.things.len());
     lines.sort();
     File::create(world.root.with_extension("list")).unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
