@@ -160,27 +160,9 @@ pub enum SpecError {
         /// What was asked for.
         asked: ByteSize,
     },
-    /// A network in a run that must repeat exactly.
-    #[error(
-        "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a network does not; use --net none"
-    )]
-    NetCounted,
-    /// Limits on a disk follow the host's clock.
-    #[error(
-        "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a disk with bps= or iops= \
-         does not; leave them out"
-    )]
-    LimitCounted,
-    /// A shared folder in a run that must repeat exactly.
-    #[error(
-        "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which a shared folder does not"
-    )]
-    ShareCounted,
-    /// Vsock in a run that must repeat exactly.
-    #[error(
-        "a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which sockets to the host do not"
-    )]
-    VsockCounted,
+    /// Something whose time or data come from outside, in a run that must repeat exactly.
+    #[error("a run by the count of instructions (--counted, --engine lockstep) repeats exactly, which {0}")]
+    Unrepeatable(&'static str),
     /// Two shared folders that the guest cannot tell apart.
     #[error("two shared folders have the tag {0:?}; give each its own")]
     SameTag(String),
@@ -217,12 +199,7 @@ impl MachineSpec {
             return Err(SpecError::ProfileWithoutTranslator { engine: selection.engine });
         }
         self.check_code_memory(selection.engine)?;
-        if self.clock == ClockMode::Counted && !self.nets.is_empty() {
-            return Err(SpecError::NetCounted);
-        }
-        if self.clock == ClockMode::Counted && self.disks.iter().any(DiskSpec::is_limited) {
-            return Err(SpecError::LimitCounted);
-        }
+        self.check_repeatable()?;
         self.check_shares()?;
         match self.cpus {
             0 => return Err(SpecError::NoCpus),
@@ -232,13 +209,24 @@ impl MachineSpec {
         Ok(selection)
     }
 
+    /// What a run by the count of instructions cannot have.
+    fn check_repeatable(&self) -> Result<(), SpecError> {
+        let outside = [
+            (!self.nets.is_empty(), "a network does not; use --net none"),
+            (
+                self.disks.iter().any(DiskSpec::is_limited),
+                "a disk with bps= or iops= does not; leave them out",
+            ),
+            (!self.shares.is_empty(), "a shared folder does not"),
+            (self.vsock.is_some(), "sockets to the host do not"),
+        ];
+        match outside.into_iter().find(|(there, _)| *there) {
+            Some((_, what)) if self.clock == ClockMode::Counted => Err(SpecError::Unrepeatable(what)),
+            _ => Ok(()),
+        }
+    }
+
     fn check_shares(&self) -> Result<(), SpecError> {
-        if self.clock == ClockMode::Counted && !self.shares.is_empty() {
-            return Err(SpecError::ShareCounted);
-        }
-        if self.clock == ClockMode::Counted && self.vsock.is_some() {
-            return Err(SpecError::VsockCounted);
-        }
         let mut tags = BTreeSet::new();
         match self.shares.iter().find(|share| !tags.insert(&share.tag)) {
             Some(share) => Err(SpecError::SameTag(share.tag.clone())),
