@@ -3,25 +3,24 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use ringfence_rate::Limiter;
 
+use crate::engine::Running;
 use crate::{BlockDevice, DiskInfo, IoError, Operation, Request, ThreadHook};
 
 #[cfg(test)]
 mod tests;
 
-const STACK: usize = 256 << 10;
-
 /// A disk with limits. Every request counts as an operation; reads, writes and zeroes count their bytes. Requests are let
 /// through in the order in which they came.
 #[derive(Debug)]
 pub(crate) struct Limited {
+    /// First, so that the thread has ended when the disk is let go.
+    _running: Running,
     disk: Arc<dyn BlockDevice>,
     gate: Arc<Gate>,
-    thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -67,15 +66,14 @@ impl Limited {
         let limiter = Limiter::new(bytes, operations, Instant::now());
         let state = Mutex::new(State { limiter, waiting: VecDeque::new(), stop: false });
         let gate = Arc::new(Gate { state, wake: Condvar::new() });
-        let (for_thread, behind, hook) = (Arc::clone(&gate), Arc::clone(&disk), hook.cloned());
-        let body = move || {
-            if let Some(hook) = hook {
-                hook();
-            }
-            for_thread.run(&*behind);
-        };
-        let thread = Builder::new().name("disk-limit".into()).stack_size(STACK).spawn(body)?;
-        Ok(Self { disk, gate, thread: Some(thread) })
+        let last = Arc::clone(&gate);
+        let mut running = Running::new(move || {
+            last.lock().stop = true;
+            last.wake.notify_one();
+        });
+        let (for_thread, behind) = (Arc::clone(&gate), Arc::clone(&disk));
+        running.spawn("disk-limit", hook, move || for_thread.run(&*behind))?;
+        Ok(Self { _running: running, disk, gate })
     }
 }
 
@@ -139,16 +137,5 @@ impl BlockDevice for Limited {
             (request.done)(Err(IoError::Abandoned));
         }
         self.disk.abandon();
-    }
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        self.gate.lock().stop = true;
-        self.gate.wake.notify_one();
-        if let Some(thread) = self.thread.take().filter(|t| t.thread().id() != std::thread::current().id()) {
-            // A thread that panicked has said so; there is nobody to tell here.
-            let _ = thread.join();
-        }
     }
 }

@@ -16,13 +16,19 @@ mod tests;
 mod uring;
 
 use std::fmt::Debug;
+use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
+
+use crate::ThreadHook;
 
 #[cfg(test)]
 pub(crate) use inline::Inline;
 pub(crate) use task::{FileOp, Task};
 pub(crate) use {inline::start as start_inline, pool::start as start_pool, uring::start as start_uring};
+
+/// Stacks of the threads; they do nothing but system calls, the work of an image format, and callbacks.
+const STACK: usize = 256 << 10;
 
 /// What an engine can be given to do.
 pub(crate) trait Work: Debug + Send + 'static {
@@ -73,8 +79,30 @@ impl Debug for Running {
 }
 
 impl Running {
-    fn new(end: impl Fn() + Send + Sync + 'static) -> Self {
+    /// Nothing yet. `end` has the threads that are to come end.
+    pub(crate) fn new(end: impl Fn() + Send + Sync + 'static) -> Self {
         Self { end: Box::new(end), threads: Vec::new() }
+    }
+
+    /// Starts a thread, which calls `hook` first.
+    ///
+    /// # Errors
+    /// The host's reason if it has no more threads.
+    pub(crate) fn spawn(
+        &mut self,
+        name: &str,
+        hook: Option<&ThreadHook>,
+        body: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let hook = hook.cloned();
+        let hooked = move || {
+            if let Some(hook) = hook {
+                hook();
+            }
+            body();
+        };
+        self.threads.push(Builder::new().name(name.to_owned()).stack_size(STACK).spawn(hooked)?);
+        Ok(())
     }
 }
 

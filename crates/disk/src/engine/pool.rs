@@ -3,15 +3,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::Builder;
 
 use super::{Engine, Running, Started, Work};
 use crate::ThreadHook;
 
 /// Threads of a pool. A flush or an uncached read blocks one; the others go on.
 const THREADS: usize = 4;
-/// Their stacks; they do nothing but system calls, the work of an image format, and callbacks.
-const STACK: usize = 256 << 10;
 
 #[derive(Debug)]
 struct State<W> {
@@ -65,14 +62,8 @@ pub(crate) fn start<W: Work>(hook: Option<&ThreadHook>) -> io::Result<Started<W>
         last.wake.notify_all();
     });
     for _ in 0..THREADS {
-        let (pool, hook) = (Arc::clone(&pool), hook.cloned());
-        let body = move || {
-            if let Some(hook) = hook {
-                hook();
-            }
-            pool.work();
-        };
-        running.threads.push(Builder::new().name("disk-io".into()).stack_size(STACK).spawn(body)?);
+        let pool = Arc::clone(&pool);
+        running.spawn("disk-io", hook, move || pool.work())?;
     }
     Ok((pool, running))
 }

@@ -9,7 +9,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::Builder;
 
 use io_uring::{IoUring, opcode, squeue, types::Fd, types::FsyncFlags};
 
@@ -20,7 +19,6 @@ use crate::{ThreadHook, sys};
 const DEPTH: usize = 128;
 /// Marks the completion of the poll that waits for the event.
 const WAKE: u64 = u64::MAX;
-const STACK: usize = 256 << 10;
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -77,7 +75,7 @@ pub(crate) fn start(hook: Option<&ThreadHook>) -> io::Result<Started> {
             let _ = sender.send(Err(e));
         }
     };
-    running.threads.push(Builder::new().name("disk-uring".into()).stack_size(STACK).spawn(body)?);
+    running.spawn("disk-uring", None, body)?;
     match receiver.recv() {
         Ok(Ok(())) => Ok((uring, running)),
         Ok(Err(e)) => Err(e),
