@@ -2,5 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use ringfence_fuzz::survive_lost_peers;
 
-fuzz_target!(|data: &[u8]| ringfence_net::user::fuzz::run(data));
+fuzz_target!(|data: &[u8]| {
+    survive_lost_peers();
+    ringfence_net::user::fuzz::run(data);
+});

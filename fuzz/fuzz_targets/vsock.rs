@@ -2,6 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringfence_fuzz::place;
+use ringfence_fuzz::{place, survive_lost_peers};
 
-fuzz_target!(|data: &[u8]| ringfence_vsock::fuzz::run(place(), data));
+fuzz_target!(|data: &[u8]| {
+    survive_lost_peers();
+    ringfence_vsock::fuzz::run(place(), data);
+});

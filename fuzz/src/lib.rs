@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use ringfence_engine::{Bus, ClockMode, VirtualClock};
@@ -99,6 +100,16 @@ pub fn guest(header: &[u8], code: &[u8]) -> Option<Interpreter> {
         machine.cpu.set_cpl(3);
     }
     Some(machine)
+}
+
+/// Sees to it that a peer that has gone makes a write fail, as in a Rust program, and does not end the process: the fuzzer's
+/// `main` is not Rust's, which is what ignores SIGPIPE.
+pub fn survive_lost_peers() {
+    static IGNORED: OnceLock<()> = OnceLock::new();
+    IGNORED.get_or_init(|| {
+        let noted = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGPIPE, noted).expect("SIGPIPE can be caught");
+    });
 }
 
 /// A folder for what guests do to a host's files, and for sockets.
