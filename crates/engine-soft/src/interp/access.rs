@@ -16,19 +16,18 @@ use crate::mmu::walk::{Access, Rights, translate};
 /// What stands behind a page.
 #[derive(Clone, Copy, Debug)]
 enum Target {
-    /// Memory: the host address of the byte asked for, and whether its page holds decoded code.
-    Memory { host: *mut u8, code: bool },
+    /// Memory: the host address of the byte asked for, and its own if its page holds decoded code.
+    Memory { host: *mut u8, code: Option<GuestAddress> },
     /// Read-only memory: writes are dropped.
     Rom(*mut u8),
     /// No memory: a device, or nothing.
-    Device,
+    Device(GuestAddress),
 }
 
 /// A piece of an access that lies within one page.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     target: Target,
-    address: GuestAddress,
     len: usize,
 }
 
@@ -408,6 +407,16 @@ impl Cpu {
             Rights { smap_open: false, .. } => Class::Kernel,
             Rights { smap_open: true, .. } => Class::KernelAc,
         };
+        if self.tracker.is_none() {
+            // A piece of an access to two pages, which missed as a whole.
+            let known = match access {
+                Access::Write => self.tlb.write(class, linear, len as u64),
+                _ => self.tlb.read(class, linear, len as u64),
+            };
+            if let Some(host) = known {
+                return Ok(Piece { target: Target::Memory { host, code: None }, len });
+            }
+        }
         let changes = self.tlb.changes();
         let known = match &self.tracker {
             Some(tracker) if access == Access::Write => tracker.walked(class, linear, changes),
@@ -424,7 +433,7 @@ impl Cpu {
         };
         let page = if self.is_apic_page(found.address) { None } else { self.memory.page(found.address) };
         let target = match page {
-            None => Target::Device,
+            None => Target::Device(found.address),
             Some(page) => {
                 let host = page.host.wrapping_add(found.address.page_offset() as usize);
                 let grant = match access {
@@ -448,10 +457,14 @@ impl Cpu {
                         }
                     }
                 }
-                if page.writable { Target::Memory { host, code: page.code } } else { Target::Rom(host) }
+                if page.writable {
+                    Target::Memory { host, code: page.code.then_some(found.address) }
+                } else {
+                    Target::Rom(host)
+                }
             }
         };
-        Ok(Piece { target, address: found.address, len })
+        Ok(Piece { target, len })
     }
 
     /// What an address that is not canonical raises (SDM 1 3.3.7.1).
@@ -497,9 +510,9 @@ impl Cpu {
                     _ => host::copy_from(at, into),
                 }
             },
-            Target::Device => {
+            Target::Device(address) => {
                 into.fill(0xff);
-                self.device_read(piece.address, into);
+                self.device_read(address, into);
             }
         }
     }
@@ -516,15 +529,15 @@ impl Cpu {
                         _ => host::copy_to(from, at),
                     }
                 }
-                if code {
+                if let Some(address) = code {
                     if let Some(tracker) = &mut self.tracker {
-                        tracker.wrote(piece.address, from.len() as u64);
+                        tracker.wrote(address, from.len() as u64);
                     }
-                    self.leave_block |= self.code.written(piece.address, from.len() as u64);
+                    self.leave_block |= self.code.written(address, from.len() as u64);
                 }
             }
             Target::Rom(_) => {}
-            Target::Device => self.device_write(piece.address, from),
+            Target::Device(address) => self.device_write(address, from),
         }
     }
 

@@ -120,3 +120,15 @@ fn instruction_that_straddles_a_page_runs_and_follows_both_pages() {
     run(&mut m);
     assert_eq!(m.cpu.regs[0], 0x1199_3344);
 }
+
+#[test]
+fn access_to_two_pages_walks_the_page_tables_once() {
+    let mut m = machine(&[]);
+    m.cpu.store::<u64>(3, 0x3ffc, 0x1122_3344_5566_7788).unwrap();
+    let fills = m.cpu.tlb.counters.fills;
+    assert_ne!(fills, 0);
+    assert_eq!(m.cpu.load::<u64>(3, 0x3ffc), Ok(0x1122_3344_5566_7788));
+    m.cpu.store::<u64>(3, 0x3ffc, 1).unwrap();
+    assert_eq!(m.cpu.load::<u32>(3, 0x3ffe), Ok(0));
+    assert_eq!(m.cpu.tlb.counters.fills, fills);
+}
