@@ -8,7 +8,7 @@ use super::helper::Site;
 use super::links::NewLink;
 use super::output::Output;
 use super::region::Source;
-use super::stubs::{self, CELLS, Cell, JUMP_BITS, Jump, NO_JUMP, Stubs, jump_index};
+use super::stubs::{self, CELLS, Cell, JUMP_BITS, Jump, NO_JUMP, Stubs, TARGETS, Target, jump_index};
 use super::{LARGEST_CODE, SMALLEST_CODE};
 use crate::codemem::{CodeMemory, CodeMemoryError};
 use crate::hash::AddressMap;
@@ -121,6 +121,8 @@ pub(super) struct Cache {
     /// Where indirect branches went last, and how many of them are taken.
     cells: Box<[Cell]>,
     cells_used: usize,
+    targets: Box<[Target]>,
+    /// By physical address, two rows for each.
     jumps: Box<[Jump]>,
     /// The same, for Rust.
     jump_entries: Box<[Entry]>,
@@ -152,6 +154,7 @@ impl Cache {
             sites: Vec::new(),
             cells: vec![Cell::default(); CELLS].into_boxed_slice(),
             cells_used: 0,
+            targets: vec![Target::default(); TARGETS].into_boxed_slice(),
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
             jump_entries: vec![Entry { region: 0, wanted: 0, code: 0 }; 1 << JUMP_BITS].into_boxed_slice(),
             written: true,
@@ -183,6 +186,11 @@ impl Cache {
         self.jumps.as_ptr() as u64
     }
 
+    /// Address of the table of indirect branches' targets.
+    pub(super) fn targets(&self) -> u64 {
+        self.targets.as_ptr() as u64
+    }
+
     /// Address of the cells.
     pub(super) fn cells(&self) -> u64 {
         self.cells.as_ptr() as u64
@@ -212,12 +220,15 @@ impl Cache {
     #[inline(always)]
     pub(super) fn jump(&self, address: GuestAddress) -> Option<Entry> {
         let index = jump_index(address.0);
-        (self.jumps[index].physical == address.0).then(|| self.jump_entries[index])
+        let row = [index, index + 1].into_iter().find(|&row| self.jumps[row].physical == address.0)?;
+        Some(self.jump_entries[row])
     }
 
-    /// Makes the code for a physical address a jump target.
+    /// Makes the code for a physical address a jump target. The older one of the two in its rows goes.
     pub(super) fn remember(&mut self, address: GuestAddress, entry: Entry) {
         let index = jump_index(address.0);
+        self.jumps[index + 1] = self.jumps[index];
+        self.jump_entries[index + 1] = self.jump_entries[index];
         self.jumps[index] = Jump { physical: address.0, host: self.host(entry.code) };
         self.jump_entries[index] = entry;
     }
@@ -404,9 +415,11 @@ impl Cache {
                         known.set(address.page_offset(), false);
                     }
                 }
-                let jump = &mut self.jumps[jump_index(address.0)];
-                if jump.physical == address.0 {
-                    *jump = NO_JUMP;
+                let row = jump_index(address.0);
+                for jump in &mut self.jumps[row..row + 2] {
+                    if jump.physical == address.0 {
+                        *jump = NO_JUMP;
+                    }
                 }
             }
             self.sizes.invalidated += 1;
@@ -424,6 +437,7 @@ impl Cache {
         self.sites.clear();
         self.cells.fill(Cell::default());
         self.cells_used = 0;
+        self.targets.fill(Target::default());
         self.jumps.fill(NO_JUMP);
         self.sizes.flushes += 1;
     }

@@ -117,8 +117,8 @@ pub enum JitError {
 }
 
 /// Most instructions between two returns to Rust. Each may be a call of the guest, for which two words are kept on the
-/// stack.
-const MAX_RUN: u64 = 1 << 14;
+/// stack: 1 MiB of the 2 that a thread has.
+const MAX_RUN: u64 = 1 << 16;
 /// More than any unit is long.
 const MAX_UNIT: u64 = 1 << 10;
 /// The inbox of a vCPU that has none.
@@ -285,6 +285,7 @@ impl Jit {
         };
         state.sites = self.cache.sites();
         state.cells = self.cache.cells();
+        state.targets = self.cache.targets();
         state.vectors = cpu.vector.registers_address();
         state.passing = cpu.vector.passing_level().into();
         state.page = cpu.regs[RIP] & !0xfff;

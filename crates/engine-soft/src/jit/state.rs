@@ -36,6 +36,8 @@ pub struct State {
     pub(super) sites: u64,
     /// Address of the cells of indirect branches.
     pub(super) cells: u64,
+    /// Address of the table of indirect branches' targets.
+    pub(super) targets: u64,
     /// Counts the times that code became stale.
     pub(super) epoch: u32,
     /// Host address of a stack slot that has been checked.
@@ -89,6 +91,7 @@ impl State {
             interpret: 0,
             sites: 0,
             cells: 0,
+            targets: 0,
             epoch: 0,
             slot: 0,
             base: 0,
@@ -215,7 +218,8 @@ pub(super) mod field {
         stack_page,
         stack_host,
         inbox,
-        cells
+        cells,
+        targets
     );
 
     fields_of_cpu!(cpl, flags, class, cr4);

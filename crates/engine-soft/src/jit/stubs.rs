@@ -43,14 +43,31 @@ pub(super) struct Cell {
 /// Most indirect branches that have a cell.
 pub(super) const CELLS: usize = 1 << 16;
 
+/// Where an address that some indirect branch went to has its code, for all of those that go to different places: a cell in
+/// a table by linear address.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(32))]
+pub(super) struct Target(Cell);
+
+/// Targets remembered; a power of two. Bits 4 and up of an address tell its row, so that the functions of a program, which start at
+/// multiples of 16, have all rows.
+pub(super) const TARGETS: usize = 1 << 12;
+/// What turns twice an address into the offset of its row.
+const TARGET_MASK: i32 = ((TARGETS - 1) * size_of::<Target>()) as i32;
+const _: () = assert!(size_of::<Target>() == 2 << 4);
+
 /// No code: no guest has such an address.
 pub(super) const NO_JUMP: Jump = Jump { physical: u64::MAX, host: 0 };
 
 const _: () = assert!(size_of::<Jump>() == 1 << ENTRY_SHIFT);
 
-/// The entry of the table for an address; the code below computes the same.
+/// What selects a pair of rows of the table.
+const JUMP_MASK: i32 = (1 << JUMP_BITS) - 2;
+
+/// The first of the two rows for an address; the code below computes the same. With one row, two targets of a loop would
+/// take each other's place for ever: some programs left translated code a hundred thousand times a second for it.
 pub(super) fn jump_index(physical: u64) -> usize {
-    (physical ^ physical >> 12) as usize & ((1 << JUMP_BITS) - 1)
+    (physical ^ physical >> 12) as usize & JUMP_MASK as usize
 }
 
 /// Why translated code was left.
@@ -157,8 +174,28 @@ pub(super) fn enter_page(a: &mut Assembler) {
     a.rm(Two::Store, A, field::page());
 }
 
-/// The code of [`Stubs::look_up`].
+/// The row of the table of targets for the linear address in [`A`], to [`C`]. Changes flags.
+fn target_row(a: &mut Assembler) {
+    a.rm32(Two::Lea, C, Mem { base: Some(A), index: Some((A, 0)), disp: 0 });
+    a.imm(Imm::And, false, C, TARGET_MASK);
+    a.rm(Two::Add, C, field::targets());
+}
+
+/// The code of [`Stubs::look_up`]: by linear address, then by what fetches there lead to.
 fn look_up(a: &mut Assembler) {
+    let [linear, context, host] =
+        [offset_of!(Cell, linear), offset_of!(Cell, context), offset_of!(Cell, host)].map(|at| at as i32);
+    target_row(a);
+    a.rm(Two::Cmp, A, at(C, linear));
+    let other = a.jcc(cc::NE);
+    a.rm(Two::Load, B, at(C, context));
+    a.rm(Two::Cmp, B, field::context());
+    let stale = a.jcc(cc::NE);
+    a.rm(Two::Load, B, at(C, host));
+    a.ret();
+
+    a.bind(other);
+    a.bind(stale);
     fetch_entry(a);
     a.copy(C, A);
     a.imm(Imm::And, true, C, -0x1000);
@@ -171,12 +208,26 @@ fn look_up(a: &mut Assembler) {
     a.copy(C, B);
     a.shr(C, 12);
     a.rr32(Two::Xor, C, B);
-    a.imm(Imm::And, false, C, (1 << JUMP_BITS) - 1);
+    a.imm(Imm::And, false, C, JUMP_MASK);
     a.shl32(C, ENTRY_SHIFT);
     a.rm(Two::Add, C, field::jumps());
     a.rm(Two::Cmp, B, at(C, 0));
+    let first = a.jcc(cc::E);
+    a.imm(Imm::Add, true, C, size_of::<Jump>() as i32);
+    a.rm(Two::Cmp, B, at(C, 0));
+    let not_there = a.jcc(cc::NE);
+    a.bind(first);
     a.rm(Two::Load, B, at(C, 8));
+    target_row(a);
+    a.rm(Two::Store, A, at(C, linear));
+    a.rm(Two::Store, B, at(C, host));
+    a.push(RAX);
+    a.rm(Two::Load, RAX, field::context());
+    a.rm(Two::Store, RAX, at(C, context));
+    a.pop(RAX);
+    a.rr32(Two::Cmp, A, A); // equal
     a.bind(unknown);
+    a.bind(not_there);
     a.ret();
 }
 

@@ -2,6 +2,7 @@
 
 mod generate;
 mod programs;
+mod targets;
 mod vectors;
 
 use std::sync::Arc;
