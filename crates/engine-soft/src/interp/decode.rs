@@ -41,7 +41,7 @@ fn walk_fetch(cpu: &mut Cpu, linear: u64) -> Result<GuestAddress, Exception> {
         Ok(found) => {
             let page = Page { size: found.page_size, global: found.global };
             // Translated code finds its way by these entries, and none leads to where it must not run.
-            if !crate::jit::near_hole(linear) {
+            if !crate::jit::must_interpret(cpu, linear, found.address) {
                 cpu.tlb.fill_fetch(user, linear, found.address.0, page);
             }
             Ok(found.address)

@@ -149,12 +149,26 @@ fn heat_index(address: GuestAddress) -> usize {
     (address.0 ^ address.0 >> 14) as usize % HEAT
 }
 
+/// How far the addresses are from those that are not canonical that branches within `reach` bytes must not start at.
+fn hole(reach: u64) -> std::ops::Range<u64> {
+    // A region's page, and an instruction that runs out of it.
+    let reach = reach + 0x2000;
+    (1 << 47) - reach..(u64::MAX << 47) + reach
+}
+
 /// Whether a direct branch from `linear` can reach an address that is not canonical. The branch itself must raise the
 /// exception then; translated code would only notice at the target.
-pub(crate) fn near_hole(linear: u64) -> bool {
-    const REACH: u64 = (1 << 31) + 0x2000;
-    const HOLE: std::ops::Range<u64> = (1 << 47) - REACH..(u64::MAX << 47) + REACH;
-    HOLE.contains(&linear)
+fn near_hole(linear: u64) -> bool {
+    hole(1 << 31).contains(&linear)
+}
+
+/// How far most branches go at most. Without address space randomisation, Linux has a program's libraries within 2 GiB of the
+/// hole, though not within this.
+const NEAR: u64 = 64 << 20;
+
+/// Whether translated code must not run at a linear address that fetches from `address`.
+pub(crate) fn must_interpret(cpu: &Cpu, linear: u64, address: GuestAddress) -> bool {
+    near_hole(linear) && (hole(NEAR).contains(&linear) || cpu.translated.far_pages.contains(&address.page()))
 }
 
 /// The translator of one vCPU.
@@ -312,15 +326,18 @@ impl Jit {
         self.drop_stale(cpu);
         let linear = cpu.regs[RIP];
         let address = translate_fetch(cpu, linear)?;
+        if must_interpret(cpu, linear, address) {
+            return Ok(None);
+        }
         if let Some(entry) = self.cache.jump(address) {
             return Ok(Some(entry));
-        }
-        if near_hole(linear) {
-            return Ok(None);
         }
         let Some(entry) = self.cache.find(address).or_else(|| self.warm(cpu, address)) else {
             return Ok(None);
         };
+        if must_interpret(cpu, linear, address) {
+            return Ok(None);
+        }
         if self.cache.chaining {
             self.cache.remember(address, entry);
         }
@@ -370,6 +387,10 @@ impl Jit {
         #[cfg(test)]
         seeded::seed(self.seeded, &mut self.source);
         let entry = decoded.and_then(|()| self.cache.translate(&self.source));
+        if entry.is_some() && self.source.reach() > NEAR && cpu.translated.far_pages.insert(page) {
+            // Near the hole, no fetch must lead to this page any more.
+            cpu.tlb.flush();
+        }
         self.translating += start.elapsed();
         entry
     }

@@ -339,6 +339,12 @@ impl Source {
         }
     }
 
+    /// How far its direct branches go out of its page, in bytes.
+    pub(super) fn reach(&self) -> u64 {
+        let direct = |step: &&Step| matches!(step.kind, Kind::Branch | Kind::Jump | Kind::Call);
+        self.steps.iter().filter(direct).map(|step| step.target().unsigned_abs()).max().unwrap_or(0)
+    }
+
     /// Flags wanted before step `i`. With exact flags all are where a unit starts: the guest can be interrupted there.
     pub(super) fn wanted_before(&self, i: usize) -> Set {
         let step = &self.steps[i];

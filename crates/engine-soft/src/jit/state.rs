@@ -1,8 +1,10 @@
 //! What translated code keeps in the vCPU, and where it finds the rest.
 
+use std::collections::HashSet;
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use ringfence_memory::GuestAddress;
 use ringfence_x86::Exception;
 use ringfence_x86::segment::Segment;
 
@@ -26,6 +28,8 @@ pub struct State {
     /// How often translated code handed which form of instruction to its handler, by [`iced_x86::Code`]; empty unless a profile
     /// was asked for.
     pub(super) handed: Vec<u64>,
+    /// Pages with translated code that branches far away.
+    pub(super) far_pages: HashSet<GuestAddress>,
     /// Instructions retired when the budget is used up.
     pub(super) end: u64,
     /// Where to enter.
@@ -86,6 +90,7 @@ impl State {
             exception: None,
             interpreted: 0,
             handed: Vec::new(),
+            far_pages: HashSet::new(),
             end: 0,
             entry: 0,
             interpret: 0,

@@ -1,6 +1,7 @@
 //! Translated code against the interpreter: random programs on two machines, compared wherever the translator stops.
 
 mod generate;
+mod hole;
 mod programs;
 mod targets;
 mod vectors;
