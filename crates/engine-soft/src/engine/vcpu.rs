@@ -14,7 +14,7 @@ use super::signal::Signal;
 use crate::interp::cpu::{Connections, Cpu};
 use crate::interp::event::{Source, TripleFault};
 use crate::interp::run::Interpreter;
-use crate::jit::Jit;
+use crate::jit::{Jit, MAX_UNIT};
 
 /// Instructions between two looks at the clock and at what waits: some 60 µs of translated code. Each costs about as much as a
 /// thousand instructions, since code is then entered where no region starts.
@@ -153,10 +153,14 @@ impl SoftVcpu {
             batch = batch.min(sampler.left(&self.interpreter.cpu));
         }
         let end = self.cpu().retired + batch;
+        // Translated code stops a little before the end. Where the end means nothing, the rest is not interpreted.
+        let exact =
+            self.jit.is_none() || self.sampler.is_some() || self.cpu().clock.mode() == ClockMode::Counted;
+        let enough = if exact { 1 } else { MAX_UNIT };
         while !self.signal.rung() {
             let cpu = &mut self.interpreter.cpu;
             let left = end.saturating_sub(cpu.retired);
-            if left == 0 {
+            if left < enough {
                 break;
             }
             let single = cpu.steps_singly();

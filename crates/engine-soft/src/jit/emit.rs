@@ -279,6 +279,7 @@ impl Emitter<'_> {
             Kind::MoveString => self.move_string(i),
             Kind::ClearDirection => self.clear_direction(i),
             Kind::Selector => self.selector(i),
+            Kind::ReadControl => self.read_control(i),
             Kind::ReadBase => self.read_base(i),
             Kind::WriteBase => self.write_base(i),
             Kind::BitString => self.bit_string(i),

@@ -120,7 +120,7 @@ pub enum JitError {
 /// stack: 1 MiB of the 2 that a thread has.
 const MAX_RUN: u64 = 1 << 16;
 /// More than any unit is long.
-const MAX_UNIT: u64 = 1 << 10;
+pub(crate) const MAX_UNIT: u64 = 1 << 10;
 /// The inbox of a vCPU that has none.
 static NOTHING_PENDING: AtomicU32 = AtomicU32::new(0);
 /// Entries of the table that counts executions.
@@ -219,8 +219,8 @@ impl Jit {
         })
     }
 
-    /// Executes up to `limit` instructions at RIP. Returns early wherever [`Interpreter::run_block`] would, and after any
-    /// block that the interpreter executed.
+    /// Executes up to `limit` instructions at RIP, but at least one. Returns early wherever [`Interpreter::run_block`] would, after
+    /// any block that the interpreter executed, and where less than [`MAX_UNIT`] are left.
     ///
     /// # Errors
     /// The exception that an instruction raised, not delivered; RIP points at the instruction then.
@@ -247,7 +247,8 @@ impl Jit {
             match reason {
                 reason::FAULT => return cpu.translated.exception.take().map_or(Ok(()), Err),
                 reason::BUDGET if left == 0 => return Ok(()),
-                // Not even one unit fits, or a run has been long enough.
+                // The caller decides whether so few are worth being interpreted; unless there were no more from the start.
+                reason::BUDGET if left < MAX_UNIT && left < limit => return Ok(()),
                 reason::BUDGET if left < MAX_UNIT => return interpreter.run_block(as_limit(left)),
                 reason::INTERPRET => return interpreter.run_block(as_limit(left)),
                 reason::BUDGET | reason::LOOKUP => {}

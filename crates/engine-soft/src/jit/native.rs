@@ -45,6 +45,8 @@ pub(super) enum Kind {
     ClearDirection,
     /// A segment's selector to memory or a register.
     Selector,
+    /// A control register to a register.
+    ReadControl,
     /// RDFSBASE and RDGSBASE.
     ReadBase,
     /// WRFSBASE and WRGSBASE of 64 bits.
@@ -151,6 +153,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         {
             Kind::Selector
         }
+        M::Mov if instruction.code() == Code::Mov_r64_cr => Kind::ReadControl,
         M::Rdfsbase | M::Rdgsbase => Kind::ReadBase,
         M::Wrfsbase | M::Wrgsbase if instruction.op0_register().size() == 8 => Kind::WriteBase,
         M::Bt | M::Bts | M::Btr | M::Btc

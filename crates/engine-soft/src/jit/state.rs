@@ -227,7 +227,7 @@ pub(super) mod field {
         targets
     );
 
-    fields_of_cpu!(cpl, flags, class, cr4);
+    fields_of_cpu!(cpl, flags, class, cr0, cr2, cr3, cr4);
 
     /// The tables for supervisor accesses, without and with access to user pages: reads, then writes.
     pub(in super::super) fn kernel_tables(user_pages: bool) -> [Mem; 2] {

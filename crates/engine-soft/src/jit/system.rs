@@ -96,6 +96,24 @@ impl Emitter<'_> {
         Some(())
     }
 
+    /// MOV from CR0, CR2, CR3 or CR4: every page fault of a kernel's has two.
+    pub(super) fn read_control(&mut self, i: usize) -> Option<()> {
+        let (_, op) = self.at(i);
+        let (from, to) = (op.src, op.dst);
+        let from = match from {
+            0 => field::cr0(),
+            2 => field::cr2(),
+            3 => field::cr3(),
+            4 => field::cr4(),
+            _ => return None,
+        };
+        let site = self.check_privilege();
+        self.a.rm(Two::Load, A, from);
+        self.put(to, A);
+        self.slow(i, [site]);
+        Some(())
+    }
+
     /// Leaves by the branch returned if FS and GS bases are not to be read and written by instructions. Flags are stored.
     fn check_fsgsbase(&mut self) -> usize {
         self.save_flags();

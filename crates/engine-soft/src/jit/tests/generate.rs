@@ -78,6 +78,12 @@ fn base(random: &mut Random) -> Vec<u8> {
     vec![0xf3, rex, 0x0f, 0xae, 0xc0 | random.below(32) as u8]
 }
 
+/// MOV from a control register.
+fn control(random: &mut Random) -> Vec<u8> {
+    let rex = random.pick(&[0x40, 0x41, 0x48]);
+    vec![rex, 0x0f, 0x20, 0xc0 | random.pick(&[0, 2, 3, 4, 5]) << 3 | destination(random)]
+}
+
 const TABLE: &[Template] = &[
     (&[], &[0x80], ANY, 1, false),
     (&[], &[0x81], ANY, 4, true),
@@ -374,6 +380,7 @@ pub(super) fn program(random: &mut Random, vectors: bool) -> Program {
                 vec![0x48, 0x8d, 0x05, 0, 0, 0, 0, 0xff, random.pick(&[0xe0, 0xd0])]
             }
             22 | 24 => repeated(random),
+            25 if random.chance(50) => control(random),
             25 => base(random),
             23 => vec![0xe2, random.pick(&[0xfe, 0x00, 0x02])],
             26..76 if vectors => vectors::instruction(random),

@@ -35,7 +35,7 @@ fn recursive_fibonacci_is_right_and_counted() {
     assert_eq!(m.cpu.regs[4], DATA + 0x2000);
     // 10,946 leaves of 4 instructions, 10,945 inner calls of 12, and 2 around them.
     assert_eq!(m.cpu.retired, 10_946 * 4 + 10_945 * 12 + 2);
-    assert!(jit.cache.sizes.regions >= 3);
+    assert!(jit.cache.sizes.regions >= 2, "{:?}", jit.cache.sizes);
 }
 
 #[test]
