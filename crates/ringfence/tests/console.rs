@@ -100,6 +100,21 @@ fn command_on_a_virtio_console_prints_its_own_output_only() {
 }
 
 #[test]
+fn input_that_is_there_before_the_guest_reaches_its_shell() {
+    for image in KERNELS {
+        ensure(image);
+        let mut command = ringfence();
+        command.args(["run", image, "--console", "virtio", "--timeout", "240"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"echo su\"\"m=$((40+2)); poweroff\n").unwrap();
+        let mut text = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(wait(&mut child, MINUTE).code(), Some(0), "{image}: {text}");
+        assert!(text.contains("sum=42"), "{image}: {text}");
+    }
+}
+
+#[test]
 fn kernel_has_nothing_to_complain_of() {
     let folder = tempfile::tempdir().unwrap();
     for image in KERNELS {

@@ -12,7 +12,7 @@
 //! ports. So whoever needs both makes two devices.
 //!
 //! The driver is told of a new size only when its console is sure to be up: Linux looks for the console when it is told, and crashes if it
-//! has not got that far.
+//! has not got that far. For the same reason input waits for a moment after the driver's first output.
 //!
 //! Ports at a Unix socket ([`socket`]) have one thread for all, which waits for connections and for what they bring.
 
@@ -222,7 +222,7 @@ impl VirtioDevice for Console {
     fn activate(&self, features: u64) {
         *lock(&self.ports.stopped) = false;
         self.ports.multiport.store(features & feature::MULTIPORT != 0, Ordering::SeqCst);
-        self.ports.go_on();
+        self.ports.begin();
     }
 
     fn notify(&self, queue: u16) {

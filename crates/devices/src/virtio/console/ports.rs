@@ -21,6 +21,10 @@ const LONGEST: u64 = 1 << 20;
 const PIECE: usize = 16 << 10;
 /// After this time from its first output a driver's console is up.
 const START: Duration = Duration::from_secs(2);
+/// After this time from its first output a driver's console takes input. Linux throws away what comes before.
+const LISTENING: Duration = Duration::from_millis(500);
+/// After this time a driver takes input that has said nothing.
+const SILENT: Duration = Duration::from_secs(3);
 
 /// The receive queue of a port; the one after it is the transmit queue (5.3.2).
 fn receive_queue(id: usize) -> u16 {
@@ -126,12 +130,20 @@ struct Terminal {
     news: bool,
     /// When the driver first sent something, or was last held back while that was not long ago.
     spoke: Option<Instant>,
+    /// Since when the driver is ready.
+    ready: Option<Instant>,
 }
 
 impl Terminal {
     /// Whether the driver's console is sure to be up.
     fn is_up(&self) -> bool {
         self.spoke.is_some_and(|spoke| spoke.elapsed() >= START)
+    }
+
+    /// Whether input would be thrown away.
+    fn is_deaf(&self) -> bool {
+        self.ready.is_some_and(|ready| ready.elapsed() < SILENT)
+            && self.spoke.is_none_or(|spoke| spoke.elapsed() < LISTENING)
     }
 }
 
@@ -206,6 +218,25 @@ impl Ports {
             }
             Some(_) => {}
         }
+    }
+
+    /// The driver is ready.
+    pub(super) fn begin(&self) {
+        lock(&self.terminal).ready = Some(Instant::now());
+        if let Some(reminder) = &self.reminder {
+            reminder.ask();
+        }
+        self.go_on();
+    }
+
+    /// Whether the console's driver would throw input away, and whoever has some is to wait.
+    pub(super) fn is_deaf(&self) -> bool {
+        !self.multiport.load(Ordering::SeqCst) && lock(&self.terminal).is_deaf()
+    }
+
+    /// Tells whoever has input for the console that it may be taken now.
+    pub(super) fn ask_for_input(&self) {
+        self.channels.iter().take(1).for_each(Channel::wake);
     }
 
     /// Takes up everything that may have waited for the driver.
@@ -341,6 +372,9 @@ impl Ports {
         // Before looking, so that no room that comes meanwhile is missed.
         channel.starving.store(true, Ordering::SeqCst);
         if self.multiport.load(Ordering::SeqCst) && !lock(&self.control).carries_in(id) {
+            return 0;
+        }
+        if id == 0 && self.is_deaf() {
             return 0;
         }
         let mut done = 0;

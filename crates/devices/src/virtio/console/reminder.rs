@@ -1,4 +1,4 @@
-//! A thread that tells a console's driver, a moment later, that its output is out.
+//! A thread that tells a console's driver, a moment later, that its output is out, and whoever has input when a driver that begins takes it.
 //!
 //! Linux waits for that in a loop with interrupts off. An interrupt finds nothing to do then, each single time, and after 100,000 of such
 //! Linux takes the line for broken and shuts it off. So the driver is told only if it has not found out meanwhile.
@@ -13,6 +13,9 @@ use crate::device::lock;
 
 /// How long a driver may take to find out by itself.
 const MOMENT: Duration = Duration::from_millis(2);
+
+/// How often to look whether a driver that begins takes input.
+const WHILE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Default)]
 struct State {
@@ -40,6 +43,10 @@ impl Reminder {
         self.changed.notify_one();
     }
 
+    fn is_ending(&self) -> bool {
+        lock(&self.state).ending
+    }
+
     /// Waits until there is something to tell. False at the end.
     fn wait(&self) -> bool {
         let idle = |state: &mut State| !state.asked && !state.ending;
@@ -57,6 +64,12 @@ pub(super) fn start(ports: Arc<Ports>) -> io::Result<JoinHandle<()>> {
     let work = move || {
         while ports.reminder.as_ref().is_some_and(Reminder::wait) {
             ports.remind();
+            // At the start.
+            while ports.is_deaf() && !ports.reminder.as_ref().is_some_and(Reminder::is_ending) {
+                std::thread::sleep(WHILE);
+                ports.remind();
+            }
+            ports.ask_for_input();
         }
     };
     std::thread::Builder::new().name("console".to_owned()).spawn(work)

@@ -6,7 +6,7 @@ use ringfence_engine::{SavedState, Stateful};
 
 use super::super::control::{NO_SUCH_PORT, event};
 use super::super::*;
-use super::life::{Lab, Sink, console, message};
+use super::life::{Lab, Sink, console, message, speak};
 use crate::virtio::spec::status;
 use crate::virtio::testing::DATA;
 
@@ -109,10 +109,12 @@ fn too_much_output_at_once_and_buffers_without_room_break_the_device() {
     assert_eq!(driver.status() & status::NEEDS_RESET, status::NEEDS_RESET);
     assert!(sink.take().is_empty());
     let (console, driver) = console(&sink);
+    speak(&driver);
     driver.submit(0, &[(DATA, 8, false)]);
     assert_eq!(console.input().input(b"abc"), 0);
     assert_eq!(driver.status() & status::NEEDS_RESET, status::NEEDS_RESET);
     driver.start(0, 2);
+    speak(&driver);
     driver.submit(0, &[(DATA, 8, true)]);
     assert_eq!(console.input().input(b"abc"), 3);
 }
