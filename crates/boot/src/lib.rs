@@ -45,6 +45,6 @@ pub use file::{read_initrd, read_kernel};
 pub use layout::{Claim, Layout};
 pub use load::load;
 pub use plan::{BootPlan, KaslrOutcome, KernelFormat};
-pub use platform::{MemoryWindow, PlatformDescription, SerialPort, pci_interrupt};
+pub use platform::{MemoryWindow, PlatformDescription, SerialPort, Watchdog, pci_interrupt};
 pub use spec::{BootSpec, Initrd, Kaslr, Protocol};
 pub use unpack::Compression;

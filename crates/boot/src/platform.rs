@@ -84,6 +84,8 @@ pub struct PlatformDescription {
     pub fw_cfg: Option<u16>,
     /// The port of pvpanic, if there is one.
     pub pvpanic: Option<u16>,
+    /// The watchdog, if there is one.
+    pub watchdog: Option<Watchdog>,
     /// The VM generation ID, which changes whenever a machine is a copy of another: a guest that has seen another value
     /// renews its random numbers. `None` offers none.
     pub generation_id: Option<[u8; 16]>,
@@ -92,6 +94,24 @@ pub struct PlatformDescription {
     pub reserved_ports: Vec<(u16, u8)>,
     /// The machine's UUID for SMBIOS, in the order in which it is written.
     pub uuid: [u8; 16],
+}
+
+/// A watchdog with four registers of two bytes in the I/O space: what its timer is set to, what of that is left (a write starts it
+/// afresh), control (bit 0: it runs), and status (bit 0: it was neglected; cleared by writing 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watchdog {
+    /// The first of its ports.
+    pub port: u16,
+    /// Milliseconds that the timer counts by.
+    pub period_ms: u32,
+    /// Offset of what the timer is set to.
+    pub preset: u16,
+    /// Offset of what is left.
+    pub left: u16,
+    /// Offset of control.
+    pub control: u16,
+    /// Offset of status.
+    pub status: u16,
 }
 
 impl Default for PlatformDescription {
@@ -125,6 +145,7 @@ impl Default for PlatformDescription {
             pci_window_64: None,
             fw_cfg: Some(0x510),
             pvpanic: Some(0x505),
+            watchdog: None,
             generation_id: None,
             reserved_ports: vec![(0x600, 0x40), (0xae00, 0x20)],
             uuid: [0; 16],

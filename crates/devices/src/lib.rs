@@ -29,6 +29,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 pub mod virtio;
+pub mod watchdog;
 
 pub use bus::{BusError, SystemBus};
 pub use device::Device;

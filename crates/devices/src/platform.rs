@@ -94,3 +94,6 @@ pub const FW_CFG_PORT_COUNT: u16 = 12;
 
 /// Port of pvpanic (ACPI device `QEMU0001`).
 pub const PVPANIC_PORT: u16 = 0x505;
+
+/// First of the eight ports of the watchdog, which the WDAT describes.
+pub const WATCHDOG_PORT: u16 = 0x660;

@@ -9,6 +9,8 @@ pub enum PowerEvent {
     Reset,
     /// The guest's kernel has panicked, says the guest, with its last message out.
     GuestPanic,
+    /// The guest has neglected its watchdog.
+    Watchdog,
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u32),
 }
@@ -18,7 +20,7 @@ impl PowerEvent {
     pub const fn exit_status(self) -> Option<u8> {
         match self {
             Self::DebugExit(value) => Some(((value << 1) | 1) as u8),
-            Self::PowerOff | Self::Reset | Self::GuestPanic => None,
+            Self::PowerOff | Self::Reset | Self::GuestPanic | Self::Watchdog => None,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! [`TimerQueue::next_deadline`] now and then and calls [`TimerQueue::run_due`]. That keeps timers exact in
 //! counted mode, where no thread may act at a time of its own choosing.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::VirtualTime;
@@ -13,6 +13,8 @@ type Callback = Arc<dyn Fn(VirtualTime) + Send + Sync>;
 
 struct Slot {
     deadline: VirtualTime,
+    /// It does something to a machine that does nothing by itself any more.
+    vital: bool,
     callback: Callback,
 }
 
@@ -20,6 +22,8 @@ struct Slot {
 pub struct TimerQueue {
     /// The earliest deadline, to be read without the lock.
     next: AtomicU64,
+    /// A vital timer is armed.
+    vital: AtomicBool,
     slots: Mutex<Vec<Slot>>,
     waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -32,7 +36,12 @@ impl std::fmt::Debug for TimerQueue {
 
 impl Default for TimerQueue {
     fn default() -> Self {
-        Self { next: AtomicU64::new(u64::MAX), slots: Mutex::default(), waker: OnceLock::new() }
+        Self {
+            next: AtomicU64::new(u64::MAX),
+            vital: AtomicBool::new(false),
+            slots: Mutex::default(),
+            waker: OnceLock::new(),
+        }
     }
 }
 
@@ -40,8 +49,21 @@ impl TimerQueue {
     /// Adds a timer, not armed. `callback` gets the present time, runs with no lock of the queue held, and may
     /// arm timers. Give it weak references, or queue and device keep each other alive.
     pub fn add(self: &Arc<Self>, callback: impl Fn(VirtualTime) + Send + Sync + 'static) -> Timer {
+        self.add_slot(false, callback)
+    }
+
+    /// The same for one that means something even to a guest that can never wake again, such as a watchdog's.
+    pub fn add_vital(self: &Arc<Self>, callback: impl Fn(VirtualTime) + Send + Sync + 'static) -> Timer {
+        self.add_slot(true, callback)
+    }
+
+    fn add_slot(
+        self: &Arc<Self>,
+        vital: bool,
+        callback: impl Fn(VirtualTime) + Send + Sync + 'static,
+    ) -> Timer {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.push(Slot { deadline: VirtualTime::NEVER, callback: Arc::new(callback) });
+        slots.push(Slot { deadline: VirtualTime::NEVER, vital, callback: Arc::new(callback) });
         Timer { queue: Arc::clone(self), index: slots.len() - 1 }
     }
 
@@ -54,6 +76,11 @@ impl TimerQueue {
     /// The earliest deadline, or [`VirtualTime::NEVER`].
     pub fn next_deadline(&self) -> VirtualTime {
         VirtualTime(self.next.load(Ordering::Acquire))
+    }
+
+    /// Whether a timer is armed that means something even to a guest that can never wake again.
+    pub fn holds_vital(&self) -> bool {
+        self.vital.load(Ordering::Acquire)
     }
 
     /// Disarms and runs, in order of their deadlines, the timers due at `now`.
@@ -76,6 +103,8 @@ impl TimerQueue {
 
     fn publish(&self, slots: &[Slot]) -> bool {
         let next = slots.iter().map(|s| s.deadline.0).min().unwrap_or(u64::MAX);
+        let vital = slots.iter().any(|s| s.vital && s.deadline < VirtualTime::NEVER);
+        self.vital.store(vital, Ordering::Release);
         next < self.next.swap(next, Ordering::AcqRel)
     }
 
@@ -114,6 +143,18 @@ impl Timer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vital_timer_is_known_while_it_is_armed() {
+        let queue = Arc::new(TimerQueue::default());
+        let (other, vital) = (queue.add(|_| ()), queue.add_vital(|_| ()));
+        other.arm(VirtualTime(5));
+        assert!(!queue.holds_vital());
+        vital.arm(VirtualTime(7));
+        assert!(queue.holds_vital());
+        queue.run_due(VirtualTime(7));
+        assert!(!queue.holds_vital());
+    }
 
     #[test]
     fn due_timers_run_in_order_of_their_deadlines() {

@@ -8,6 +8,8 @@
 
 mod link;
 mod process;
+mod socket;
 
 pub use link::Link;
 pub use process::{Helper, HelperError, Ready, helper_main};
+pub use socket::listen;

@@ -172,6 +172,9 @@ const MODULE_NAMES: &[&str] = &[
     // The power button, and the way to read it.
     "button",
     "evdev",
+    // What tells the host of a panic, and the watchdog.
+    "pvpanic_mmio",
+    "wdat_wdt",
     "tun",
     "veth",
     "dummy",

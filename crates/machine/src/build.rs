@@ -19,6 +19,7 @@ use crate::load;
 use crate::machine::Machine;
 use crate::memory_map;
 use crate::nets;
+use crate::ports;
 use crate::shares;
 use crate::spec::MachineSpec;
 use crate::vcpu::VcpuThread;
@@ -53,6 +54,7 @@ pub(crate) fn build_on(
     let mut helpers = Vec::new();
     let cards = nets::open(&spec.nets, &sender, &mut helpers)?;
     let vsock = spec.vsock.as_ref().map(|spec| vsock::open(spec, &sender, &mut helpers)).transpose()?;
+    let ports = ports::open(&spec.ports, &sender)?;
     let shares = shares::open(&spec.shares, &sender, &mut helpers)?;
     let clock = Arc::new(VirtualClock::new(spec.clock, TSC_KHZ));
     let timers = Arc::new(TimerQueue::default());
@@ -73,9 +75,11 @@ pub(crate) fn build_on(
         debug_exit: spec.debug_exit,
         cpus: spec.cpus,
         balloon: spec.balloon,
+        console: spec.console,
+        watchdog: spec.watchdog,
         events: &sender,
     };
-    let devices = Devices::new(&wiring, outputs, disks, cards, shares, vsock)?;
+    let devices = Devices::new(&wiring, outputs, disks, cards, shares, vsock, ports.device)?;
     let bus = Arc::new(SystemBus::new(devices.placements().chain(vm.placements()))?);
     devices.connect(&bus, wiring.interrupts);
     let vcpus = start_vcpus(vm.as_ref(), spec.cpus, bus, &power, &sender)?;
@@ -93,6 +97,7 @@ pub(crate) fn build_on(
         power,
         events,
         plan,
+        port_files: ports.files,
         _helpers: helpers,
     };
     machine.reset_vcpus()?;

@@ -14,12 +14,14 @@ use ringfence_devices::pvpanic::PvPanic;
 use ringfence_devices::rtc::{Rtc, RtcConfig, host_wall_clock};
 use ringfence_devices::serial::{Serial, SerialOutput};
 use ringfence_devices::virtio::balloon::Balloon;
+use ringfence_devices::virtio::console::{Console, ConsoleConfig, Size};
 use ringfence_devices::virtio::net::Net;
 use ringfence_devices::virtio::rng::Rng;
 use ringfence_devices::virtio::share::Share;
 use ringfence_devices::virtio::vsock::Vsock;
 use ringfence_devices::virtio::{SharedDevice, VirtioConfig, VirtioPci};
-use ringfence_devices::{Device, PowerControl, SystemBus, platform};
+use ringfence_devices::watchdog::Watchdog;
+use ringfence_devices::{Device, PowerControl, PowerEvent, SystemBus, platform};
 use ringfence_disk::DiskBus;
 use ringfence_engine::{ClockMode, InterruptSink, IrqLine, Placement, TimerQueue, VirtualClock};
 use ringfence_memory::GuestMemory;
@@ -29,6 +31,8 @@ use crate::control::{Event, reporter};
 use crate::disks::{self, Disk};
 use crate::error::MachineError;
 use crate::memory_map::ABOVE_4G;
+use crate::spec::ConsoleDevice;
+use crate::watchdog::WatchdogAction;
 
 /// Where the serial ports' output goes.
 pub struct SerialOutputs {
@@ -53,6 +57,10 @@ pub(crate) struct Wiring<'a> {
     pub(crate) power: &'a Arc<dyn PowerControl>,
     pub(crate) debug_exit: Option<u16>,
     pub(crate) cpus: u32,
+    /// The device that the console is.
+    pub(crate) console: ConsoleDevice,
+    /// What a watchdog does, if there is one.
+    pub(crate) watchdog: Option<WatchdogAction>,
     /// Bytes that a balloon asks the guest for, if there is one.
     pub(crate) balloon: Option<u64>,
     /// Where devices report what the user should know.
@@ -65,6 +73,27 @@ impl Wiring<'_> {
         let reporter = Arc::new(reporter(self.events, Event::DeviceBroken));
         let config = VirtioConfig { name: name.into(), reporter };
         VirtioPci::new(config, device, Arc::clone(self.memory), self.interrupts)
+    }
+
+    /// The virtio console, if the console is to be one.
+    fn console(&self, output: Arc<dyn SerialOutput>) -> Result<Option<Console>, MachineError> {
+        let ConsoleDevice::Virtio { columns, rows } = self.console else { return Ok(None) };
+        let config =
+            ConsoleConfig { console: Some(output), size: Size { columns, rows }, ..ConsoleConfig::default() };
+        Console::new(config).map(Some).map_err(MachineError::Console)
+    }
+
+    /// The watchdog, if there is to be one.
+    fn watchdog(&self) -> Option<Arc<Watchdog>> {
+        let (power, tell) = (Arc::clone(self.power), reporter(self.events, Event::DeviceBroken));
+        let action = self.watchdog?;
+        let expired = move || match action {
+            WatchdogAction::Reset | WatchdogAction::PowerOff => power.request(PowerEvent::Watchdog),
+            WatchdogAction::Tell => {
+                tell("the guest has neglected its watchdog, which has stopped".to_owned())
+            }
+        };
+        Some(Watchdog::new(Arc::clone(self.clock), self.timers, expired))
     }
 
     fn line(&self, gsi: u32) -> IrqLine {
@@ -103,12 +132,14 @@ impl Devices {
         cards: Vec<Arc<Net>>,
         shares: Vec<Arc<Share>>,
         vsock: Option<Arc<Vsock>>,
+        ports: Option<Console>,
     ) -> Result<Self, MachineError> {
         let pci = PciBus::new();
         let &Wiring { memory, clock, timers, power, .. } = wiring;
         let [console_irq, control_irq] = platform::SERIAL_IRQS;
         let acpi = AcpiPm::new(Arc::clone(clock), timers, wiring.line(platform::SCI_IRQ), Arc::clone(power));
-        let console = Serial::new(0, wiring.line(console_irq), outputs.console);
+        let serial = Serial::new(0, wiring.line(console_irq), Arc::clone(&outputs.console));
+        let console = wiring.console(outputs.console)?;
         let mut all: Vec<Arc<dyn Device>> = vec![
             Pit::new(Arc::clone(clock), timers, wiring.line(platform::PIT_IRQ)),
             Rtc::new(
@@ -117,7 +148,7 @@ impl Devices {
                 wiring.line(platform::RTC_IRQ),
                 rtc_config(memory, clock.mode()),
             ),
-            Arc::clone(&console) as _,
+            Arc::clone(&serial) as _,
             Serial::new(1, wiring.line(control_irq), outputs.control),
             I8042::new(wiring.line(platform::I8042_IRQ), Arc::clone(memory), Arc::clone(power)),
             Port92::new(Arc::clone(memory), Arc::clone(power)),
@@ -126,6 +157,7 @@ impl Devices {
             FwCfg::new(FwCfgItems::new(), Arc::clone(memory)),
             PvPanic::new(Arc::clone(power)),
         ];
+        all.extend(wiring.watchdog().map(|watchdog| watchdog as _));
         all.extend(wiring.debug_exit.map(|port| DebugExit::new(port, Arc::clone(power)) as _));
         let mut plugged = Plugged { pci: &pci, all: &mut all };
         for (index, disk) in disks.into_iter().enumerate() {
@@ -152,7 +184,14 @@ impl Devices {
         if let Some(bytes) = wiring.balloon {
             plugged.plug(wiring.virtio("virtio-balloon.0", Balloon::new(bytes)))?;
         }
-        Ok(Self { all, pci, console: ConsoleInput::new(console), power: acpi })
+        let input = console.as_ref().map_or(serial as _, |console| console.input());
+        if let Some(console) = console {
+            plugged.plug(wiring.virtio("virtio-console.0", Arc::new(console)))?;
+        }
+        if let Some(ports) = ports {
+            plugged.plug(wiring.virtio("virtio-ports.0", Arc::new(ports)))?;
+        }
+        Ok(Self { all, pci, console: ConsoleInput::new(input), power: acpi })
     }
 
     /// Connects what is placed on the bus by the guest.

@@ -16,6 +16,7 @@ use ringfence_share::ShareError;
 use ringfence_vsock::VsockError;
 use ringfence_x86::cpuid::MissingFeatures;
 
+use crate::ports::PortError;
 use crate::size::ByteSize;
 use crate::spec::SpecError;
 
@@ -46,6 +47,12 @@ pub enum MachineError {
     /// A vsock cannot be had.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// A named port cannot be had.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// A virtio console cannot be had.
+    #[error("the host refuses a thread for the console")]
+    Console(#[source] io::Error),
     /// A disk cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),

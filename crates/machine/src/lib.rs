@@ -21,6 +21,7 @@ mod load;
 mod machine;
 pub mod memory_map;
 mod nets;
+mod ports;
 mod save;
 mod shares;
 mod size;
@@ -29,6 +30,7 @@ mod usage;
 mod vcpu;
 mod vsock;
 mod walk;
+mod watchdog;
 
 pub use control::{MachineHandle, StopReason};
 pub use cpu_model::{CpuModel, UnknownCpuModel};
@@ -38,6 +40,7 @@ pub use engine_choice::{EngineChoice, NotOffered, Selection, UnknownEngine};
 pub use error::{AttachError, MachineError};
 pub use host::HostMemory;
 pub use machine::{Machine, Notice, Outcome};
+pub use ports::{PortError, PortSpec, PortSpecError, PortTarget};
 pub use ringfence_devices::serial::SerialOutput;
 pub use ringfence_disk::{DiskFormat, DiskSpec, SpecError as DiskSpecError};
 pub use ringfence_engine::{ClockMode, GuestProfile, Place};
@@ -51,6 +54,7 @@ pub use ringfence_vsock::{
     SUBCOMMAND as VSOCK_SUBCOMMAND, VsockSpec, VsockSpecError, helper_main as vsock_helper_main,
 };
 pub use size::{ByteSize, SizeError};
-pub use spec::{BootSpec, Initrd, MachineSpec, SpecError};
+pub use spec::{BootSpec, ConsoleDevice, Initrd, MachineSpec, SpecError};
 pub use usage::MemoryUse;
 pub use vcpu::VcpuStatistics;
+pub use watchdog::{UnknownAction, WatchdogAction};

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use ringfence_boot::{BootError, BootPlan, Kaslr, MemoryWindow, PlatformDescription, SerialPort};
-use ringfence_devices::platform;
+use ringfence_boot::{BootError, BootPlan, Kaslr, MemoryWindow, PlatformDescription, SerialPort, Watchdog};
+use ringfence_devices::{platform, watchdog};
 use ringfence_engine::ClockMode;
 use ringfence_memory::{GuestMemory, GuestRange};
 
@@ -53,7 +53,11 @@ fn read_and_load(spec: &MachineSpec, memory: &GuestMemory) -> Result<BootPlan, B
         kaslr,
         decompress_in_guest: boot.decompress_in_guest,
         cpus: spec.cpus,
-        platform: PlatformDescription { generation_id: Some(generation_id(counted)?), ..description() },
+        platform: PlatformDescription {
+            generation_id: Some(generation_id(counted)?),
+            watchdog: spec.watchdog.is_some().then_some(WATCHDOG),
+            ..description()
+        },
         ..ringfence_boot::BootSpec::new(&kernel)
     };
     ringfence_boot::load(memory, &plan)
@@ -67,6 +71,16 @@ fn generation_id(counted: bool) -> Result<[u8; 16], BootError> {
     }
     Ok(id)
 }
+
+/// How the guest works the watchdog.
+const WATCHDOG: Watchdog = Watchdog {
+    port: platform::WATCHDOG_PORT,
+    period_ms: watchdog::PERIOD_MS,
+    preset: watchdog::PRESET as u16,
+    left: watchdog::LEFT as u16,
+    control: watchdog::CONTROL as u16,
+    status: watchdog::STATUS as u16,
+};
 
 fn window(range: GuestRange) -> MemoryWindow {
     MemoryWindow { start: range.start.0, last: range.end() - 1 }

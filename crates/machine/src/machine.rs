@@ -17,9 +17,11 @@ use crate::crash::CrashReport;
 use crate::devices::{Devices, SerialOutputs};
 use crate::engine_choice::Selection;
 use crate::error::MachineError;
+use crate::ports::Files;
 use crate::spec::MachineSpec;
 use crate::usage::{self, MemoryUse};
 use crate::vcpu::{NoAnswer, VcpuReport, VcpuStatistics, VcpuThread};
+use crate::watchdog::WatchdogAction;
 use crate::{build, load};
 
 /// How a machine's run ended.
@@ -31,6 +33,8 @@ pub enum Outcome {
     Reset,
     /// The guest's kernel panicked, and said so.
     Panicked,
+    /// The guest neglected its watchdog, and that is to end the machine.
+    Neglected,
     /// The guest wrote to the debug-exit port; this is the exit status it asked for.
     DebugExit(u8),
     /// The guest crashed: a triple fault.
@@ -50,6 +54,8 @@ pub enum Notice {
     HaltedForGood,
     /// The guest reset the machine, which boots again.
     Rebooting,
+    /// The guest neglected its watchdog, which resets the machine; it boots again.
+    WatchdogResets,
     /// A disk's image failed on the host, and the guest sees an I/O error; told once for each kind of failure. Or it may
     /// not be what the user takes it for.
     DiskFault(String),
@@ -75,6 +81,8 @@ pub struct Machine {
     pub(crate) backlog: VecDeque<Event>,
     pub(crate) handle: MachineHandle,
     pub(crate) plan: BootPlan,
+    /// What ports write to.
+    pub(crate) port_files: Files,
     /// Kept for as long as the machine.
     pub(crate) _helpers: Vec<Helper>,
     pub(crate) run_time: Duration,
@@ -161,6 +169,7 @@ impl Machine {
         self.devices.console_input().end();
         // The reason to end is known; a vCPU that does not stop any more changes nothing about it.
         let _ = self.pause_vcpus();
+        self.port_files.finish();
         // But for an engine that checks itself at the end.
         match self.failure_at_the_end() {
             Some(outcome) if result.is_ok() => Ok(outcome),
@@ -232,8 +241,16 @@ impl Machine {
                 return Ok(Some(Outcome::DebugExit(event.exit_status().unwrap_or_default())));
             }
             Event::Power(PowerEvent::Reset) if self.spec.no_reboot => return Ok(Some(Outcome::Reset)),
-            Event::Power(PowerEvent::Reset) => {
-                notice(Notice::Rebooting);
+            Event::Power(PowerEvent::Watchdog)
+                if self.spec.no_reboot || self.spec.watchdog != Some(WatchdogAction::Reset) =>
+            {
+                return Ok(Some(Outcome::Neglected));
+            }
+            Event::Power(event @ (PowerEvent::Reset | PowerEvent::Watchdog)) => {
+                notice(match event {
+                    PowerEvent::Watchdog => Notice::WatchdogResets,
+                    _ => Notice::Rebooting,
+                });
                 self.reboot()?;
                 activity.halted.fill(false);
                 self.start_vcpus(activity)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use ringfence_devices::virtio::console::MOST_PORTS;
 use ringfence_disk::DiskSpec;
 use ringfence_engine::ClockMode;
 use ringfence_engine_soft::jit::{LARGEST_CODE, SMALLEST_CODE};
@@ -14,7 +15,9 @@ use crate::cpu_model::CpuModel;
 use crate::engine_choice::{self, EngineChoice, NotOffered, Selection};
 use crate::host::HostMemory;
 use crate::memory_map;
+use crate::ports::PortSpec;
 use crate::size::ByteSize;
+use crate::watchdog::WatchdogAction;
 
 /// Everything that decides what a machine is, as plain data.
 #[derive(Clone, Debug)]
@@ -43,6 +46,12 @@ pub struct MachineSpec {
     pub shares: Vec<ShareSpec>,
     /// Sockets between guest and host, if there are to be any.
     pub vsock: Option<VsockSpec>,
+    /// The device that the console is.
+    pub console: ConsoleDevice,
+    /// Named ports between programs of guest and host.
+    pub ports: Vec<PortSpec>,
+    /// A watchdog, and what happens when the guest neglects it.
+    pub watchdog: Option<WatchdogAction>,
     /// A balloon that asks the guest for so many bytes, and takes what the guest reports as free; no balloon if `None`.
     pub balloon: Option<u64>,
     /// What it boots.
@@ -51,6 +60,21 @@ pub struct MachineSpec {
     pub debug_exit: Option<u16>,
     /// A reset by the guest ends the machine.
     pub no_reboot: bool,
+}
+
+/// The device that a machine's console is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleDevice {
+    /// The first serial port.
+    #[default]
+    Serial,
+    /// A virtio console, of this size at first; the first serial port's output goes to the same place.
+    Virtio {
+        /// Characters in a row, or 0 if that is not known.
+        columns: u16,
+        /// Rows, or 0 likewise.
+        rows: u16,
+    },
 }
 
 /// What a machine boots.
@@ -166,6 +190,12 @@ pub enum SpecError {
     /// Two shared folders that the guest cannot tell apart.
     #[error("two shared folders have the tag {0:?}; give each its own")]
     SameTag(String),
+    /// Two ports that the guest cannot tell apart.
+    #[error("two ports have the name {0:?}; give each its own")]
+    SamePort(String),
+    /// More ports than a device has.
+    #[error("{0} ports asked for; there can be {MOST_PORTS}")]
+    ManyPorts(usize),
     /// An engine that this version does not have.
     #[error(transparent)]
     Engine(#[from] NotOffered),
@@ -201,6 +231,7 @@ impl MachineSpec {
         self.check_code_memory(selection.engine)?;
         self.check_repeatable()?;
         self.check_shares()?;
+        self.check_ports()?;
         match self.cpus {
             0 => return Err(SpecError::NoCpus),
             1 => {}
@@ -219,6 +250,11 @@ impl MachineSpec {
             ),
             (!self.shares.is_empty(), "a shared folder does not"),
             (self.vsock.is_some(), "sockets to the host do not"),
+            (!self.ports.is_empty(), "ports to the host do not"),
+            (
+                self.console != ConsoleDevice::Serial,
+                "a virtio console does not, since its input comes at any time; use a serial one",
+            ),
         ];
         match outside.into_iter().find(|(there, _)| *there) {
             Some((_, what)) if self.clock == ClockMode::Counted => Err(SpecError::Unrepeatable(what)),
@@ -230,6 +266,17 @@ impl MachineSpec {
         let mut tags = BTreeSet::new();
         match self.shares.iter().find(|share| !tags.insert(&share.tag)) {
             Some(share) => Err(SpecError::SameTag(share.tag.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn check_ports(&self) -> Result<(), SpecError> {
+        if self.ports.len() > MOST_PORTS {
+            return Err(SpecError::ManyPorts(self.ports.len()));
+        }
+        let mut names = BTreeSet::new();
+        match self.ports.iter().find(|port| !names.insert(&port.name)) {
+            Some(port) => Err(SpecError::SamePort(port.name.clone())),
             None => Ok(()),
         }
     }
@@ -266,6 +313,9 @@ mod tests {
             nets: Vec::new(),
             shares: Vec::new(),
             vsock: None,
+            console: ConsoleDevice::Serial,
+            ports: Vec::new(),
+            watchdog: None,
             balloon: None,
             boot: BootSpec::default(),
             debug_exit: None,
@@ -308,6 +358,28 @@ mod tests {
                     s.clock = ClockMode::Counted;
                 }),
                 "sockets to the host do not",
+            ),
+            (
+                check(|s| s.ports = ["a", "a"].map(|n| format!("name={n},file=x").parse().unwrap()).to_vec()),
+                "the name \"a\"",
+            ),
+            (
+                check(|s| s.ports = (0..31).map(|n| format!("name=p{n},file=x").parse().unwrap()).collect()),
+                "31 ports asked for; there can be 30",
+            ),
+            (
+                check(|s| {
+                    s.ports = vec!["name=a,socket=/s".parse().unwrap()];
+                    s.clock = ClockMode::Counted;
+                }),
+                "ports to the host do not",
+            ),
+            (
+                check(|s| {
+                    s.console = ConsoleDevice::Virtio { columns: 0, rows: 0 };
+                    s.clock = ClockMode::Counted;
+                }),
+                "a virtio console does not",
             ),
             (check(|s| s.cpus = 0), "0 CPUs"),
             (check(|s| s.cpus = 2), "one vCPU so far"),

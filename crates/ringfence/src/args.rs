@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringfence_machine::{
-    ByteSize, CpuModel, DiskFormat, DiskSpec, EngineChoice, NET_SUBCOMMAND, NetSpec, NetSpecError,
-    SHARE_SUBCOMMAND, ShareSpec, VSOCK_SUBCOMMAND, VsockSpec,
+    ByteSize, CpuModel, DiskFormat, DiskSpec, EngineChoice, NET_SUBCOMMAND, NetSpec, NetSpecError, PortSpec,
+    SHARE_SUBCOMMAND, ShareSpec, VSOCK_SUBCOMMAND, VsockSpec, WatchdogAction,
 };
 
 /// Virtual machines that run anywhere.
@@ -34,7 +34,7 @@ Examples:
   ringfence run --kernel bzImage --initrd root.cpio --append 'root=/dev/ram0 loglevel=7'
   echo 'date; poweroff' | ringfence run
 
-The console is the guest's first serial port. On a terminal, Ctrl-] leaves it and ends the machine; every other
+The console is the guest's first serial port, or with --console virtio a virtio console. On a terminal, Ctrl-] leaves it and ends the machine; every other
 key, Ctrl-C too, goes to the guest. Input that is not a terminal is handed to the guest as it is, and its end
 changes nothing.
 
@@ -44,7 +44,8 @@ Exit status:
   (V<<1)|1 the guest wrote V to the --debug-exit port
   2        wrong usage: an unknown option or value, or one that this version or host cannot offer
   124      --timeout ran out
-  125      a failure of ringfence or of the guest (a triple fault, a kernel panic); the reason is on standard error
+  125      a failure of ringfence or of the guest (a triple fault, a kernel panic, a watchdog neglected); the reason is on
+           standard error
   128+N    ended by signal N: 129 SIGHUP, 130 SIGINT (or Ctrl-] before COMMAND was done), 131 SIGQUIT,
            141 nobody reads our output any more, 143 SIGTERM";
 
@@ -229,9 +230,20 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "[cid=N,]socket=PATH")]
     pub(crate) vsock: Option<VsockSpec>,
 
-    /// Where the guest's console goes: stdio, file=PATH (output only) or none
-    #[arg(long, value_name = "WHERE", default_value = "stdio")]
-    pub(crate) console: ConsoleTarget,
+    /// A stream of bytes between a program of the guest, which has /dev/virtio-ports/NAME, and the host: at socket=PATH, a Unix
+    /// socket that one program at a time connects to, or into file=PATH, which is made anew (repeatable)
+    #[arg(long, value_name = "name=NAME,socket=PATH|file=PATH")]
+    pub(crate) port: Vec<PortSpec>,
+
+    /// Where the guest's console goes: stdio, file=PATH (output only) or none; and which device it is: serial (/dev/ttyS0) or virtio
+    /// (/dev/hvc0, which follows the size of the terminal's window) [default: stdio,device=serial]. A device alone means stdio
+    #[arg(long, value_name = "WHERE[,device=DEVICE]", default_value = "stdio", hide_default_value = true)]
+    pub(crate) console: ConsoleArgument,
+
+    /// Give the machine a watchdog, and say what happens when the guest, having started it, neglects it: reset, poweroff (the
+    /// machine ends, with status 125) or none (you are told). With --no-reboot or a COMMAND, reset ends the machine too
+    #[arg(long, value_name = "ACTION")]
+    pub(crate) watchdog: Option<WatchdogAction>,
 
     /// End the machine after so many seconds, with status 124
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
@@ -310,16 +322,35 @@ pub(crate) enum ConsoleTarget {
     None,
 }
 
-impl FromStr for ConsoleTarget {
+/// The guest's console: where it goes, and whether it is a virtio device instead of a serial port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConsoleArgument {
+    pub(crate) target: ConsoleTarget,
+    pub(crate) virtio: bool,
+}
+
+impl FromStr for ConsoleArgument {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match (text, text.split_once('=')) {
-            ("stdio", _) => Ok(Self::Stdio),
-            ("none", _) => Ok(Self::None),
-            (_, Some(("file", path))) if !path.is_empty() => Ok(Self::File(path.into())),
-            _ => Err("choose stdio, file=PATH or none".to_owned()),
+        let mut console = Self { target: ConsoleTarget::Stdio, virtio: false };
+        for part in text.split(',') {
+            match (part, part.split_once('=')) {
+                ("stdio", _) => console.target = ConsoleTarget::Stdio,
+                ("none", _) => console.target = ConsoleTarget::None,
+                (_, Some(("file", path))) if !path.is_empty() => {
+                    console.target = ConsoleTarget::File(path.into());
+                }
+                ("serial", _) | (_, Some(("device", "serial"))) => console.virtio = false,
+                ("virtio", _) | (_, Some(("device", "virtio"))) => console.virtio = true,
+                _ => {
+                    return Err(
+                        "choose stdio, file=PATH or none, and device=serial or device=virtio".to_owned()
+                    );
+                }
+            }
         }
+        Ok(console)
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 use ringfence_images::Catalogue;
 use ringfence_machine::console::Nowhere;
 use ringfence_machine::{
-    BootSpec, ClockMode, CrashReport, DiskSpec, EngineChoice, HostMemory, Initrd, Machine, MachineError,
-    MachineSpec, NetSpec, Notice, Outcome, SerialOutputs, StopReason,
+    BootSpec, ClockMode, ConsoleDevice, CrashReport, DiskSpec, EngineChoice, HostMemory, Initrd, Machine,
+    MachineError, MachineSpec, NetSpec, Notice, Outcome, SerialOutputs, StopReason,
 };
 
 use crate::args::{ConsoleTarget, RunArguments};
@@ -23,6 +23,9 @@ use crate::{report, signals, terminal};
 const INTERRUPTED: u8 = SIGNAL + 2;
 const NO_READER: u8 = SIGNAL + 13;
 
+/// What the images have on the kernel's command line for a console on the serial port.
+const SERIAL_CONSOLE: &str = "console=ttyS0";
+
 pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     arguments.refuse_what_is_not_there().map_err(Failure::usage)?;
     let begun = Instant::now();
@@ -33,7 +36,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     spec.boot = boot(arguments, &mut spec.disks)?;
 
     let command = (!arguments.command.is_empty()).then(CommandStatus::default);
-    let console = Console::open(&arguments.console).map_err(Failure::failed)?;
+    let console = Console::open(&arguments.console.target).map_err(Failure::failed)?;
     let control = command.clone().map_or_else(|| Arc::new(Nowhere) as _, |status| Arc::new(status) as _);
     let outputs = SerialOutputs { console: console.port(), control };
     let profile = ProfileFile::open(arguments).map_err(Failure::failed)?;
@@ -42,7 +45,8 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<u8, Failure> {
         report::beginning(&machine, &spec);
     }
 
-    signals::watch(machine.handle(), arguments.stop_timeout).map_err(Failure::failed)?;
+    signals::watch(machine.handle(), machine.console_input(), arguments.stop_timeout)
+        .map_err(Failure::failed)?;
     let raw = console.attach(machine.handle(), machine.console_input()).map_err(Failure::failed)?;
     let start = Instant::now();
     let outcome = machine.run(arguments.timeout, tell_notice);
@@ -83,6 +87,9 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
         nets: nets(arguments, counted),
         shares: arguments.share.clone(),
         vsock: arguments.vsock.clone(),
+        console: console_device(arguments),
+        ports: arguments.port.clone(),
+        watchdog: arguments.watchdog,
         balloon: arguments.balloon.map(|size| size.0),
         boot: BootSpec::default(),
         debug_exit: arguments.debug_exit,
@@ -90,6 +97,22 @@ fn describe(arguments: &RunArguments) -> MachineSpec {
         no_reboot: arguments.no_reboot || !arguments.command.is_empty(),
     }
 }
+
+fn console_device(arguments: &RunArguments) -> ConsoleDevice {
+    if !arguments.console.virtio {
+        return ConsoleDevice::Serial;
+    }
+    let size = terminal::size().filter(|_| arguments.console.target == ConsoleTarget::Stdio);
+    let (rows, columns) = size.unwrap_or_default();
+    ConsoleDevice::Virtio { columns, rows }
+}
+
+/// The kernel's words for a virtio console. Until it is there, messages come by the serial port, which goes to the same place; Linux
+/// ends that when the console takes over. Behind `quiet`, which holds from where it stands.
+const VIRTIO_CONSOLE: &str = "earlycon=uart8250,io,0x3f8 console=hvc0";
+/// With a command: where the console's driver is a module, the kernel's complaint that there is none yet is not for the user. The
+/// images' init sets the level that holds later.
+const NO_COMPLAINTS: &str = "loglevel=3";
 
 /// The networks given; without any, one in user mode, where time passes as on the host.
 fn nets(arguments: &RunArguments, counted: bool) -> Vec<NetSpec> {
@@ -106,7 +129,7 @@ fn boot(arguments: &RunArguments, disks: &mut Vec<DiskSpec>) -> Result<BootSpec,
     let mut words: Vec<String> = Vec::new();
     let (kernel, initrds) = match &arguments.kernel {
         Some(kernel) => {
-            words.push("console=ttyS0".to_owned());
+            words.push(SERIAL_CONSOLE.to_owned());
             (kernel.clone(), arguments.initrd.iter().cloned().map(Initrd::File).collect())
         }
         None => {
@@ -133,14 +156,22 @@ fn boot(arguments: &RunArguments, disks: &mut Vec<DiskSpec>) -> Result<BootSpec,
             (image.kernel, initrds)
         }
     };
-    if arguments.console == ConsoleTarget::Stdio
+    if arguments.console.target == ConsoleTarget::Stdio
         && let Some((rows, columns)) = terminal::size()
     {
         words.push(format!("ringfence.rows={rows} ringfence.cols={columns}"));
     }
+    if arguments.console.virtio {
+        words.iter_mut().for_each(|word| *word = word.replace(SERIAL_CONSOLE, ""));
+        if !arguments.command.is_empty() {
+            words.push(NO_COMPLAINTS.to_owned());
+        }
+        words.push(VIRTIO_CONSOLE.to_owned());
+    }
+    words.extend(arguments.port.iter().map(|port| format!("ringfence.port={}", port.name)));
     words.extend(arguments.share.iter().map(|share| format!("ringfence.share={}", share.tag)));
     words.extend(arguments.append.iter().cloned());
-    words.retain(|word| !word.is_empty());
+    words.retain(|word| !word.trim().is_empty());
     Ok(BootSpec {
         kernel,
         initrds,
@@ -164,6 +195,9 @@ fn tell_notice(notice: Notice) {
              --timeout, Ctrl-] or a signal"
         }
         Notice::Rebooting => "ringfence: the guest resets; booting it again",
+        Notice::WatchdogResets => {
+            "ringfence: the guest has neglected its watchdog, which resets it; booting it again"
+        }
         Notice::AskedToStop(patience) => {
             return tell(&format!(
                 "ringfence: pressed the power button; the guest has {} s to switch itself off (--stop-timeout), a second \
@@ -194,6 +228,10 @@ fn status(outcome: &Outcome, arguments: &RunArguments, command: Option<&CommandS
         }
         Outcome::Panicked => {
             tell("error: the guest's kernel panicked; its last messages on the console tell why");
+            FAILURE
+        }
+        Outcome::Neglected => {
+            tell("error: the guest has neglected its watchdog (--watchdog), which ended the machine");
             FAILURE
         }
         Outcome::Crashed(report) => {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use ringfence_machine::console::ConsoleInput;
 use ringfence_machine::{MachineHandle, StopReason};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
@@ -24,16 +25,21 @@ pub(crate) fn survive_size_limit() -> io::Result<()> {
 
 /// Ends the machine on SIGINT, SIGHUP and SIGQUIT; on SIGTERM presses its power button first and gives it `patience`
 /// to switch itself off. The second of these signals ends the process on the spot. Holds the machine while we are
-/// stopped by SIGTSTP. In raw mode the terminal sends none of them for a key.
+/// stopped by SIGTSTP, and tells `console` of the terminal's size on SIGWINCH. In raw mode the terminal sends none of them for a key.
 ///
 /// # Errors
 /// If the host refuses the handlers or a thread.
-pub(crate) fn watch(machine: MachineHandle, patience: Duration) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP])?;
+pub(crate) fn watch(machine: MachineHandle, console: ConsoleInput, patience: Duration) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGWINCH])?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let mut ending = false;
         for signal in signals.forever() {
             match signal {
+                SIGWINCH => {
+                    if let Some((rows, columns)) = terminal::size() {
+                        console.resize(columns, rows);
+                    }
+                }
                 SIGTSTP => {
                     machine.pause();
                     terminal::restore();

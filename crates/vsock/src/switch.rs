@@ -7,11 +7,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use ringfence_helper::Link;
+use ringfence_helper::{Link, listen};
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
@@ -54,25 +53,6 @@ pub(crate) struct Switch {
     buffer: Vec<u8>,
     /// What the link is watched for: something to read, room.
     watched: (bool, bool),
-}
-
-/// Listens on a socket. What a machine that was killed left behind, on which nobody listens, is replaced.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            // A file that is no socket refuses too.
-            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
-            let refused = UnixStream::connect(path).err().map(|error| error.kind());
-            if !is_socket || refused != Some(ErrorKind::ConnectionRefused) {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)?
-        }
-        other => other?,
-    };
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 impl Switch {

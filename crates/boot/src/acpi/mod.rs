@@ -9,6 +9,7 @@ mod fadt;
 mod madt;
 mod pci;
 mod resource;
+mod wdat;
 
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, facs};
@@ -84,6 +85,9 @@ impl AcpiTables {
         let mut found = vec![fadt, madt];
         if let Some(ecam) = platform.pci_ecam {
             found.push(tables.add(pci::mcfg(ecam).as_slice())?);
+        }
+        if let Some(watchdog) = platform.watchdog {
+            found.push(tables.add(wdat::build(&watchdog).as_slice())?);
         }
         let (mut rsdt, mut xsdt) = (table(b"RSDT", 1), table(b"XSDT", 1));
         for address in found {

@@ -223,3 +223,27 @@ fn generation_id_is_where_its_device_says_and_nowhere_without_one() {
     let dsdt = walk(&memory).into_iter().find(|(name, _)| name == "DSDT").unwrap().1;
     assert!(!has(&dsdt, name));
 }
+
+#[test]
+fn watchdog_is_described_where_there_is_one() {
+    let watchdog = crate::Watchdog { port: 0x660, period_ms: 100, preset: 0, left: 2, control: 4, status: 6 };
+    let platform = PlatformDescription { watchdog: Some(watchdog), ..PlatformDescription::default() };
+    let memory = GuestMemory::flat(64 << 20).unwrap();
+    AcpiTables::build(&platform, 1, BASE).unwrap().write(&memory).unwrap();
+    let wdat = find(&memory, "WDAT");
+    // Header, no PCI function, period, counts, on, entries.
+    assert_eq!(u32_at(&wdat, 36), Some(32));
+    assert_eq!(wdat[40..45], [0xff, 0, 0xff, 0xff, 0xff]);
+    let word = |at| u32_at(&wdat, at).unwrap();
+    assert_eq!((word(48), word(52), word(56), wdat[60]), (100, 0xffff, 1, 1));
+    let count = word(64) as usize;
+    assert_eq!(wdat.len(), 68 + count * 24);
+    // Every action of Linux's driver and Windows's, each one access of two bytes to one of the four registers.
+    let entries: Vec<&[u8]> = wdat[68..].chunks(24).collect();
+    let actions: Vec<u8> = entries.iter().map(|entry| entry[0]).collect();
+    assert_eq!(actions, [1, 4, 5, 6, 8, 9, 10, 11, 32, 33]);
+    for entry in entries {
+        assert_eq!(entry[4..8], [1, 16, 0, 2]);
+        assert!((0x660..=0x666).step_by(2).any(|port| u64_at(entry, 8) == Some(port)), "{entry:x?}");
+    }
+}

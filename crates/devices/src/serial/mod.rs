@@ -12,6 +12,7 @@
 //! a driver has opened the port waits in a queue instead of being thrown away with the FIFO. Output goes to a
 //! [`SerialOutput`]; one that takes no more leaves characters in the transmit FIFO, as a held line would.
 
+mod input;
 mod output;
 mod state;
 #[cfg(test)]
@@ -21,6 +22,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use ringfence_engine::{BusDevice, IrqLine, Placement, SavedState, StateError, Stateful};
 
+pub use input::SerialInput;
+pub(crate) use output::Wakers;
 pub use output::{BufferedOutput, SerialOutput};
 
 use crate::device::{Wire, lock, ports, read_bytes, write_bytes};

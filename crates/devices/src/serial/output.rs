@@ -1,7 +1,7 @@
 //! Where a serial port's output goes.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::device::lock;
@@ -12,10 +12,26 @@ pub trait SerialOutput: Send + Sync {
     /// vCPU's thread with the port locked.
     fn write(&self, bytes: &[u8]) -> usize;
     /// Registers what to call, with no lock of the output held, when there is room again after [`write`] took
-    /// less than all. The first registration holds.
+    /// less than all. All that are registered are called.
     ///
     /// [`write`]: SerialOutput::write
     fn on_room(&self, wake: Box<dyn Fn() + Send + Sync>);
+}
+
+/// Who is to be called when there is room.
+#[derive(Default)]
+pub(crate) struct Wakers(Mutex<Vec<Arc<dyn Fn() + Send + Sync>>>);
+
+impl Wakers {
+    pub(crate) fn add(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        lock(&self.0).push(wake.into());
+    }
+
+    /// Calls them, with no lock held.
+    pub(crate) fn call(&self) {
+        let wakers = lock(&self.0).clone();
+        wakers.iter().for_each(|wake| wake());
+    }
 }
 
 #[derive(Default)]
@@ -32,7 +48,7 @@ struct Shared {
     capacity: usize,
     queue: Mutex<Queue>,
     changed: Condvar,
-    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    wakers: Wakers,
 }
 
 /// Output through a bounded buffer and a thread of its own, so that a slow or stopped reader (a terminal after
@@ -59,7 +75,7 @@ impl BufferedOutput {
             capacity: capacity.max(1),
             queue: Mutex::default(),
             changed: Condvar::new(),
-            wake: OnceLock::new(),
+            wakers: Wakers::default(),
         });
         let of_thread = Arc::clone(&shared);
         std::thread::Builder::new().name("serial-out".into()).spawn(move || of_thread.run(writer))?;
@@ -112,7 +128,7 @@ impl SerialOutput for BufferedOutput {
     }
 
     fn on_room(&self, wake: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.shared.wake.set(wake);
+        self.shared.wakers.add(wake);
     }
 }
 
@@ -152,8 +168,6 @@ impl Shared {
     }
 
     fn tell(&self) {
-        if let Some(wake) = self.wake.get() {
-            wake();
-        }
+        self.wakers.call();
     }
 }

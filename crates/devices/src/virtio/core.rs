@@ -184,6 +184,39 @@ impl Core {
         }
     }
 
+    /// Gives a chain back that the driver will probably find by itself, and ends it.
+    fn finish_untold(&self, index: u16, chain: (u16, u32)) {
+        let mut state = lock(&self.state);
+        let may = state.is_running() && self.endpoint.is_bus_master() && state.agreed(feature::EVENT_INDEX);
+        let queue = state.queues.get_mut(usize::from(index)).filter(|q| may && q.enabled && !q.resetting);
+        let Some(queue) = queue else {
+            drop(state);
+            return self.finish(index, &[chain], 1);
+        };
+        if let Err(why) = queue.put_untold(&self.memory, chain) {
+            self.fail(&mut state, why);
+        }
+        drop(state);
+        self.finish(index, &[], 1);
+    }
+
+    /// Tells the driver of what it was not told of, unless it has found it.
+    fn remind(&self, index: u16) {
+        let mut state = lock(&self.state);
+        if !state.is_running() || !self.endpoint.is_bus_master() {
+            return;
+        }
+        let queue = state.queues.get_mut(usize::from(index)).filter(|q| q.enabled && !q.resetting);
+        let Some((vector, told)) = queue.map(|queue| (queue.vector, queue.remind(&self.memory))) else {
+            return;
+        };
+        match told {
+            Ok(true) => self.interrupt(&mut state, vector, isr::QUEUE),
+            Ok(false) => (),
+            Err(why) => self.fail(&mut state, why),
+        }
+    }
+
     /// Ends `count` chains that were in flight, some of which are given back.
     fn finish(&self, index: u16, chains: &[(u16, u32)], count: u32) {
         let mut state = lock(&self.state);
@@ -293,6 +326,11 @@ impl Port {
             }
         }
         self.0.finish(queue, &heads, heads.len() as u32);
+    }
+
+    /// Tells the driver of the chains that [`Chain::complete_untold`] has given back, unless it has taken them meanwhile.
+    pub fn remind(&self, queue: u16) {
+        self.0.remind(queue);
     }
 
     /// Tells the driver that the device's configuration has changed.
@@ -406,6 +444,14 @@ impl Chain {
         self.done = true;
         let written = written.min(self.writable_len() as u32);
         self.core.finish(self.queue, &[(self.head, written)], 1);
+    }
+
+    /// The same for a driver that probably waits in a loop for the chain, and would be interrupted for nothing: it is told by
+    /// [`Port::remind`], which must follow soon, or at once if there is no way to know whether it has taken the chain.
+    pub fn complete_untold(mut self, written: u32) {
+        self.done = true;
+        let written = written.min(self.writable_len() as u32);
+        self.core.finish_untold(self.queue, (self.head, written));
     }
 
     /// Puts the chain back where it came from, unused, to be taken again. Only the last one taken of its queue can

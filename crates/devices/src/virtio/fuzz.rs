@@ -25,8 +25,8 @@ use crate::{Device, SystemBus};
 
 const RAM: u64 = 0x4_0000;
 const ROM: u64 = 0x8_0000;
-/// Device types: sockets and file systems.
-const HELPED: [u16; 2] = [19, 26];
+/// Device types: consoles, sockets and file systems.
+const HELPED: [u16; 3] = [3, 19, 26];
 const ROM_BYTE: u8 = 0x5a;
 /// Where the queues are, 4 KiB each: descriptors, at 0x400 the driver's ring, at 0x800 the device's.
 const QUEUES: u64 = 0x1000;
@@ -96,17 +96,18 @@ struct Guest {
 }
 
 /// The same with one of the devices, chosen by the first byte: entropy, a balloon, a disk in the file `image` of some whole
-/// sectors, which is written to, or a shared folder or vsock in the folder `place`.
+/// sectors, which is written to, or a shared folder, vsock or a port in the folder `place`.
 ///
 /// # Panics
 /// If file or folder cannot be used, or when something that must hold does not.
 pub fn run_any(image: &Path, place: &Path, input: &[u8]) {
     let Some((kind, input)) = input.split_first() else { return };
-    match kind % 6 {
+    match kind % 7 {
         0 => run(Arc::new(Rng::default()), input),
         1 => run(Balloon::new(1 << 20), input),
         4 => helped::share(&place.join("shared"), input),
         5 => helped::vsock(&place.join("socket"), input),
+        6 => helped::console(&place.join("port"), input),
         kind => {
             let mut spec = DiskSpec { engine: IoEngine::Sync, ..DiskSpec::new(image) };
             spec.read_only = kind == 3;

@@ -19,6 +19,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 mod core;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;

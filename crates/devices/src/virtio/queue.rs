@@ -70,6 +70,9 @@ pub(super) struct Queue {
     /// A reset waits for what is in flight.
     #[serde(skip)]
     pub(super) resetting: bool,
+    /// Chains given back of which the driver is to be told later.
+    #[serde(skip)]
+    pub(super) untold: u16,
 }
 
 struct Descriptor {
@@ -132,6 +135,7 @@ impl Queue {
             next_used: 0,
             in_flight: 0,
             resetting: false,
+            untold: 0,
         }
     }
 
@@ -259,7 +263,25 @@ impl Queue {
         }
         let wanted = self.load(memory, 4 + u64::from(self.size) * 2)?;
         // Whether the wanted entry is among those filled just now (2.7.7.2).
-        let passed = self.next_used.wrapping_sub(wanted).wrapping_sub(1);
-        Ok(usize::from(passed) < chains.len())
+        let count = chains.len() + usize::from(std::mem::take(&mut self.untold));
+        Ok(usize::from(self.next_used.wrapping_sub(wanted).wrapping_sub(1)) < count)
+    }
+
+    /// Whether to tell the driver of chains given back before, unless it has found them meanwhile. Without events it is told at once,
+    /// so that none are left.
+    pub(super) fn remind(&mut self, memory: &GuestMemory) -> Result<bool, Broken> {
+        if self.untold == 0 {
+            return Ok(false);
+        }
+        self.put(memory, &[], true)
+    }
+
+    /// Gives a chain back of which the driver is to be told later, which needs events.
+    pub(super) fn put_untold(&mut self, memory: &GuestMemory, chain: (u16, u32)) -> Result<(), Broken> {
+        let before = self.untold;
+        self.put(memory, &[chain], true)?;
+        // More than the ring has entries are never untold.
+        self.untold = before.saturating_add(1).min(self.size);
+        Ok(())
     }
 }

@@ -212,9 +212,9 @@ impl SoftVcpu {
         }
     }
 
-    /// Nothing waits that RFLAGS.IF does not hold off.
+    /// Nothing waits, and nothing will come, that RFLAGS.IF does not hold off.
     pub(crate) fn nothing_unmaskable(&self) -> bool {
-        self.inbox.pending() & !pending::INTERRUPT == 0
+        self.inbox.pending() & !pending::INTERRUPT == 0 && !self.timers.holds_vital()
     }
 
     /// The loop behind [`Vcpu::run`].

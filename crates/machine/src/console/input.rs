@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use ringfence_devices::serial::Serial;
+use ringfence_devices::serial::SerialInput;
 
 /// The byte of Ctrl-].
 const CTRL_RIGHT_BRACKET: u8 = 0x1d;
@@ -19,10 +19,10 @@ pub enum Escape {
     None,
 }
 
-/// A serial port's receiving side, for a thread that may wait.
-#[derive(Clone, Debug)]
+/// A console's receiving side, for a thread that may wait.
+#[derive(Clone)]
 pub struct ConsoleInput {
-    serial: Arc<Serial>,
+    device: Arc<dyn SerialInput>,
     room: Arc<Room>,
 }
 
@@ -37,24 +37,30 @@ struct Room {
 /// How long to wait for the guest before looking whether the machine has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
+impl std::fmt::Debug for ConsoleInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ConsoleInput")
+    }
+}
+
 impl ConsoleInput {
-    pub(crate) fn new(serial: Arc<Serial>) -> Self {
+    pub(crate) fn new(device: Arc<dyn SerialInput>) -> Self {
         let room: Arc<Room> = Arc::default();
         let wake = Arc::downgrade(&room);
-        serial.on_input_room(move || {
+        device.on_input_room(Box::new(move || {
             if let Some(room) = wake.upgrade() {
                 *room.there.lock().unwrap_or_else(PoisonError::into_inner) = true;
                 room.changed.notify_all();
             }
-        });
-        Self { serial, room }
+        }));
+        Self { device, room }
     }
 
     /// Hands some bytes from the front of `bytes` to the guest, waiting until it takes any. Returns how many; 0 means
     /// that the machine has ended.
     pub fn offer(&self, bytes: &[u8]) -> usize {
         while !self.room.ended.load(Ordering::Acquire) {
-            let taken = self.serial.input(bytes);
+            let taken = self.device.input(bytes);
             if taken > 0 || bytes.is_empty() {
                 return taken;
             }
@@ -63,6 +69,11 @@ impl ConsoleInput {
             *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
         }
         0
+    }
+
+    /// Tells the guest of the terminal's size, if its console is a device that can.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        self.device.resize(columns, rows);
     }
 
     /// The machine has ended: nobody shall wait any more.

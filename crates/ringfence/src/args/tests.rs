@@ -19,7 +19,8 @@ fn definition_is_consistent() {
 fn defaults_boot_a_shell() {
     let run = run(&[]).unwrap();
     assert_eq!((run.image, run.memory, run.cpus), (None, ByteSize(512 << 20), 1));
-    assert_eq!((run.engine, run.console), (EngineChoice::Auto, ConsoleTarget::Stdio));
+    let console = ConsoleArgument { target: ConsoleTarget::Stdio, virtio: false };
+    assert_eq!((run.engine, run.console), (EngineChoice::Auto, console));
 }
 
 #[test]
@@ -45,6 +46,10 @@ fn unknown_values_are_refused() {
         ["--cpu", "z80"],
         ["--cpus", "-1"],
         ["--console", "file="],
+        ["--console", "stdio,device=vga"],
+        ["--port", "name=a"],
+        ["--port", "socket=s"],
+        ["--watchdog", "bark"],
         ["--timeout", "-5"],
         ["--timeout", "NaN"],
         ["--timeout", "inf"],
@@ -72,4 +77,15 @@ fn features_to_come_are_refused_by_name() {
 fn numbers_are_understood() {
     assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
     assert_eq!((parse_port("0xf4"), parse_port("244")), (Ok(0xf4), Ok(0xf4)));
+}
+
+#[test]
+fn console_is_a_place_and_a_device() {
+    let console = |text: &str| run(&["--console", text]).unwrap().console;
+    let expected = |target, virtio| ConsoleArgument { target, virtio };
+    assert_eq!(console("virtio"), expected(ConsoleTarget::Stdio, true));
+    assert_eq!(console("stdio,device=virtio"), expected(ConsoleTarget::Stdio, true));
+    assert_eq!(console("serial"), expected(ConsoleTarget::Stdio, false));
+    assert_eq!(console("file=a=b,device=virtio"), expected(ConsoleTarget::File("a=b".into()), true));
+    assert_eq!(console("none"), expected(ConsoleTarget::None, false));
 }

@@ -50,6 +50,13 @@ impl Pty {
         command.stdin(end()).stdout(end()).stderr(end()).spawn().expect("the command starts")
     }
 
+    /// Gives the terminal another size, and tells the command on it, whose controlling terminal it is not.
+    pub fn resize(&self, child: &Child, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.theirs, size).expect("a size");
+        super::signal(child, rustix::process::Signal::WINCH);
+    }
+
     pub fn modes(&self) -> Termios {
         tcgetattr(&self.theirs).expect("terminal modes")
     }

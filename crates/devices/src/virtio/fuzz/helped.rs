@@ -1,13 +1,18 @@
-//! Devices whose other end is a process: here it is a thread.
+//! Devices whose other end is a process, which is a thread here, or a program of the host.
 
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringfence_share::{Server, ShareSpec};
 use ringfence_vsock::{Link, VsockSpec};
 
 use super::run;
+use crate::serial::SerialOutput;
 use crate::virtio::SharedDevice;
+use crate::virtio::console::{Console, ConsoleConfig, PortConfig, PortEnd, PortSocket, Size};
 use crate::virtio::share::{Share, ShareConfig};
 use crate::virtio::vsock::{Vsock, VsockConfig};
 
@@ -44,4 +49,37 @@ pub(super) fn vsock(socket: &Path, input: &[u8]) {
     };
     let serve = |link| ringfence_vsock::serve(link, &spec, &mut || ()).expect("the place is ours");
     run_helped(make, serve, input);
+}
+
+/// A console and two ports, one at the socket `path`, with a program there that comes and says something.
+pub(super) fn console(path: &Path, input: &[u8]) {
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).expect("the place is ours");
+    let mut program = UnixStream::connect(path).expect("somebody listens");
+    program.set_nonblocking(true).expect("a socket");
+    program.write_all(input.get(..100).unwrap_or(input)).expect("a socket has room for little");
+    let end = PortEnd::Socket(PortSocket::new(listener, path.to_owned()).expect("a listening socket"));
+    let output = PortEnd::Output(Arc::new(Few::default()));
+    let config = ConsoleConfig {
+        console: Some(Arc::new(Few::default())),
+        size: Size { columns: 80, rows: 25 },
+        ports: vec![
+            PortConfig { name: "a".to_owned(), end },
+            PortConfig { name: "b".to_owned(), end: output },
+        ],
+    };
+    run(Arc::new(Console::new(config).expect("a thread")), input);
+    let _ = program.read(&mut [0; 4096]);
+}
+
+/// Takes some bytes, then none, then some again.
+#[derive(Default)]
+struct Few(AtomicBool);
+
+impl SerialOutput for Few {
+    fn write(&self, bytes: &[u8]) -> usize {
+        if self.0.fetch_xor(true, Ordering::Relaxed) { 0 } else { bytes.len().min(1000) }
+    }
+
+    fn on_room(&self, _: Box<dyn Fn() + Send + Sync>) {}
 }
