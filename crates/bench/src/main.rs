@@ -2,8 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+mod collect;
+mod devices;
 mod engines;
+mod host;
 mod interpreter;
+mod root;
 mod translation;
 
 use std::error::Error;
@@ -29,6 +33,8 @@ enum What {
     },
     /// Whole programs natively, under QEMU and under Ringfence, from the same disk.
     Engines(engines::EnginesArguments),
+    /// Disks and the network beside QEMU's translator and the host itself: operations, throughput, round trips.
+    Devices(devices::DevicesArguments),
     /// What translating a program's code costs; nothing is executed.
     Translation(translation::TranslationArguments),
 }
@@ -40,6 +46,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         What::Engines(arguments) => engines::run(&arguments).map_err(Into::into),
+        What::Devices(arguments) => devices::run(&arguments).map_err(Into::into),
         What::Translation(arguments) => translation::measure(&arguments).map_err(Into::into),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };

@@ -84,6 +84,13 @@ pub(crate) const RECIPES: &[Recipe] = &[
         append: DISK_APPEND,
         contents: Contents::Disk { packages: &[BASE_PACKAGES, DEVELOPMENT_PACKAGES], size: 2 << 30 },
     },
+    Recipe {
+        name: "debian:io",
+        description: "The same base with fio, iperf3 and qperf; what `bench devices` runs",
+        series: None,
+        append: DISK_APPEND,
+        contents: Contents::Disk { packages: &[BASE_PACKAGES, TRANSFER_PACKAGES], size: 2 << 30 },
+    },
 ];
 
 /// The disk is the first; nothing else has to be found or loaded for it.
@@ -139,6 +146,9 @@ const DEVELOPMENT_PACKAGES: &[&str] = &[
     "xz-utils",
     "zstd",
 ];
+
+/// What measures disks and networks.
+const TRANSFER_PACKAGES: &[&str] = &["fio", "iperf3", "qperf"];
 
 /// Packages that lead to the kernel for virtual machines: Debian's name and Ubuntu's.
 const KERNEL_PACKAGES: &[&str] = &["linux-image-cloud-amd64", "linux-image-virtual"];

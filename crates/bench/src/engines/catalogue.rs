@@ -1,6 +1,6 @@
 //! The programs that are measured: a table. Each is a shell command in `/bench` of the guest whose output is its result.
 
-use ringfence_images::digest::Digest;
+use crate::root::Kit;
 
 /// What a program spends its time with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,9 +98,13 @@ pub(crate) const FILES: &[(&str, &str)] = &[
     ("src/work.py", include_str!("guest/work.py")),
 ];
 
-/// Changes whenever the guest's `/bench` does.
-pub(crate) fn fingerprint() -> Digest {
-    Digest::of(format!("{FILES:?}{PROGRAMS:?}").as_bytes())
+/// What the programs are run with, compiled by the image's own gcc.
+pub(crate) fn kit() -> Kit {
+    let files = FILES.iter().map(|&(name, text)| (name.to_owned(), text.to_owned()));
+    let commands = PROGRAMS
+        .iter()
+        .map(|program| (format!("commands/{}", program.name), format!("{}\n", program.command)));
+    Kit { name: "engines", image: "debian:dev", files: files.chain(commands).collect() }
 }
 
 /// A list of programs that cannot be measured.

@@ -1,25 +1,23 @@
 //! The same programs natively, under QEMU's translator and under Ringfence, in turn, from one disk image.
 //!
-//! [`prepare`] makes the disk and compiles the programs of [`catalogue`] once; a [`side`] runs them all in one go and prints what
+//! [`root`] makes the disk and compiles the programs of [`catalogue`] once; a [`side`] runs them all in one go and prints what
 //! [`transcript`] understands; [`results`] turns rounds into figures, and [`report`] shows them. A figure exists only if every
 //! round of a side gave the native result.
 
 mod catalogue;
-mod native;
-mod prepare;
 mod report;
 mod results;
 mod side;
 mod transcript;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use ringfence_images::Progress;
 
-use native::{Native, NativeError};
+use crate::host::{self, NoRingfence, Steps};
+use crate::root::native::{Native, NativeError};
+use crate::root::{self, PrepareError};
 use results::{Measure, SideRounds};
 use side::Side;
 
@@ -81,24 +79,13 @@ pub(crate) enum EnginesError {
     #[error(transparent)]
     Program(#[from] catalogue::UnknownProgram),
     #[error(transparent)]
-    Prepare(#[from] prepare::PrepareError),
-    #[error("`{0}` is not there; build it with `cargo build --release`, or name it with --ringfence")]
-    NoRingfence(PathBuf),
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    NoRingfence(#[from] NoRingfence),
     #[error("there is no side `{0}`; --against takes native and qemu")]
     UnknownSide(String),
     #[error("cannot write `{0}`")]
     Write(PathBuf, #[source] std::io::Error),
-}
-
-/// Tells the steps on standard error, a line each.
-struct Steps;
-
-impl Progress for Steps {
-    fn step(&mut self, what: &str, _total: Option<u64>) {
-        eprintln!("{what}");
-    }
-
-    fn advance(&mut self, _done: u64) {}
 }
 
 /// Measures, and prints the report.
@@ -109,8 +96,8 @@ pub(crate) fn run(arguments: &EnginesArguments) -> Result<(), EnginesError> {
     {
         return Err(EnginesError::UnknownSide(other.clone()));
     }
-    let ringfence = ringfence(arguments.ringfence.as_deref())?;
-    let prepared = prepare::prepare(&mut Steps)?;
+    let ringfence = host::ringfence(arguments.ringfence.as_deref())?;
+    let prepared = root::prepare(&catalogue::kit(), &mut Steps)?;
     let mut notes = vec![format!(
         "guests: Linux {}, one vCPU, {} MiB, root on NVMe; {} rounds of 1 + {} runs",
         prepared.kernel_release, arguments.memory, arguments.rounds, arguments.repeats
@@ -135,7 +122,7 @@ pub(crate) fn run(arguments: &EnginesArguments) -> Result<(), EnginesError> {
         }
     }
     let rows = results::rows(&programs, &measured, arguments.by);
-    let facts = report::Facts { host_cpu: host_cpu(), notes };
+    let facts = report::Facts { host_cpu: host::cpu(), notes };
     print!("{}", report::text(&rows, &measured, &facts));
     if let Some(path) = &arguments.json {
         let text = format!("{:#}\n", report::json(&rows, &measured, &facts));
@@ -161,7 +148,7 @@ fn sides(
     }
     if wanted("qemu") {
         let program = PathBuf::from("qemu-system-x86_64");
-        match version(&program) {
+        match host::version(&program) {
             Some(version) => {
                 notes.push(format!("qemu: {version}; -accel tcg,thread=single -cpu {}", arguments.qemu_cpu));
                 sides.push(Side::Qemu { program, cpu: arguments.qemu_cpu.clone() });
@@ -171,7 +158,7 @@ fn sides(
             ),
         }
     }
-    let version = version(&ringfence).unwrap_or_default();
+    let version = host::version(&ringfence).unwrap_or_default();
     notes.push(format!(
         "ringfence: {version}; --engine {} --cpu {}",
         arguments.engine.join(","),
@@ -184,27 +171,4 @@ fn sides(
     };
     sides.extend(arguments.engine.iter().map(side));
     sides
-}
-
-/// The command to measure.
-fn ringfence(given: Option<&Path>) -> Result<PathBuf, EnginesError> {
-    let path = given.map_or_else(
-        || std::env::current_exe().unwrap_or_default().with_file_name("ringfence"),
-        Path::to_owned,
-    );
-    if path.is_file() { Ok(path) } else { Err(EnginesError::NoRingfence(path)) }
-}
-
-/// The first line of what a program says about its version.
-fn version(program: &Path) -> Option<String> {
-    let output = Command::new(program).arg("--version").output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
-}
-
-fn host_cpu() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name =
-        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
-    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    format!("{}, {count} processors", name.unwrap_or("an unknown CPU"))
 }

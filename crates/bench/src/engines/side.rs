@@ -1,15 +1,13 @@
-//! A side of the comparison: how it is started, and how its output is collected.
+//! A side of the comparison: how it is started, and what it says.
 
-use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use super::native::Native;
-use super::prepare::Prepared;
 use super::transcript::Transcript;
+use crate::collect;
+use crate::root::Prepared;
+use crate::root::native::Native;
 
 /// Who executes the programs.
 #[derive(Debug, Clone)]
@@ -100,66 +98,14 @@ impl Side {
     }
 }
 
-/// Runs a command to its end, its output read as it comes; of a guest with the processor time so far.
-fn collect(mut command: Command, is_guest: bool, limit: Duration) -> std::io::Result<Round> {
-    let start = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (send, lines) = channel();
-    let pid = child.id();
-    if let Some(out) = child.stdout.take() {
-        thread::spawn(move || {
-            for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
-                let at = start.elapsed().as_secs_f64();
-                let processor = if is_guest { processor_seconds(pid) } else { None };
-                if send.send((String::from_utf8_lossy(&line).into_owned(), at, processor)).is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    let errors = child.stderr.take().map(|mut err| {
-        thread::spawn(move || {
-            let mut text = Vec::new();
-            // What could not be read is missing in a message only.
-            let _ = err.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        })
-    });
-    let mut round = Round::default();
-    let mut last = String::new();
-    loop {
-        match lines.recv_timeout(limit.saturating_sub(start.elapsed())) {
-            Ok((line, at, processor)) => {
-                round.transcript.line(&line, at, processor);
-                if !line.trim().is_empty() {
-                    last = line.trim().to_owned();
-                }
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                round.failure = Some(format!("did not end within {} s", limit.as_secs()));
-                child.kill()?;
-                break;
-            }
-        }
-    }
-    let status = child.wait()?;
-    if round.failure.is_none() && !round.transcript.complete() {
-        let errors = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
-        let said = errors.trim().lines().last().map_or(last, str::to_owned);
-        round.failure = Some(format!("ended too early ({status}); its last words: {said:?}"));
-    }
-    Ok(round)
-}
-
-/// Processor seconds that a process has taken so far, all threads together: proc_pid_stat(5), fields 14 and 15.
-fn processor_seconds(pid: u32) -> Option<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name before may hold anything.
-    let (_, rest) = text.rsplit_once(')')?;
-    let field = |index: usize| rest.split_whitespace().nth(index)?.parse::<u64>().ok();
-    let ticks = field(11)? + field(12)?;
-    Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+/// Runs a command to its end and reads its output as a transcript; of a guest with the processor time so far.
+fn collect(command: Command, is_guest: bool, limit: Duration) -> std::io::Result<Round> {
+    let mut transcript = Transcript::default();
+    let ended = collect::run(command, limit, |line| {
+        transcript.line(&line.text, line.at, line.processor.filter(|_| is_guest));
+    })?;
+    let failure = ended.late.or_else(|| (!transcript.complete()).then_some(ended.early));
+    Ok(Round { transcript, failure })
 }
 
 #[cfg(test)]

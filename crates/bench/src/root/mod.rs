@@ -1,7 +1,9 @@
 //! The disk that all sides run from, and the same files as a folder for the native side. Made once and kept in the cache.
 //!
-//! The image `debian:dev` is copied and its files are taken out by `debugfs`; the programs are compiled there by the
-//! image's own gcc, natively, and written back into the copy, so that every side executes the same bytes.
+//! An image is copied and its files are taken out by `debugfs`; ours are added, prepared there natively (compiled by the
+//! image's own gcc, for one), and written back into the copy, so that every side executes the same bytes.
+
+pub(crate) mod native;
 
 use std::fmt::Write;
 use std::fs;
@@ -13,11 +15,20 @@ use std::process::Command;
 use ringfence_images::digest::Digest;
 use ringfence_images::{Catalogue, Image, ImageError, Progress};
 
-use super::catalogue::{FILES, PROGRAMS, fingerprint};
-use super::native::{Native, NativeError};
+use native::{Native, NativeError};
 
-const IMAGE: &str = "debian:dev";
-/// Where the programs are, in the guest.
+/// What is measured with: an image and what is added to it.
+#[derive(Debug)]
+pub(crate) struct Kit {
+    /// Whose it is; a word.
+    pub(crate) name: &'static str,
+    pub(crate) image: &'static str,
+    /// Files of the guest's `/bench`. What has no dot in its name is a program, and `prepare`, if there is one, is run there
+    /// natively, once.
+    pub(crate) files: Vec<(String, String)>,
+}
+
+/// Where our files are, in the guest.
 const BENCH: &str = "bench";
 
 /// Why there is nothing to measure with.
@@ -25,8 +36,8 @@ const BENCH: &str = "bench";
 pub(crate) enum PrepareError {
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error("the image {IMAGE} has no disk")]
-    NoDisk,
+    #[error("the image {0} has no disk")]
+    NoDisk(&'static str),
     #[error("cannot {action} `{path}`")]
     Io {
         action: &'static str,
@@ -36,10 +47,10 @@ pub(crate) enum PrepareError {
     },
     #[error("`{0}` did not do its work; it said: {1}")]
     Tool(&'static str, String),
-    #[error("the programs have to be compiled once in the image's own files")]
+    #[error("the image's own files have to be entered once, to prepare what is measured")]
     Native(#[from] NativeError),
-    #[error("the programs' sources do not compile in the image; it said: {0}")]
-    Compile(String),
+    #[error("what is measured cannot be prepared in the image, sources compiled for one; it said: {0}")]
+    Prepare(String),
 }
 
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PrepareError {
@@ -58,26 +69,36 @@ pub(crate) struct Prepared {
     pub(crate) kernel_release: String,
 }
 
-/// Makes sure that disk and folder are there.
-pub(crate) fn prepare(progress: &mut dyn Progress) -> Result<Prepared, PrepareError> {
+/// Makes sure that disk and folder of `kit` are there.
+pub(crate) fn prepare(kit: &Kit, progress: &mut dyn Progress) -> Result<Prepared, PrepareError> {
     let catalogue = Catalogue::builtin()?;
-    let image = catalogue.ensure(IMAGE, progress)?;
-    let source = image.disk.clone().ok_or(PrepareError::NoDisk)?;
+    let image = catalogue.ensure(kit.image, progress)?;
+    let source = image.disk.clone().ok_or(PrepareError::NoDisk(kit.image))?;
     let bench = catalogue.cache().root().join("bench");
     let made = fs::metadata(&source).and_then(|file| file.modified()).map_err(at("read", &source))?;
-    let name = Digest::of(format!("{:?}{made:?}{}", image.packages, fingerprint()).as_bytes()).to_string();
-    let ready = bench.join(name.get(..16).unwrap_or(&name));
+    let digest = Digest::of(format!("{:?}{made:?}{:?}", image.packages, kit.files).as_bytes()).to_string();
+    let ready = bench.join(format!("{}-{}", kit.name, digest.get(..16).unwrap_or(&digest)));
     if !ready.exists() {
-        // What older versions left is of no use to anybody.
-        if bench.exists() {
-            fs::remove_dir_all(&bench).map_err(at("remove", &bench))?;
-        }
-        let work = bench.join("work");
+        fs::create_dir_all(&bench).map_err(at("create", &bench))?;
+        remove_older(&bench, kit.name)?;
+        let work = bench.join(format!("{}-work", kit.name));
         fs::create_dir_all(&work).map_err(at("create", &work))?;
-        make(&source, &work, progress)?;
+        make(kit, &source, &work, progress)?;
         fs::rename(&work, &ready).map_err(at("create", &ready))?;
     }
     Ok(described(&image, &ready))
+}
+
+/// What older versions of a kit left is of no use to anybody; nor is what has no kit's name.
+fn remove_older(bench: &Path, name: &str) -> Result<(), PrepareError> {
+    for entry in fs::read_dir(bench).map_err(at("list", bench))? {
+        let path = entry.map_err(at("list", bench))?.path();
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        if file.split_once('-').is_none_or(|(kit, _)| kit == name) {
+            fs::remove_dir_all(&path).map_err(at("remove", &path))?;
+        }
+    }
+    Ok(())
 }
 
 fn described(image: &Image, folder: &Path) -> Prepared {
@@ -90,7 +111,7 @@ fn described(image: &Image, folder: &Path) -> Prepared {
     }
 }
 
-fn make(source: &Path, work: &Path, progress: &mut dyn Progress) -> Result<(), PrepareError> {
+fn make(kit: &Kit, source: &Path, work: &Path, progress: &mut dyn Progress) -> Result<(), PrepareError> {
     let (disk, root) = (work.join("disk.ext4"), work.join("root"));
     progress.step("Copying the disk", None);
     run("cp", Command::new("cp").args(["--sparse=always"]).arg(source).arg(&disk))?;
@@ -99,27 +120,24 @@ fn make(source: &Path, work: &Path, progress: &mut dyn Progress) -> Result<(), P
     // An ordinary user cannot give files away, which it complains of; the files are there all the same.
     run("debugfs", debugfs().arg("-R").arg(format!("rdump / \"{}\"", root.display())).arg(&disk))?;
 
-    progress.step("Compiling the programs", None);
     let bench = root.join(BENCH);
-    for folder in ["src", "commands"] {
-        let folder = bench.join(folder);
-        fs::create_dir_all(&folder).map_err(at("create", &folder))?;
-    }
-    for (name, text) in FILES {
+    for (name, text) in &kit.files {
         let path = bench.join(name);
+        let folder = path.parent().unwrap_or(&bench);
+        fs::create_dir_all(folder).map_err(at("create", folder))?;
         fs::write(&path, text).map_err(at("write", &path))?;
         let mode = fs::Permissions::from_mode(if name.contains('.') { 0o644 } else { 0o755 });
         fs::set_permissions(&path, mode).map_err(at("change", &path))?;
     }
-    for program in PROGRAMS {
-        let path = bench.join("commands").join(program.name);
-        fs::write(&path, format!("{}\n", program.command)).map_err(at("write", &path))?;
-    }
-    let native = Native::new(&root)?;
-    let output = native.command(&["/bench/prepare"]).output().map_err(at("run", &bench.join("prepare")))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(PrepareError::Compile(said.trim().chars().take(2000).collect()));
+    if bench.join("prepare").exists() {
+        progress.step("Compiling the programs", None);
+        let native = Native::new(&root)?;
+        let output =
+            native.command(&["/bench/prepare"]).output().map_err(at("run", &bench.join("prepare")))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(PrepareError::Prepare(said.trim().chars().take(2000).collect()));
+        }
     }
     progress.step("Writing them to the disk", None);
     write_back(&bench, &disk, &work.join("script"))

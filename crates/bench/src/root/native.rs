@@ -50,10 +50,20 @@ impl Native {
         Err(NativeError::NoNamespace(reason))
     }
 
-    /// The command, to be run in the image's files.
+    /// The command, to be run in the image's files, on one processor.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("taskset");
-        command.args(["--cpu-list", &self.cpu, "unshare"]).args(self.unshare);
+        command.args(["--cpu-list", &self.cpu, "unshare"]);
+        self.enter(command, words)
+    }
+
+    /// The command, to be run in the image's files, on any processor: for what serves the sides.
+    pub(crate) fn server(&self, words: &[&str]) -> Command {
+        self.enter(Command::new("unshare"), words)
+    }
+
+    fn enter(&self, mut command: Command, words: &[&str]) -> Command {
+        command.args(self.unshare);
         command.args(["/bin/sh", "-c", ENTER, "enter"]).arg(&self.root).args(words);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command
