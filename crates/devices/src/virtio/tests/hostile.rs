@@ -4,9 +4,10 @@ use std::sync::atomic::Ordering;
 
 use ringfence_memory::{GuestAddress, GuestMemory};
 
-use super::driver::{Driver, Echo, RAM, ROM, SIZE};
+use super::driver::{Driver, Echo, SIZE};
 use crate::device::lock;
 use crate::testing::Random;
+use crate::virtio::guest::{RAM, ROM};
 use crate::virtio::queue::{Broken, Queue};
 use crate::virtio::spec::{common, descriptor, feature, status};
 
@@ -18,7 +19,7 @@ const INDIRECT: u16 = descriptor::INDIRECT;
 type Table<'a> = &'a [(u64, u32, u16, u16)];
 
 fn broken_by(features: u64, direct: Table<'_>, indirect: Table<'_>, message: &str) {
-    let mut driver = Driver::new();
+    let driver = Driver::new();
     driver.start(features);
     for (part, index) in direct.iter().zip(0..) {
         driver.describe(Driver::table(0), index, *part);
@@ -91,12 +92,12 @@ fn chain_of_4_gib_is_refused_and_one_byte_less_is_not() {
 
 #[test]
 fn bad_rings_break_the_device() {
-    let mut driver = Driver::ready();
-    driver.put(Driver::ring(0) + 2, SIZE + 1);
+    let driver = Driver::ready();
+    driver.store(Driver::ring(0) + 2, SIZE + 1);
     driver.kick(0);
     driver.assert_broken("further on than the queue is long");
 
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     driver.offer(0, SIZE);
     driver.kick(0);
     driver.assert_broken("past the end of its table");
@@ -112,7 +113,7 @@ fn bad_rings_break_the_device() {
         (common::QUEUE_DEVICE, 0x1802, "aligned memory"),
         (common::QUEUE_DEVICE, ROM, "aligned memory"),
     ] {
-        let mut driver = Driver::new();
+        let driver = Driver::new();
         driver.set_features(feature::CORE);
         driver.set_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
         driver.write(common::QUEUE_DESCRIPTORS, 8, Driver::table(0));
@@ -127,16 +128,16 @@ fn bad_rings_break_the_device() {
 
 #[test]
 fn registers_written_at_the_wrong_time_change_nothing_or_break() {
-    let mut driver = Driver::new();
+    let driver = Driver::new();
     driver.write(common::QUEUE_ENABLE, 2, 1);
     driver.assert_broken("before features were agreed on");
 
-    let mut driver = Driver::new();
+    let driver = Driver::new();
     driver.set_status(status::DRIVER_OK);
     assert!(lock(&driver.echo.activated).is_empty());
     driver.assert_broken("before features were agreed on");
 
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     for (register, len, value) in [
         (common::QUEUE_SIZE, 2, 4),
         (common::QUEUE_DESCRIPTORS, 8, 0x5000),
@@ -160,25 +161,25 @@ fn registers_written_at_the_wrong_time_change_nothing_or_break() {
         }
         assert_eq!(driver.send(0, 0, "still"), "still", "{register:#x}");
     }
-    assert!(lock(&driver.messages).is_empty());
+    assert!(lock(&driver.told).is_empty());
 }
 
 #[test]
 fn message_comes_once_however_often_rules_are_broken() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     for _ in 0..5 {
         driver.offer(0, SIZE);
         driver.kick(0);
         assert!(driver.status() & status::NEEDS_RESET != 0);
         driver.start(feature::CORE);
     }
-    assert_eq!(lock(&driver.messages).len(), 1);
-    assert!(lock(&driver.messages)[0].contains("virtio-echo.0"));
+    assert_eq!(lock(&driver.told).len(), 1);
+    assert!(lock(&driver.told)[0].contains("virtio-test.0"));
 }
 
 #[test]
 fn reset_waits_for_what_is_in_flight() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     driver.echo.holds.store(true, Ordering::Relaxed);
     driver.echo.busy.store(true, Ordering::Relaxed);
     for (queue, head) in [(0, 0), (0, 1), (1, 0)] {
@@ -206,7 +207,7 @@ fn reset_waits_for_what_is_in_flight() {
 
 #[test]
 fn one_queue_is_reset_while_the_other_works() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     driver.echo.holds.store(true, Ordering::Relaxed);
     driver.echo.busy.store(true, Ordering::Relaxed);
     driver.describe(Driver::table(0), 0, (0x9000, 8, WRITE, 0));
@@ -224,12 +225,12 @@ fn one_queue_is_reset_while_the_other_works() {
     assert_eq!(driver.used_index(0), 0, "its memory is the driver's again");
     driver.enable(0);
     assert_eq!(driver.send(0, 2, "anew"), "anew");
-    assert!(lock(&driver.messages).is_empty());
+    assert!(lock(&driver.told).is_empty());
 }
 
 #[test]
 fn resets_under_load_from_other_threads_end() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     driver.echo.holds.store(true, Ordering::Relaxed);
     driver.echo.busy.store(true, Ordering::Relaxed);
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -265,14 +266,14 @@ fn resets_under_load_from_other_threads_end() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert!(lock(&driver.messages).is_empty());
+    assert!(lock(&driver.told).is_empty());
 }
 
 #[test]
 fn random_accesses_and_garbage_in_rings_harm_nobody() {
     let mut random = Random::new(7);
     for _ in 0..40 {
-        let mut driver = Driver::ready();
+        let driver = Driver::ready();
         for _ in 0..500 {
             let offset = match random.below(4) {
                 0 => random.below(0x40),
@@ -289,6 +290,6 @@ fn random_accesses_and_garbage_in_rings_harm_nobody() {
         }
         driver.start(feature::CORE);
         assert_eq!(driver.send(0, 0, "works"), "works");
-        assert!(lock(&driver.messages).len() <= 1);
+        assert!(lock(&driver.told).len() <= 1);
     }
 }
