@@ -22,8 +22,8 @@ use crate::Device;
 use crate::device::lock;
 use crate::pci::PciFunction;
 
-/// Device types: sockets and file systems.
-const HELPED: [u16; 2] = [19, 26];
+/// Device types: networks, sockets and file systems.
+const HELPED: [u16; 3] = [1, 19, 26];
 
 struct Bytes<'a>(std::slice::Iter<'a, u8>);
 
@@ -78,17 +78,19 @@ impl InterruptSink for Sink {
 }
 
 /// The same with one of the devices, chosen by the first byte: entropy, a balloon, a disk in the file `image` of some whole
-/// sectors, which is written to, or a shared folder or vsock in the folder `place`.
+/// sectors, which is written to, a shared folder or vsock in the folder `place`, or a network card on a wire that gives back what it
+/// is given.
 ///
 /// # Panics
 /// If file or folder cannot be used, or when something that must hold does not.
 pub fn run_any(image: &Path, place: &Path, input: &[u8]) {
     let Some((kind, input)) = input.split_first() else { return };
-    match kind % 6 {
+    match kind % 7 {
         0 => run(Arc::new(Rng::default()), input),
         1 => run(Balloon::new(1 << 20), input),
         4 => helped::share(&place.join("shared"), input),
         5 => helped::vsock(&place.join("socket"), input),
+        6 => helped::net(input),
         kind => {
             let mut spec = DiskSpec { engine: IoEngine::Sync, ..DiskSpec::new(image) };
             spec.read_only = kind == 3;

@@ -234,9 +234,10 @@ impl Guest {
     }
 
     /// Makes a chain available and rings. Chains start at the descriptor of their available index, so that those of
-    /// three buffers at most do not meet while four are out.
+    /// four buffers at most do not meet while four are out, or two in a queue of eight.
     pub(super) fn submit(&self, queue: u16, buffers: &[Buffer]) {
-        let first = lock(&self.places)[usize::from(queue)].available % 4 * 4;
+        let place = lock(&self.places)[usize::from(queue)];
+        let first = place.available % (place.size / 4).clamp(1, 4) * 4;
         for (index, &(at, len, write)) in (first..).zip(buffers) {
             let more = usize::from(index - first) + 1 < buffers.len();
             let mut flags = if write { descriptor::WRITE } else { 0 };

@@ -8,6 +8,9 @@
 //!
 //! If the process at the other end dies, the link goes down for the guest and the user is told; the machine lives on.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};

@@ -1,5 +1,6 @@
 //! Devices whose other end is a process: here it is a thread.
 
+use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use ringfence_vsock::{Link, VsockSpec};
 
 use super::run;
 use crate::virtio::SharedDevice;
+use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::share::{Share, ShareConfig};
 use crate::virtio::vsock::{Vsock, VsockConfig};
 
@@ -43,5 +45,21 @@ pub(super) fn vsock(socket: &Path, input: &[u8]) {
         Arc::new(Vsock::new(config).expect("a thread")) as _
     };
     let serve = |link| ringfence_vsock::serve(link, &spec, &mut || ()).expect("the place is ours");
+    run_helped(make, serve, input);
+}
+
+/// A card whose frames come back to it.
+pub(super) fn net(input: &[u8]) {
+    let make = |link| {
+        let config = NetConfig { mac: [2; 6], mtu: 1500, link, reporter: Arc::new(|_| ()) };
+        Arc::new(Net::new(config).expect("a thread")) as _
+    };
+    let serve = |link: Link| {
+        let mut buffer = vec![0; 1 << 17];
+        while let Ok(Some(len)) = link.receive(&mut buffer, true) {
+            // What there is no room for is lost.
+            let _ = link.send(&[IoSlice::new(&buffer[..len])]);
+        }
+    };
     run_helped(make, serve, input);
 }
