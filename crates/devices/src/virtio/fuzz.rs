@@ -22,8 +22,10 @@ use crate::Device;
 use crate::device::lock;
 use crate::pci::PciFunction;
 
-/// Device types: networks, sockets and file systems.
-const HELPED: [u16; 3] = [1, 19, 26];
+/// Device type of network cards.
+const NET: u16 = 1;
+/// Those with a process behind them: networks, sockets and file systems.
+const HELPED: [u16; 3] = [NET, 19, 26];
 
 struct Bytes<'a>(std::slice::Iter<'a, u8>);
 
@@ -184,9 +186,10 @@ fn chain(guest: &Guest, queue: u16, bytes: &mut Bytes<'_>) {
     let shape = bytes.byte();
     let count = 1 + u16::from(shape & 3);
     let table = if shape & 4 != 0 { DATA + 0x8000 } else { Guest::table(queue) };
-    // What a request starts with, in one place for all.
+    // What a request starts with, in one place for all; a network card's has its numbers nearer to each other.
+    let mask = if guest.function.device.kind().id == NET { 0xf_000f } else { 0xf };
     for offset in (0..16).step_by(4) {
-        let value = if shape & 8 != 0 { bytes.word() & 0xf } else { 0 };
+        let value = if shape & 8 != 0 { bytes.word() & mask } else { 0 };
         guest.store(DATA + offset, value);
     }
     for index in 0..count {

@@ -48,10 +48,11 @@ pub(super) fn vsock(socket: &Path, input: &[u8]) {
     run_helped(make, serve, input);
 }
 
-/// A card whose frames come back to it.
+/// A card whose frames come back to it, with one pair of queues or some.
 pub(super) fn net(input: &[u8]) {
+    let pairs = 1 + u16::from(input.first().copied().unwrap_or(0) & 3);
     let make = |link| {
-        let config = NetConfig { mac: [2; 6], mtu: 1500, link, reporter: Arc::new(|_| ()) };
+        let config = NetConfig { mac: [2; 6], mtu: 1500, pairs, link, reporter: Arc::new(|_| ()) };
         Arc::new(Net::new(config).expect("a thread")) as _
     };
     let serve = |link: Link| {

@@ -9,6 +9,8 @@ use super::*;
 use crate::virtio::testing::{DATA, Driver};
 
 const INBOX: u64 = DATA + 0x10_0000;
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
 
 struct Lab {
     driver: Driver,
@@ -17,12 +19,17 @@ struct Lab {
 }
 
 fn lab(features: u64) -> Lab {
+    lab_of(1, features, 2)
+}
+
+/// A card with so many pairs, and a driver that has so many queues running.
+fn lab_of(pairs: u16, features: u64, queues: u16) -> Lab {
     let (link, other) = Link::pair().unwrap();
     let told: Arc<Mutex<Vec<String>>> = Arc::default();
     let teller = Arc::clone(&told);
     let reporter = Arc::new(move |text| lock(&teller).push(text));
-    let device = Net::new(NetConfig { mac: [2, 3, 4, 5, 6, 7], mtu: 1400, link, reporter }).unwrap();
-    let lab = Lab { driver: Driver::running(Arc::new(device), features, 2), other, told };
+    let device = Net::new(NetConfig { mac: [2, 3, 4, 5, 6, 7], mtu: 1400, pairs, link, reporter }).unwrap();
+    let lab = Lab { driver: Driver::running(Arc::new(device), features, queues), other, told };
     assert_eq!(lab.received()[0], ringfence_net::wire::CONTROL, "the driver's offloads");
     lab
 }
@@ -193,4 +200,135 @@ fn saved_device_goes_on() {
     lab.driver.submit(RECEIVE, &[(INBOX, 2000, true)]);
     lab.send(&frame(62, 1));
     assert_eq!(lab.driver.wait_for(RECEIVE), 74);
+}
+
+const MULTIQUEUE: u64 = feature::ALL | feature::CONTROL | feature::MULTIQUEUE;
+
+/// Sends a message to the card by queue `queue`, and gives the answer.
+fn tell(driver: &Driver, queue: u16, message: &[u8]) -> u8 {
+    driver.put(DATA, message);
+    driver.put(INBOX, &[0xee]);
+    driver.submit(queue, &[(DATA, message.len() as u32, false), (INBOX, 1, true)]);
+    assert_eq!(driver.wait_for(queue), 1);
+    driver.get(INBOX, 1)[0]
+}
+
+/// A UDP datagram between the guest's port `port` and another host, out of the guest or into it.
+fn datagram(port: u8, out: bool) -> Vec<u8> {
+    let mut message = frame(12, 1);
+    message.extend([8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0]);
+    let mut ends = [[10, 0, 2, 15, 4, port], [192, 0, 2, 1, 0, 80]];
+    ends.sort_by_key(|end| (end[0] != 10) == out);
+    ends.iter().for_each(|end| message.extend(&end[..4]));
+    ends.iter().for_each(|end| message.extend(&end[4..]));
+    message.extend([0, 8, 0, 0]);
+    message
+}
+
+#[test]
+fn control_queue_sets_pairs_and_refuses_all_else() {
+    let Lab { driver, .. } = lab_of(3, MULTIQUEUE, 7);
+    assert_eq!(driver.config(8), 3_u16.to_le_bytes());
+    let control = 6;
+    for (message, answer) in [
+        (&[4, 0, 3, 0][..], 0),
+        (&[4, 0, 1, 0], 0),
+        (&[4, 0, 0, 0], 1),
+        (&[4, 0, 4, 0], 1),
+        (&[4, 0, 3, 0x80], 1),
+        // Cut, too long, and other commands: of this class, of receive modes, addresses, VLANs, offloads.
+        (&[4, 0, 3], 1),
+        (&[4, 0], 1),
+        (&[4, 0, 3, 0, 0], 1),
+        (&[4, 1, 3, 0], 1),
+        (&[0, 0, 1], 1),
+        (&[0, 1, 0], 1),
+        (&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1),
+        (&[1, 1, 2, 3, 4, 5, 6, 7], 1),
+        (&[2, 0, 5, 0], 1),
+        (&[5, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1),
+        (&[0xff, 0xff, 0xff, 0xff], 1),
+    ] {
+        assert_eq!(tell(&driver, control, message), answer, "{message:?}");
+    }
+    for chain in [&[(DATA, 4, false)][..], &[(INBOX, 1, true)], &[(DATA, 1, false), (INBOX, 1, true)]] {
+        driver.submit(control, chain);
+        driver.wait("the end", || driver.is_broken());
+        assert_eq!(driver.take(control), None);
+        driver.start(MULTIQUEUE, 7);
+        assert_eq!(tell(&driver, control, &[4, 0, 2, 0]), 0, "it works after a reset");
+    }
+}
+
+#[test]
+fn flows_come_in_by_the_pair_by_which_they_went_out() {
+    let lab = lab_of(4, MULTIQUEUE, 9);
+    let driver = &lab.driver;
+    assert_eq!(tell(driver, 8, &[4, 0, 4, 0]), 0);
+    for port in 0..40 {
+        let pair = u16::from(port) * 7 % 4;
+        driver.put(DATA, &datagram(port, true));
+        driver.submit(transmit_queue(pair), &[(DATA, 54, false)]);
+        assert_eq!((driver.wait_for(transmit_queue(pair)), lab.received()), (0, datagram(port, true)));
+        driver.submit(receive_queue(pair), &[(INBOX, 2000, true)]);
+        lab.send(&datagram(port, false));
+        assert_eq!(driver.wait_for(receive_queue(pair)), 54, "{port}");
+        assert_eq!(driver.get(INBOX, 54), datagram(port, false));
+    }
+    // One pair: all come in by the first, also one that waits already.
+    lab.send(&datagram(1, false));
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    assert_eq!(tell(driver, 8, &[4, 0, 1, 0]), 0);
+    driver.submit(RECEIVE, &[(INBOX, 2000, true)]);
+    assert_eq!(driver.wait_for(RECEIVE), 54);
+}
+
+#[test]
+fn one_pair_is_used_until_the_driver_says_otherwise_and_again_after_a_reset() {
+    let lab = lab_of(2, MULTIQUEUE, 5);
+    for life in 0..2 {
+        for port in 0..10 {
+            lab.driver.submit(RECEIVE, &[(INBOX, 2000, true)]);
+            lab.send(&datagram(port, false));
+            assert_eq!(lab.driver.wait_for(RECEIVE), 54, "{life}");
+        }
+        assert_eq!(tell(&lab.driver, 4, &[4, 0, 2, 0]), 0);
+        lab.driver.start(MULTIQUEUE, 5);
+    }
+}
+
+#[test]
+fn without_multiqueue_the_control_queue_is_the_third() {
+    let Lab { driver, .. } = lab_of(4, feature::ALL | feature::CONTROL, 3);
+    assert_eq!(tell(&driver, 2, &[0, 0, 1]), 1);
+}
+
+#[test]
+fn pairs_in_use_are_saved_and_impossible_ones_refused() {
+    let lab = lab_of(4, MULTIQUEUE, 9);
+    assert_eq!(tell(&lab.driver, 8, &[4, 0, 3, 0]), 0);
+    lab.driver.function.quiesce();
+    let saved = lab.driver.function.save();
+    assert_eq!(saved.fields["device"]["pairs"], 3);
+    for wrong in [serde_json::json!({"pairs": 5}), serde_json::json!({"pairs": 0}), serde_json::json!(null)] {
+        let mut other = saved.clone();
+        other.fields["device"] = wrong;
+        assert!(lab.driver.function.restore(&other).is_err());
+    }
+    lab.driver.start(MULTIQUEUE, 9);
+    lab.driver.function.restore(&saved).unwrap();
+    assert_eq!(lab.driver.function.save(), saved);
+}
+
+#[test]
+fn full_link_holds_frames_of_all_pairs_back_and_loses_none() {
+    let lab = lab_of(3, MULTIQUEUE, 7);
+    lab.driver.put(DATA, &frame(MAX_MESSAGE - VNET, 0));
+    for _ in 0..4 {
+        (0..3).for_each(|pair| lab.driver.submit(transmit_queue(pair), &[(DATA, MAX_MESSAGE as u32, false)]));
+    }
+    for _ in 0..12 {
+        assert_eq!(lab.received().len(), MAX_MESSAGE);
+    }
+    (0..12).for_each(|n| assert_eq!(lab.driver.wait_for(transmit_queue(n % 3)), 0));
 }

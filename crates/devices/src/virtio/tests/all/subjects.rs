@@ -139,6 +139,7 @@ pub(super) const SUBJECTS: &[Maker] = &[
     ("rng", rng),
     ("balloon", balloon),
     ("net", net),
+    ("net with many queues", nets),
     ("share", share),
     ("vsock", vsock),
 ];
@@ -191,11 +192,21 @@ fn balloon() -> Subject {
     })
 }
 
+/// A frame waits until there are buffers enough for it.
+const FRAMES: [End; 6] = [Waits, Waits, Waits, Waits, Waits, Done];
+
 fn net() -> Subject {
+    net_of(1, &[(0, FRAMES), (1, [Done; 6])])
+}
+
+/// The second pair's receive queue is looked at when the driver asks for that.
+fn nets() -> Subject {
+    net_of(2, &[(0, FRAMES), (1, [Done; 6]), (3, [Done; 6]), (4, [Broken; 6])])
+}
+
+fn net_of(pairs: u16, ends: Ends) -> Subject {
     let (link, other) = Link::pair().unwrap();
-    let device = Net::new(NetConfig { mac: [2; 6], mtu: 1500, link, reporter: reporter() }).unwrap();
-    // A frame waits until there are buffers enough for it.
-    let ends = &[(0, [Waits, Waits, Waits, Waits, Waits, Done]), (1, [Done; 6])];
+    let device = Net::new(NetConfig { mac: [2; 6], mtu: 1500, pairs, link, reporter: reporter() }).unwrap();
     const LOAD: Load = &[(0, &[(ANSWER, 2048, true)]), (1, &[(DATA, 72, false)])];
     let subject = Subject::new(Arc::new(device), ends, LOAD, |subject| subject.passes(0, 1));
     // The header says that one buffer was used, as the device will.
