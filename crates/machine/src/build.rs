@@ -52,7 +52,7 @@ pub(crate) fn build_on(
     let plan = load::load(&spec, &memory)?;
     let disks = disks::open(&spec.disks, spec.clock, &sender)?;
     let mut helpers = Vec::new();
-    let cards = nets::open(&spec.nets, &sender, &mut helpers)?;
+    let cards = nets::open(&spec.nets, spec.cpus, &sender, &mut helpers)?;
     let vsock = spec.vsock.as_ref().map(|spec| vsock::open(spec, &sender, &mut helpers)).transpose()?;
     let ports = ports::open(&spec.ports, &sender)?;
     let shares = shares::open(&spec.shares, &sender, &mut helpers)?;

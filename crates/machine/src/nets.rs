@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 
 use ringfence_devices::virtio::net::{Net, NetConfig};
 use ringfence_helper::Helper;
-use ringfence_net::{Backend, NetError, NetSpec};
+use ringfence_net::{Backend, MAX_QUEUES, NetError, NetSpec};
 
 use crate::control::{Event, reporter};
 use crate::error::MachineError;
@@ -14,6 +14,7 @@ use crate::error::MachineError;
 /// Starts the processes and makes the cards.
 pub(crate) fn open(
     specs: &[NetSpec],
+    cpus: u32,
     events: &Sender<Event>,
     helpers: &mut Vec<Helper>,
 ) -> Result<Vec<Arc<Net>>, MachineError> {
@@ -23,6 +24,7 @@ pub(crate) fn open(
         let config = NetConfig {
             mac: spec.mac.unwrap_or_else(|| mac(spec, index)),
             mtu: spec.mtu,
+            pairs: spec.queues.unwrap_or_else(|| pairs(cpus)),
             link: helper.link.try_clone().map_err(NetError::Start)?,
             reporter: Arc::new(reporter(events, Event::DeviceBroken)),
         };
@@ -30,6 +32,11 @@ pub(crate) fn open(
         helpers.push(helper);
     }
     Ok(cards)
+}
+
+/// As many pairs of queues as vCPUs, which then never wait for each other.
+fn pairs(cpus: u32) -> u16 {
+    u16::try_from(cpus).unwrap_or(MAX_QUEUES).clamp(1, MAX_QUEUES)
 }
 
 /// An address for a card. Behind a NAT nobody else sees it, and it is the same each time; on a tap it must differ from other

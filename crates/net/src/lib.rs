@@ -39,5 +39,5 @@ pub fn serve(link: Link, spec: &NetSpec) -> Result<(), NetError> {
 pub use error::NetError;
 pub use helper::{SUBCOMMAND, helper_main, start};
 pub use ringfence_helper::{Helper, Link};
-pub use spec::{Backend, Forward, NetSpec, NetSpecError, UserSpec};
+pub use spec::{Backend, Forward, MAX_QUEUES, NetSpec, NetSpecError, UserSpec};
 pub use user::addresses::{DNS, DNS6, GATEWAY, GATEWAY6, GUEST};

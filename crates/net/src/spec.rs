@@ -19,7 +19,12 @@ pub struct NetSpec {
     pub bytes: Option<u64>,
     /// Packets per second in each direction.
     pub packets: Option<u64>,
+    /// Pairs of queues, if not one for each vCPU.
+    pub queues: Option<u16>,
 }
+
+/// Pairs of queues of a card, at most.
+pub const MAX_QUEUES: u16 = 16;
 
 /// What a card is connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +65,7 @@ pub enum NetSpecError {
     Kind(String),
     /// Not an option.
     #[error(
-        "{0:?} is no option of this network; there are forward=, restrict=, dns= (of user), mac=, mtu=, bps= and pps="
+        "{0:?} is no option of this network; there are forward=, restrict=, dns= (of user), mac=, mtu=, bps=, pps= and queues="
     )]
     Option(String),
     /// A value that does not fit.
@@ -72,7 +77,7 @@ impl NetSpec {
     /// The NAT in user mode, without options.
     pub fn user() -> Self {
         let backend = Backend::User(UserSpec::default());
-        Self { backend, mac: None, mtu: 1500, bytes: None, packets: None }
+        Self { backend, mac: None, mtu: 1500, bytes: None, packets: None, queues: None }
     }
 }
 
@@ -169,6 +174,10 @@ impl FromStr for NetSpec {
                             .ok_or_else(|| bad("packets per second, such as pps=1000"))?,
                     );
                 }
+                "queues" => {
+                    let queues = value.parse().ok().filter(|queues| (1..=MAX_QUEUES).contains(queues));
+                    spec.queues = Some(queues.ok_or_else(|| bad("queues= with 1 to 16 pairs"))?);
+                }
                 _ => return Err(NetSpecError::Option(part.to_owned())),
             }
         }
@@ -203,6 +212,9 @@ impl fmt::Display for NetSpec {
         if let Some(packets) = self.packets {
             write!(f, ",pps={packets}")?;
         }
+        if let Some(queues) = self.queues {
+            write!(f, ",queues={queues}")?;
+        }
         Ok(())
     }
 }
@@ -216,7 +228,7 @@ mod tests {
         for text in [
             "user",
             "user,forward=tcp:127.0.0.1:2222:22,forward=udp:[::1]:53:53,restrict=yes,dns=127.0.0.1:5353",
-            "tap=tap0,mac=52:54:00:12:34:56,mtu=9000,bps=10M,pps=5",
+            "tap=tap0,mac=52:54:00:12:34:56,mtu=9000,bps=10M,pps=5,queues=4",
         ] {
             let spec: NetSpec = text.parse().expect(text);
             assert_eq!(spec.to_string().parse(), Ok(spec));
@@ -236,6 +248,9 @@ mod tests {
             "user,mac=01:00:00:00:00:00",
             "user,mtu=5",
             "user,bps=0",
+            "user,queues=0",
+            "user,queues=17",
+            "user,queues=x",
             "tap=t,restrict=yes",
             "user,restrict",
             "user,what=1",

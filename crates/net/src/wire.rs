@@ -53,6 +53,8 @@ pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMP6: u8 = 58;
+/// The extension header of a piece of an IPv6 packet (RFC 8200 4.5).
+pub(crate) const FRAGMENT: u8 = 44;
 
 pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
@@ -90,6 +92,17 @@ pub(crate) fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, len: usi
     sum(&(len as u32).to_be_bytes(), part + u32::from(protocol))
 }
 
+/// Which piece of a packet it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fragment {
+    /// The packet's number.
+    pub(crate) id: u32,
+    /// Where in its payload the piece belongs.
+    pub(crate) offset: usize,
+    /// There is something behind it.
+    pub(crate) more: bool,
+}
+
 /// An IP packet: where from, where to, and what it carries.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet<'a> {
@@ -98,10 +111,12 @@ pub(crate) struct Packet<'a> {
     pub(crate) protocol: u8,
     pub(crate) payload: &'a [u8],
     pub(crate) hops: u8,
+    /// If it is only a piece; the payload is that piece's.
+    pub(crate) fragment: Option<Fragment>,
 }
 
 impl<'a> Packet<'a> {
-    /// Reads the packet behind an Ethernet header. Fragments and IPv6 extension headers are refused.
+    /// Reads the packet behind an Ethernet header. IPv6 extension headers are refused, but for the one of pieces.
     pub(crate) fn read(ethertype: u16, bytes: &'a [u8]) -> Option<Self> {
         match ethertype {
             IPV4 => {
@@ -109,8 +124,10 @@ impl<'a> Packet<'a> {
                 let header = usize::from(first & 15) * 4;
                 let total = usize::from(be16(bytes, 2)?);
                 let head = bytes.get(..header)?;
-                let fragment = be16(bytes, 6)? & 0x3fff != 0;
-                if first >> 4 != 4 || header < 20 || fragment || sum(head, 0) != 0xffff {
+                let (id, place) = (be16(bytes, 4)?.into(), be16(bytes, 6)?);
+                let fragment =
+                    Fragment { id, offset: usize::from(place & 0x1fff) * 8, more: place & 0x2000 != 0 };
+                if first >> 4 != 4 || header < 20 || sum(head, 0) != 0xffff {
                     return None;
                 }
                 let octets = |at: usize| Some(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?.into());
@@ -120,19 +137,34 @@ impl<'a> Packet<'a> {
                     protocol: bytes[9],
                     payload: bytes.get(header..total)?,
                     hops: bytes[8],
+                    fragment: (place & 0x3fff != 0).then_some(fragment),
                 })
             }
             IPV6 => {
                 let len = usize::from(be16(bytes, 4)?);
                 let octets = |at: usize| Some(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?.into());
                 (bytes.first()? >> 4 == 6).then_some(())?;
-                Some(Self {
+                let mut packet = Self {
                     source: octets(8)?,
                     destination: octets(24)?,
                     protocol: bytes[6],
                     payload: bytes.get(40..40 + len)?,
                     hops: bytes[7],
-                })
+                    fragment: None,
+                };
+                if packet.protocol == FRAGMENT {
+                    let place = be16(packet.payload, 2)?;
+                    let fragment = Fragment {
+                        id: be32(packet.payload, 4)?,
+                        offset: usize::from(place & !7),
+                        more: place & 1 != 0,
+                    };
+                    packet.protocol = packet.payload[0];
+                    packet.payload = packet.payload.get(8..)?;
+                    // A whole packet with such a header is a packet (RFC 6946).
+                    packet.fragment = (place & !6 != 0).then_some(fragment);
+                }
+                Some(packet)
             }
             _ => None,
         }
@@ -299,6 +331,11 @@ impl<'a> Segment<'a> {
             out[4..6].copy_from_slice(&(mss as u16).to_le_bytes());
         }
     }
+}
+
+/// The most bytes that a datagram carries.
+pub(crate) fn longest_datagram(ip: IpAddr) -> usize {
+    65_535 - if ip.is_ipv4() { 20 + 8 } else { 8 }
 }
 
 /// A UDP datagram in a frame.

@@ -214,7 +214,8 @@ pub(crate) struct RunArguments {
     /// Network card: user (a NAT of our own, which needs no rights), tap=NAME or none [default: user]. Options of user:
     /// forward=tcp:127.0.0.1:2222:22 or udp:… (a port of the host that leads to the guest; repeatable), restrict=yes (no
     /// way out but forwards), dns=ADDRESS or ADDRESS:PORT (instead of the host's resolver); of every card: mac=ADDRESS, mtu=BYTES,
-    /// bps=BYTES and pps=PACKETS (limits per second in each direction). The host is 10.0.2.2 there (repeatable)
+    /// bps=BYTES and pps=PACKETS (limits per second in each direction), queues=N (pairs of queues, up to 16; one for each CPU if not
+    /// given). The host is 10.0.2.2 there (repeatable)
     #[arg(long, value_name = "NET[,OPTION]...")]
     pub(crate) net: Vec<NetArgument>,
 

@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use support::image::{BOOT, ensure, nonce, program};
 use support::{Finished, finish, ringfence, wait};
 
-fn machine(folder: &Path, script: &str) -> Command {
-    ensure("shell");
+fn machine(image: &str, folder: &Path, script: &str) -> Command {
+    ensure(image);
     let mut command = ringfence();
     let (share, vsock) = (format!("{}:t", folder.display()), format!("cid=77,socket={}/s", folder.display()));
-    command.args(["run", "--timeout", "240", "--net", "none", "--share", &share, "--vsock", &vsock]);
+    command.args(["run", image, "--timeout", "240", "--net", "none", "--share", &share, "--vsock", &vsock]);
     command.args(["--", "sh", "-c", script]);
     command
 }
@@ -50,13 +50,13 @@ fn echo(folder: &Path, port: u32) -> (Arc<AtomicUsize>, Arc<AtomicU64>) {
     counters
 }
 
-#[test]
-fn guest_connects_to_the_host_many_times_and_with_much() {
+fn guest_connects(image: &str) {
     let folder = tempfile::tempdir().unwrap();
     program("vsock", folder.path());
     let (connections, sum) = echo(folder.path(), 1234);
     let seed = nonce();
     let run: Finished = finish(&mut machine(
+        image,
         folder.path(),
         &format!(
             "/mnt/t/vsock send 1234 1 {} {seed}; for i in 1 2 3 4; do /mnt/t/vsock send 1234 50 100000 {seed}; done
@@ -72,6 +72,16 @@ fn guest_connects_to_the_host_many_times_and_with_much() {
     assert_eq!(connections.load(Ordering::SeqCst), 201);
     assert!(run.out.contains("failed: Connection reset by peer"), "nobody listens there: {run:#?}");
     assert!(run.out.trim_end().ends_with('1'), "{run:#?}");
+}
+
+#[test]
+fn guest_connects_to_the_host_many_times_and_with_much() {
+    guest_connects("shell");
+}
+
+#[test]
+fn guest_connects_to_the_host_with_linux_6_12() {
+    guest_connects("shell:6.12");
 }
 
 /// A connection to a port of the guest, when somebody listens there.
@@ -103,12 +113,11 @@ fn exchange(mut stream: UnixStream, data: Vec<u8>) {
     assert!(reader.join().unwrap() == data, "something else came back");
 }
 
-#[test]
-fn host_connects_to_the_guest_many_times_and_with_much() {
+fn host_connects(image: &str) {
     let folder = tempfile::tempdir().unwrap();
     program("vsock", folder.path());
     let mut child =
-        machine(folder.path(), "exec /mnt/t/vsock echo 22").stdout(Stdio::null()).spawn().unwrap();
+        machine(image, folder.path(), "exec /mnt/t/vsock echo 22").stdout(Stdio::null()).spawn().unwrap();
     let (end, path) = (Instant::now() + BOOT, folder.path().to_owned());
     let first = loop {
         if let Some(stream) = connect(&path, 22) {
@@ -140,6 +149,16 @@ fn host_connects_to_the_guest_many_times_and_with_much() {
     assert!(connect(&path, 23).is_none(), "nobody listens there");
     child.kill().unwrap();
     wait(&mut child, Duration::from_secs(20));
+}
+
+#[test]
+fn host_connects_to_the_guest_many_times_and_with_much() {
+    host_connects("shell");
+}
+
+#[test]
+fn host_connects_to_the_guest_with_linux_6_12() {
+    host_connects("shell:6.12");
 }
 
 #[test]

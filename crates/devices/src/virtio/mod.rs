@@ -23,6 +23,9 @@ pub mod console;
 mod core;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "a fuzzer's guest does less than the tests'"))]
+mod guest;
 mod line;
 pub mod net;
 mod pci;

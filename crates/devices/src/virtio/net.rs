@@ -6,27 +6,40 @@
 //! in; it takes receive chains only when a frame is there, so none are held, and a frame for which there are none waits, and
 //! with it, the link fills up and the sender stops.
 //!
+//! With more than one pair of queues the driver says by a control queue how many it uses, and a flow comes in by the pair by which
+//! it goes out. All pairs share the link: what they spare is the guest's vCPUs' waiting for each other.
+//!
 //! If the process at the other end dies, the link goes down for the guest and the user is told; the machine lives on.
 
+mod control;
+mod steering;
+#[cfg(test)]
+mod tests;
+
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Mutex, OnceLock};
 
+use ringfence_engine::StateError;
 use ringfence_net::Link;
 use ringfence_net::wire::{MAX_MESSAGE, Mac, NEEDS_CSUM, Offloads, VNET};
 use rustix::event::PollFlags;
+use serde::{Deserialize, Serialize};
+use steering::{Steering, receive_queue, transmit_queue};
 
 use super::line::{Line, OnLine, READABLE, Threaded, WRITABLE};
 use super::{Chain, Kind, Port, Reporter, VirtioDevice, read_bytes};
-use crate::device::lock;
+use crate::device::{invalid, lock};
 
 const DEVICE_TYPE: u16 = 1;
 /// Base class 02 (network), subclass 00 (Ethernet).
 const CLASS: u32 = 0x02_0000;
 /// Entries of each queue.
 const QUEUE: u16 = 256;
-const RECEIVE: u16 = 0;
-const TRANSMIT: u16 = 1;
+/// Entries of the control queue.
+const CONTROL_QUEUE: u16 = 64;
+/// No control queue.
+const NONE: u16 = u16::MAX;
 /// The shortest frame: an Ethernet header.
 const SHORTEST: u64 = VNET as u64 + 14;
 /// Offset of `num_buffers` in the header.
@@ -44,6 +57,8 @@ mod feature {
     pub(super) const HOST_TSO6: u64 = 1 << 12;
     pub(super) const MERGEABLE: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
+    pub(super) const CONTROL: u64 = 1 << 17;
+    pub(super) const MULTIQUEUE: u64 = 1 << 22;
     pub(super) const ALL: u64 =
         CSUM | GUEST_CSUM | MTU | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MERGEABLE | STATUS;
 }
@@ -54,6 +69,8 @@ pub struct NetConfig {
     pub mac: Mac,
     /// The largest IP packet that it passes, in bytes.
     pub mtu: u16,
+    /// Pairs of queues, 1 to [`ringfence_net::MAX_QUEUES`].
+    pub pairs: u16,
     /// The way to the network.
     pub link: Link,
     /// Told when the other end of the link is gone.
@@ -79,7 +96,11 @@ struct Shared {
     reporter: Reporter,
     line: Line,
     port: OnceLock<Port>,
-    transmit: Mutex<Transmit>,
+    /// One for each pair.
+    transmit: Vec<Mutex<Transmit>>,
+    steering: Steering,
+    /// The control queue, which is where the driver's features have it.
+    control: AtomicU16,
     /// The driver is ready.
     active: AtomicBool,
     /// A frame waits for receive buffers.
@@ -111,7 +132,9 @@ impl Net {
             reporter: config.reporter,
             line,
             port: OnceLock::new(),
-            transmit: Mutex::default(),
+            transmit: (0..config.pairs).map(|_| Mutex::default()).collect(),
+            steering: Steering::new(config.pairs),
+            control: AtomicU16::new(NONE),
             active: AtomicBool::new(false),
             starving: AtomicBool::new(false),
         };
@@ -120,14 +143,15 @@ impl Net {
 }
 
 impl Shared {
-    /// Sends what the driver has made available, until there is no more or the link has no room.
-    fn transmit(&self, port: &Port) {
-        let mut transmit = lock(&self.transmit);
+    /// Sends what the driver has made available in a pair, until there is no more or the link has no room.
+    fn transmit(&self, port: &Port, pair: u16) {
+        let Some(transmit) = self.transmit.get(usize::from(pair)) else { return };
+        let mut transmit = lock(transmit);
         let Transmit { buffer, blocked } = &mut *transmit;
         if *blocked {
             return;
         }
-        while let Some(chain) = port.take(TRANSMIT) {
+        while let Some(chain) = port.take(transmit_queue(pair)) {
             let len = chain.readable_len();
             // What cannot be a frame is sent nowhere.
             if !(SHORTEST..=MAX_MESSAGE as u64).contains(&len) || !self.line.is_up() {
@@ -141,6 +165,7 @@ impl Shared {
             }
             // The one flag that a driver may set (5.1.6.2). Others mean something else on the link.
             buffer[0] &= NEEDS_CSUM;
+            self.steering.sent(buffer, pair);
             match self.line.send(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     chain.put_back();
@@ -182,10 +207,12 @@ impl Shared {
         }
         self.starving.store(true, Ordering::SeqCst);
         let mergeable = port.features() & feature::MERGEABLE != 0;
+        let pairs = self.steering.pairs();
+        let queue = receive_queue(self.steering.pair(frame, *pairs));
         let (mut chains, mut room): (Vec<Chain>, u64) = (Vec::new(), 0);
         while room < len as u64 {
             // A driver's buffers of no bytes do not keep this thread busy.
-            let next = if chains.len() < usize::from(QUEUE) { port.take(RECEIVE) } else { None };
+            let next = if chains.len() < usize::from(QUEUE) { port.take(queue) } else { None };
             match next {
                 Some(chain) if mergeable || chain.writable_len() >= len as u64 => {
                     room += chain.writable_len();
@@ -226,12 +253,12 @@ impl Shared {
         if !self.line.take_down() || self.line.is_ending() {
             return;
         }
-        lock(&self.transmit).blocked = false;
+        self.transmit.iter().for_each(|transmit| lock(transmit).blocked = false);
         (self.reporter)("the network's process has ended; the guest's link is down".to_owned());
         if let Some(port) = self.port.get() {
             port.config_changed();
             // Frames that wait go nowhere, but their buffers go back.
-            self.transmit(port);
+            (0..self.steering.most()).for_each(|pair| self.transmit(port, pair));
         }
     }
 }
@@ -248,11 +275,15 @@ impl OnLine for Shared {
         while !self.line.is_ending() {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, waiting.is_none());
-            flags.set(PollFlags::OUT, lock(&self.transmit).blocked);
+            flags.set(PollFlags::OUT, self.transmit.iter().any(|transmit| lock(transmit).blocked));
             let Ok(ready) = self.line.wait(flags) else { return self.down() };
             let Some(port) = self.port.get() else { continue };
-            if ready.intersects(WRITABLE) && std::mem::take(&mut lock(&self.transmit).blocked) {
-                self.transmit(port);
+            if ready.intersects(WRITABLE) {
+                for (transmit, pair) in self.transmit.iter().zip(0..) {
+                    if std::mem::take(&mut lock(transmit).blocked) {
+                        self.transmit(port, pair);
+                    }
+                }
             }
             if let Some(len) = waiting {
                 waiting = self.deliver(port, &mut buffer, len);
@@ -267,9 +298,26 @@ impl OnLine for Shared {
     }
 }
 
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    /// Pairs that the driver uses.
+    pairs: u16,
+}
+
 impl VirtioDevice for Net {
     fn kind(&self) -> Kind {
-        Kind { id: DEVICE_TYPE, class: CLASS, features: feature::ALL, queues: vec![QUEUE, QUEUE] }
+        let pairs = self.shared.steering.most();
+        let mut kind = Kind {
+            id: DEVICE_TYPE,
+            class: CLASS,
+            features: feature::ALL,
+            queues: vec![QUEUE; usize::from(pairs) * 2],
+        };
+        if pairs > 1 {
+            kind.features |= feature::CONTROL | feature::MULTIQUEUE;
+            kind.queues.push(CONTROL_QUEUE);
+        }
+        kind
     }
 
     fn connect(&self, port: Port) {
@@ -279,11 +327,11 @@ impl VirtioDevice for Net {
 
     /// `struct virtio_net_config` (5.1.4) up to `mtu`.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let Shared { mac, mtu, line, .. } = &*self.shared;
+        let Shared { mac, mtu, line, steering, .. } = &*self.shared;
         let mut config = [0; 12];
         config[..6].copy_from_slice(mac);
         config[6] = u8::from(line.is_up());
-        config[8] = 1;
+        config[8..10].copy_from_slice(&steering.most().to_le_bytes());
         config[10..].copy_from_slice(&mtu.to_le_bytes());
         read_bytes(&config, offset, data);
     }
@@ -295,6 +343,10 @@ impl VirtioDevice for Net {
             tso4: has(feature::GUEST_TSO4),
             tso6: has(feature::GUEST_TSO6),
         };
+        // Behind all pairs; without the feature there is one (5.1.2).
+        let pairs = if has(feature::MULTIQUEUE) { self.shared.steering.most() } else { 1 };
+        let control = if has(feature::CONTROL) { pairs * 2 } else { NONE };
+        self.shared.control.store(control, Ordering::SeqCst);
         // If the link is full, it stays as it was before the reset: the other end then reads this with the frames.
         let _ = self.shared.line.send(&offloads.message());
         self.shared.active.store(true, Ordering::SeqCst);
@@ -302,19 +354,38 @@ impl VirtioDevice for Net {
     }
 
     fn notify(&self, queue: u16) {
-        let Some(port) = self.shared.port.get() else { return };
-        match queue {
-            TRANSMIT => self.shared.transmit(port),
-            _ if self.shared.starving.load(Ordering::SeqCst) => self.shared.line.wake(),
-            _ => {}
+        let shared = &self.shared;
+        let Some(port) = shared.port.get() else { return };
+        if queue == shared.control.load(Ordering::SeqCst) {
+            control::serve(port, queue, |pairs| shared.steering.set(pairs));
+            // A frame may wait for buffers of another pair than before.
+            shared.line.wake();
+        } else if queue % 2 == 1 {
+            shared.transmit(port, queue / 2);
+        } else if shared.starving.load(Ordering::SeqCst) {
+            shared.line.wake();
         }
     }
 
-    fn stop(&self, queue: Option<u16>, _: bool) {
+    fn stop(&self, queue: Option<u16>, saving: bool) {
         // No chains are held. A frame that waits is let go by the thread.
         if queue.is_none() {
             self.shared.active.store(false, Ordering::SeqCst);
             self.shared.line.wake();
+            if !saving {
+                self.shared.steering.reset();
+            }
         }
+    }
+
+    fn save(&self) -> serde_json::Value {
+        serde_json::to_value(Saved { pairs: *self.shared.steering.pairs() }).unwrap_or_default()
+    }
+
+    fn restore(&self, name: &str, state: &serde_json::Value) -> Result<(), StateError> {
+        let saved =
+            Saved::deserialize(state).map_err(|_| invalid(name, "it has no state of a network card"))?;
+        let set = self.shared.steering.set(saved.pairs);
+        if set { Ok(()) } else { Err(invalid(name, "its driver uses more queues than there are")) }
     }
 }

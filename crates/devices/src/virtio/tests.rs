@@ -1,3 +1,4 @@
+mod all;
 mod driver;
 mod hostile;
 mod life;

@@ -2,15 +2,20 @@
 //! connections lead to.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::spec::{Backend, NetSpec};
-use crate::user::addresses::{GATEWAY, GUEST};
+use crate::user::addresses::{GATEWAY, GATEWAY6, GUEST};
 use crate::user::stack::{LINK, Stack};
-use crate::wire::{ETH, MAX_MESSAGE, Offloads, SYN, Segment, TCP, VNET};
+use crate::wire::{
+    ETH, FRAGMENT, ICMP, ICMP6, MAX_MESSAGE, Offloads, SYN, Segment, TCP, UDP, VNET, headers, sum,
+};
 use ringfence_helper::Link;
+
+/// An address of the guest's own making.
+const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd52, 0x696e, 0x6766, 0, 0, 0, 0, 15);
 
 struct Server {
     listener: TcpListener,
@@ -88,6 +93,15 @@ impl Playground {
         }
     }
 
+    /// A piece of a packet, of few packets, at few places.
+    fn piece(&mut self, body: &[u8]) {
+        let [kind, place, payload @ ..] = body else { return };
+        let place = u16::from(place & 0x7f) | u16::from(place >> 7) << 15;
+        let protocol = [TCP, UDP, ICMP, ICMP6][usize::from(kind >> 1 & 3)];
+        let message = piece(kind & 1 == 0, protocol, place, kind >> 3 & 7, payload);
+        self.stack.message(&message, self.now);
+    }
+
     /// A segment near the numbers that count: flags, ports, offsets from them, window, data.
     fn segment(&mut self, body: &[u8], repeat: usize) {
         let [flags, port, seq, ack, window, payload @ ..] = body else { return };
@@ -110,6 +124,31 @@ impl Playground {
         message.extend_from_slice(&payload);
         self.stack.message(&message, self.now);
     }
+}
+
+/// A packet from the guest to the gateway that says it is a piece of `protocol` at `place`, in eights of bytes, a flag at the top.
+fn piece(v4: bool, protocol: u8, place: u16, id: u8, payload: &[u8]) -> Vec<u8> {
+    let ends: [IpAddr; 2] =
+        if v4 { [GUEST.into(), GATEWAY.into()] } else { [GUEST6.into(), GATEWAY6.into()] };
+    let mut message = Vec::new();
+    let len = payload.len() + if v4 { 0 } else { 8 };
+    headers(&mut message, [[2; 6]; 2], ends[0], ends[1], if v4 { protocol } else { FRAGMENT }, len);
+    let ip = VNET + ETH;
+    if v4 {
+        message[ip + 5] = id;
+        // The flag is at 0x2000 here.
+        let place = place & 0x1fff | place >> 2 & 0x2000;
+        message[ip + 6..ip + 8].copy_from_slice(&place.to_be_bytes());
+        message[ip + 10..ip + 12].fill(0);
+        let check = !(sum(&message[ip..], 0) as u16);
+        message[ip + 10..ip + 12].copy_from_slice(&check.to_be_bytes());
+    } else {
+        message.extend_from_slice(&[protocol, 0]);
+        message.extend_from_slice(&(place << 3 | place >> 15).to_be_bytes());
+        message.extend_from_slice(&[0, 0, 0, id]);
+    }
+    message.extend_from_slice(payload);
+    message
 }
 
 /// Feeds a stack with what `data` says.
@@ -144,6 +183,7 @@ pub fn run(mut data: &[u8]) {
                 message.extend_from_slice(body);
                 playground.stack.message(&message, playground.now);
             }
+            5 => playground.piece(body),
             _ => playground.segment(body, usize::from(action >> 3)),
         }
         playground.stack.batch_done(playground.now);

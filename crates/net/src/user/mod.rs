@@ -6,6 +6,7 @@
 pub(crate) mod addresses;
 mod datagram;
 mod dhcp;
+mod fragments;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 mod neighbour;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::limit::Limiter;
+use crate::user::fragments;
 use crate::wire::{self, Mac, Offloads, Segment};
 use ringfence_helper::Link;
 
@@ -26,6 +27,8 @@ pub(crate) struct Outlet {
     queue: VecDeque<Vec<u8>>,
     scratch: Vec<u8>,
     limiter: Limiter,
+    /// The number of the last packet that was cut.
+    packet: u32,
 }
 
 impl Outlet {
@@ -41,6 +44,7 @@ impl Outlet {
             queue: VecDeque::new(),
             scratch: Vec::with_capacity(256),
             limiter,
+            packet: 0,
         }
     }
 
@@ -127,16 +131,31 @@ impl Outlet {
 
     pub(crate) fn udp(&mut self, ips: [IpAddr; 2], ports: [u16; 2], body: &[u8]) {
         let mut frame = std::mem::take(&mut self.scratch);
-        wire::udp(&mut frame, self.macs, ips, ports, body);
-        self.push(&[&frame], true);
+        // One that came over IPv6 may be longer than IPv4 has them.
+        if body.len() <= wire::longest_datagram(ips[0]) {
+            wire::udp(&mut frame, self.macs, ips, ports, body);
+            self.packet(&frame);
+        }
         self.scratch = frame;
     }
 
     pub(crate) fn icmp(&mut self, ips: [IpAddr; 2], message: &[u8]) {
         let mut frame = std::mem::take(&mut self.scratch);
         wire::icmp(&mut frame, self.macs, ips, message);
-        self.push(&[&frame], true);
+        self.packet(&frame);
         self.scratch = frame;
+    }
+
+    /// A frame with a packet, in pieces if it is longer than the guest's link takes.
+    fn packet(&mut self, frame: &[u8]) {
+        if frame.len() <= wire::VNET + wire::ETH + usize::from(self.mtu) {
+            self.push(&[frame], true);
+            return;
+        }
+        self.packet = self.packet.wrapping_add(1);
+        for piece in fragments::cut(frame, self.mtu, self.packet) {
+            self.push(&[&piece], true);
+        }
     }
 
     /// A frame that is no IP packet: `make` appends what comes behind the Ethernet header.

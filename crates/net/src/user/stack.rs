@@ -16,13 +16,14 @@ use crate::limit::Limiter;
 use crate::spec::{Forward, NetSpec, UserSpec};
 use crate::user::addresses::{self, GATEWAY, GATEWAY_MAC, GUEST, Way, way};
 use crate::user::datagram::{self, Datagrams, Kind};
+use crate::user::fragments::Fragments;
 use crate::user::outlet::Outlet;
 use crate::user::resolver::Resolver;
 use crate::user::tcp::{Flow, Key, LITTLE_ROOM, ROOM};
 use crate::user::{dhcp, neighbour};
 use crate::wire::{
     ACK, ARP, CONTROL, DATA_VALID, ETH, FIN, ICMP, ICMP6, NEEDS_CSUM, Offloads, Packet, RST, SYN, Segment,
-    TCP, UDP, VNET, be16,
+    TCP, UDP, VNET, be16, sum,
 };
 use ringfence_helper::Link;
 
@@ -75,6 +76,7 @@ pub(crate) struct Stack {
     next_port: u16,
     random: RandomState,
     no_echo: bool,
+    fragments: Fragments,
     buffer: Vec<u8>,
 }
 
@@ -111,6 +113,7 @@ impl Stack {
             next_port: 0,
             random: RandomState::new(),
             no_echo: false,
+            fragments: Fragments::default(),
             buffer: vec![0; 65_536],
         };
         let flags = epoll::EventFlags::IN;
@@ -201,22 +204,33 @@ impl Stack {
             return neighbour::arp(body, &mut self.out);
         }
         let packet = Packet::read(ethertype, body)?;
+        match packet.fragment {
+            None => self.packet(&packet, trusted, now),
+            Some(fragment) => {
+                let payload = self.fragments.add(&packet, fragment, now)?;
+                // A card finishes no checksum over several pieces.
+                self.packet(&Packet { payload: &payload, fragment: None, ..packet }, false, now)
+            }
+        }
+    }
+
+    fn packet(&mut self, packet: &Packet<'_>, trusted: bool, now: Instant) -> Option<()> {
         match packet.protocol {
-            ICMP if packet.source.is_ipv4() => self.echo(&packet, now),
+            // The one checksum without a pseudo header.
+            ICMP if packet.source.is_ipv4() => {
+                (trusted || sum(packet.payload, 0) == 0xffff).then_some(())?;
+                self.echo(packet, now)
+            }
             ICMP6 if packet.source.is_ipv6() => {
-                if !trusted && !packet.sum_is_right() {
-                    return None;
-                }
-                neighbour::icmp6(&packet, self.mtu, self.restrict, &mut self.out)
-                    .or_else(|| self.echo(&packet, now))
+                (trusted || packet.sum_is_right()).then_some(())?;
+                neighbour::icmp6(packet, self.mtu, self.restrict, &mut self.out)
+                    .or_else(|| self.echo(packet, now))
             }
             TCP => {
-                if !trusted && !packet.sum_is_right() {
-                    return None;
-                }
-                self.tcp(&packet, now)
+                (trusted || packet.sum_is_right()).then_some(())?;
+                self.tcp(packet, now)
             }
-            UDP => self.udp(&packet, trusted, now),
+            UDP => self.udp(packet, trusted, now),
             _ => None,
         }
     }
@@ -293,7 +307,7 @@ impl Stack {
         let token = self.token();
         prepare(&stream);
         let isn = self.random.hash_one((token, key)) as u32;
-        let flow = Flow::outward(key, token, stream, syn, isn);
+        let flow = Flow::outward(key, token, stream, syn, self.out.mss(key.guest.is_ipv4()), isn);
         self.adopt(key, flow);
         Some(())
     }

@@ -119,9 +119,16 @@ impl Flow {
     }
 
     /// A call by the guest; `stream` is connecting.
-    pub(crate) fn outward(key: Key, token: u64, stream: TcpStream, syn: &Segment<'_>, isn: u32) -> Self {
+    pub(crate) fn outward(
+        key: Key,
+        token: u64,
+        stream: TcpStream,
+        syn: &Segment<'_>,
+        mss: u16,
+        isn: u32,
+    ) -> Self {
         let mut flow = Self::new(key, token, stream, State::Connecting, isn);
-        flow.options(syn);
+        flow.options(syn, mss);
         flow
     }
 
@@ -130,10 +137,11 @@ impl Flow {
         Self::new(key, token, stream, State::Calling, isn)
     }
 
-    fn options(&mut self, syn: &Segment<'_>) {
+    /// Takes note of the guest's options. It is sent no longer segments than its link takes, `most`, whatever it says.
+    fn options(&mut self, syn: &Segment<'_>, most: u16) {
         self.rcv_nxt = syn.seq.wrapping_add(1);
         self.told = self.rcv_nxt;
-        self.mss = usize::from(syn.mss.unwrap_or(536)).clamp(64, 65_000);
+        self.mss = usize::from(syn.mss.unwrap_or(536)).clamp(64, most.into());
         // Windows are scaled if both ends say so.
         (self.snd_scale, self.rcv_scale) = syn.scale.map_or((0, 0), |scale| (scale, SCALE));
         self.snd_wnd = usize::from(syn.window);
@@ -245,7 +253,7 @@ impl Flow {
                 self.abandon();
             }
         } else if segment.flags & SYN != 0 && right {
-            self.options(segment);
+            self.options(segment, out.mss(self.key.guest.is_ipv4()));
             self.opened(segment.ack);
             self.acknowledge(out);
             self.pump(out, now);

@@ -74,7 +74,7 @@ fn window_of_configuration_space_reaches_registers() {
 
 #[test]
 fn chains_come_back_with_what_was_written() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     assert_eq!(*lock(&driver.echo.activated), [feature::CORE]);
     // More than once around the ring.
     for i in 0..3 * SIZE {
@@ -96,12 +96,12 @@ fn chains_come_back_with_what_was_written() {
     let mut bytes = [0; 5];
     driver.memory.read_bytes(GuestAddress(0x9800), &mut bytes).unwrap();
     assert_eq!(&bytes, b"bcdef");
-    assert!(lock(&driver.messages).is_empty());
+    assert!(lock(&driver.told).is_empty());
 }
 
 #[test]
 fn features_are_agreed_on_once() {
-    let mut driver = Driver::new();
+    let driver = Driver::new();
     driver.write(common::DEVICE_FEATURE_SELECT, 4, 0);
     assert_eq!(driver.read(common::DEVICE_FEATURE, 4), 1 | feature::INDIRECT | feature::EVENT_INDEX);
     driver.write(common::DEVICE_FEATURE_SELECT, 4, 1);
@@ -127,7 +127,7 @@ fn features_are_agreed_on_once() {
 
 #[test]
 fn interrupts_are_levels_or_messages() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     driver.send(0, 0, "a");
     assert!(driver.bench.level(GSI));
     assert_eq!(driver.read(0x1000, 1), u64::from(isr::QUEUE));
@@ -136,7 +136,7 @@ fn interrupts_are_levels_or_messages() {
     driver.use_messages();
     // The driver wants to be told of the next ones.
     for queue in 0..2 {
-        driver.put(Driver::ring(queue) + 4 + u64::from(SIZE) * 2, driver.used_index(queue));
+        driver.store(Driver::ring(queue) + 4 + u64::from(SIZE) * 2, driver.used_index(queue));
     }
     driver.send(0, 0, "b");
     driver.send(1, 0, "c");
@@ -155,28 +155,28 @@ fn interrupts_are_levels_or_messages() {
 
 #[test]
 fn without_event_index_a_flag_asks_for_no_interrupts() {
-    let mut driver = Driver::new();
+    let driver = Driver::new();
     driver.start(feature::VERSION_1);
-    driver.put(Driver::ring(0), 1);
+    driver.store(Driver::ring(0), 1_u16);
     driver.send(0, 0, "a");
     assert_eq!(driver.read(0x1000, 1), 0);
-    driver.put(Driver::ring(0), 0);
+    driver.store(Driver::ring(0), 0_u16);
     driver.send(0, 0, "b");
     assert_eq!(driver.read(0x1000, 1), u64::from(isr::QUEUE));
 }
 
 #[test]
 fn device_says_from_where_it_wants_to_be_notified() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     let event = Driver::used(0) + 4 + u64::from(SIZE) * 8;
     driver.send(0, 0, "a");
     driver.send(0, 0, "b");
-    assert_eq!(driver.get(event), 2);
+    assert_eq!(driver.load::<u16>(event), 2);
 }
 
 #[test]
 fn several_chains_go_back_at_once_or_stay() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     for head in 0..4 {
         driver.describe(Driver::table(0), head, (0x9000 + u64::from(head), 1, descriptor::WRITE, 0));
         driver.offer(0, head);
@@ -199,7 +199,7 @@ fn several_chains_go_back_at_once_or_stay() {
 
 #[test]
 fn saved_state_goes_on_in_another_device() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     driver.use_messages();
     driver.send(1, 0, "before");
     driver.echo.holds.store(true, Ordering::Relaxed);
@@ -229,7 +229,7 @@ fn saved_state_goes_on_in_another_device() {
         ("/registers/config_vector", serde_json::json!(9)),
         ("/registers/queues/0/size", serde_json::json!(7)),
         ("/registers/queues/0/max", serde_json::json!(4096)),
-        ("/registers/queues/1/device", serde_json::json!(super::driver::RAM)),
+        ("/registers/queues/1/device", serde_json::json!(crate::virtio::guest::RAM)),
         ("/registers/queues", serde_json::json!([])),
         ("/registers/postponed", serde_json::json!([[9, 0, 0]])),
         ("/endpoint/config", serde_json::json!([])),
@@ -243,7 +243,7 @@ fn saved_state_goes_on_in_another_device() {
 
 #[test]
 fn ends_wait_while_the_function_may_not_write_to_memory() {
-    let mut driver = Driver::ready();
+    let driver = Driver::ready();
     driver.echo.holds.store(true, Ordering::Relaxed);
     driver.describe(Driver::table(0), 0, (0x8000, 4, 0, 0));
     driver.offer(0, 0);
