@@ -187,8 +187,8 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "SIZE")]
     pub(crate) balloon: Option<ByteSize>,
 
-    /// The CPU that the guest sees: x86-64-v2, x86-64-v3, host (all that this host has), or auto (the same without AVX-512,
-    /// which the translator runs slowly)
+    /// The CPU that the guest sees: x86-64-v2, x86-64-v3, host (all that this host has), or auto (the same without what the
+    /// translator would run slowly)
     #[arg(long, value_name = "MODEL", default_value_t)]
     pub(crate) cpu: CpuModel,
 

@@ -129,6 +129,9 @@ fn writes(access: OpAccess) -> bool {
     matches!(access, O::Write | O::CondWrite | O::ReadWrite | O::ReadCondWrite)
 }
 
+/// What a code of the decoder library may be: with an operand in memory or without, masked, with an operand repeated.
+const VARIANTS: usize = 8;
+
 /// No form has been seen.
 const UNKNOWN: u16 = u16::MAX;
 
@@ -149,7 +152,7 @@ impl std::fmt::Debug for Forms {
 impl Forms {
     /// None seen, on a host.
     pub(super) fn new(host: Host) -> Self {
-        let index = vec![UNKNOWN; 2 * Code::values().len()].into_boxed_slice();
+        let index = vec![UNKNOWN; VARIANTS * Code::values().len()].into_boxed_slice();
         Self { host, index, facts: Vec::new() }
     }
 
@@ -160,7 +163,10 @@ impl Forms {
             || instruction.op1_kind() == OpKind::Memory
             || instruction.op2_kind() == OpKind::Memory
             || instruction.op3_kind() == OpKind::Memory;
-        let index = &mut self.index[2 * instruction.code() as usize + usize::from(memory)];
+        let variant = usize::from(memory)
+            | usize::from(instruction.op_mask() != Register::None) << 1
+            | usize::from(instruction.is_broadcast()) << 2;
+        let index = &mut self.index[VARIANTS * instruction.code() as usize + variant];
         if *index == UNKNOWN {
             *index = self.facts.len() as u16;
             self.facts.push(Facts::new(instruction, &self.host));

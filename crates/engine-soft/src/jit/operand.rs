@@ -1,6 +1,6 @@
 //! Operands: addresses, checks, and guest registers that live in memory.
 
-use iced_x86::{Instruction, Register};
+use iced_x86::{EncodingKind, Instruction, Register};
 
 use super::asm::{Imm, Mem, Reg, Two, at, cc};
 use super::cold::Cold;
@@ -269,9 +269,11 @@ pub(super) fn place_memory(instruction: &mut Instruction, displacement: i32) {
     instruction.set_memory_index(Register::None);
     instruction.set_memory_index_scale(1);
     instruction.set_memory_displacement64(displacement as i64 as u64);
+    // EVEX counts the short ones in operands.
+    let short = instruction.encoding() != EncodingKind::EVEX;
     instruction.set_memory_displ_size(match displacement {
         0 => 0,
-        -128..128 => 1,
+        -128..128 if short => 1,
         _ => 8,
     });
     instruction.set_segment_prefix(Register::None);

@@ -11,7 +11,7 @@ use super::registers::{A, B, C, PIN, STACK, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
 use crate::mmu::tlb::{ENTRIES, FETCH_ENTRIES};
-use crate::vector::pass::{Level, offset};
+use crate::vector::pass::{LEVELS, Level, host_has_avx512, offset};
 
 /// log2 of the number of jump targets remembered.
 pub(super) const JUMP_BITS: u32 = 15;
@@ -115,7 +115,7 @@ pub(super) struct Stubs {
     pub(super) by_interpreter: usize,
     /// Called: brings the guest's vector registers of a level into the host's. Flags say "not equal" if that is not
     /// allowed. Uses [`A`], which must be saved.
-    pub(super) load: [usize; 2],
+    pub(super) load: [usize; LEVELS],
     /// Length of all.
     pub(super) length: usize,
 }
@@ -231,22 +231,51 @@ fn look_up(a: &mut Assembler) {
     a.ret();
 }
 
-/// `op xmmN, [base + disp]` or the reverse, legacy or VEX (256 bits).
+/// `op register, [base + disp]` or the reverse: legacy (128 bits), VEX (256) or EVEX (512).
 fn vector_move(a: &mut Assembler, level: Level, store: bool, register: u8, base: Reg, disp: i32) {
-    // MOVAPS 0F 28 /r, 0F 29 /r (SDM 2B); VMOVAPS ymm is the same with VEX.256.0F.
+    // MOVAPS 0F 28 /r, 0F 29 /r (SDM 2B); VMOVAPS ymm is the same with VEX.256.0F, VMOVAPS zmm with EVEX.512.0F.W0.
     let opcode = if store { 0x29 } else { 0x28 };
     let modrm = 0x80 | (register & 7) << 3 | base.0 & 7;
+    // VEX's and EVEX's R, X, B and R' are inverted.
+    let inverted = |number: u8, bit: u8| !(number >> bit) & 1;
     match level {
         Level::Sse => {
             a.bytes(&[0x40 | (register >> 3) << 2 | base.0 >> 3, 0x0f, opcode, modrm]);
         }
         Level::Avx => {
-            // VEX's R, X and B are inverted.
-            let first = (!(register >> 3) & 1) << 7 | 1 << 6 | (!(base.0 >> 3) & 1) << 5 | 1;
+            let first = inverted(register, 3) << 7 | 1 << 6 | inverted(base.0, 3) << 5 | 1;
             a.bytes(&[0xc4, first, 0x7c, opcode, modrm]);
+        }
+        Level::Avx512 => {
+            let first = inverted(register, 3) << 7
+                | 1 << 6
+                | inverted(base.0, 3) << 5
+                | inverted(register, 4) << 4
+                | 1;
+            a.bytes(&[0x62, first, 0x7c, 0x48, opcode, modrm]);
         }
     }
     a.bytes(&disp.to_le_bytes());
+}
+
+/// `kmovq kN, [A + disp]` or the reverse: VEX.L0.0F.W1 90 /r, 91 /r (SDM 2A).
+fn mask_move(a: &mut Assembler, store: bool, register: u8, disp: i32) {
+    let opcode = if store { 0x91 } else { 0x90 };
+    a.bytes(&[0xc4, 0xc1, 0xf8, opcode, 0x80 | register << 3 | A.0 & 7]);
+    a.bytes(&disp.to_le_bytes());
+}
+
+/// All registers of a level, to or from the register file at [`A`].
+fn move_all(a: &mut Assembler, level: Level, store: bool) {
+    let registers = if level == Level::Avx512 { 32 } else { 16 };
+    for register in 0..registers {
+        vector_move(a, level, store, register, A, offset::ZMM + 64 * i32::from(register));
+    }
+    if level == Level::Avx512 {
+        for register in 0..8 {
+            mask_move(a, store, register, offset::K + 8 * i32::from(register));
+        }
+    }
 }
 
 /// `ldmxcsr` or `stmxcsr` of a field of the register file at [`A`].
@@ -256,8 +285,7 @@ fn mxcsr(a: &mut Assembler, store: bool, disp: i32) {
 }
 
 /// Takes the guest's vector registers out of the host's, if they are there. Uses [`A`] and flags.
-fn spill(a: &mut Assembler, avx: bool) {
-    let levels: &[Level] = if avx { &[Level::Sse, Level::Avx] } else { &[Level::Sse] };
+fn spill(a: &mut Assembler, levels: &[Level]) {
     a.imm_mem(Imm::Cmp, field::level(), 0);
     let none = a.jcc(cc::E);
     a.rm(Two::Load, A, field::vectors());
@@ -267,10 +295,8 @@ fn spill(a: &mut Assembler, avx: bool) {
             a.imm_mem(Imm::Cmp, field::level(), level as i32);
             a.jcc(cc::NE)
         });
-        for register in 0..16 {
-            vector_move(a, level, true, register, A, offset::ZMM + 64 * i32::from(register));
-        }
-        if level == Level::Avx {
+        move_all(a, level, true);
+        if level > Level::Sse {
             // Rust's code is legacy code in good part.
             a.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
         }
@@ -288,18 +314,19 @@ fn spill(a: &mut Assembler, avx: bool) {
     a.bind(none);
 }
 
-/// The code of [`Stubs::load`] for a level.
-fn load(a: &mut Assembler, level: Level, avx: bool, avx512: bool) {
+/// The code of [`Stubs::load`] for a level. `above` is that for the level above, if the host has it.
+fn load(a: &mut Assembler, level: Level, levels: &[Level], above: Option<usize>) {
     a.imm_mem32(Imm::Cmp, field::passing(), level as i32);
     let allowed = a.jcc(cc::AE);
     let refuse = a.here();
     a.imm(Imm::Cmp, true, RSP, 0); // never equal
     a.ret();
     a.bind(allowed);
-    spill(a, avx);
+    spill(a, levels);
     a.rm(Two::Load, A, field::vectors());
-    if level == Level::Avx && avx512 {
-        // Bits above 255 of the registers must be zero: instructions of this level clear them, which would not be seen.
+    if level == Level::Avx && is_x86_feature_detected!("avx512f") {
+        // Bits above 255 of the registers must be zero: instructions of this level clear them, which would not be seen. If they are
+        // not, they come along; or the handler must do it, where the guest has not turned them on.
         a.bytes(&[0xc4, 0xc1, 0x7d, 0x6f, 0x80 | A.0 & 7]); // vmovdqa ymm0, [A + disp32]
         a.bytes(&(offset::ZMM + 32).to_le_bytes());
         for register in 1..16 {
@@ -307,11 +334,9 @@ fn load(a: &mut Assembler, level: Level, avx: bool, avx512: bool) {
             a.bytes(&(offset::ZMM + 32 + 64 * register).to_le_bytes());
         }
         a.bytes(&[0xc4, 0xe2, 0x7d, 0x17, 0xc0]); // vptest ymm0, ymm0
-        a.jcc_to(cc::NE, refuse as i64);
+        a.jcc_to(cc::NE, above.unwrap_or(refuse) as i64);
     }
-    for register in 0..16 {
-        vector_move(a, level, false, register, A, offset::ZMM + 64 * i32::from(register));
-    }
+    move_all(a, level, false);
     mxcsr(a, false, offset::MXCSR);
     a.store_imm32_wide(field::level(), level as u32);
     a.rr32(Two::Cmp, A, A); // equal
@@ -320,8 +345,11 @@ fn load(a: &mut Assembler, level: Level, avx: bool, avx512: bool) {
 
 /// The fixed code.
 pub(super) fn emit() -> (Vec<u8>, Stubs) {
-    let avx = is_x86_feature_detected!("avx");
-    let avx512 = is_x86_feature_detected!("avx512f");
+    let levels: &[Level] = match (is_x86_feature_detected!("avx"), host_has_avx512()) {
+        (true, true) => &[Level::Sse, Level::Avx, Level::Avx512],
+        (true, false) => &[Level::Sse, Level::Avx],
+        _ => &[Level::Sse],
+    };
     let mut a = Assembler::with_capacity(0x1000);
     let enter = a.here();
     for reg in SAVED {
@@ -341,7 +369,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     // With the reason in B.
     let leave = a.here();
     store_registers(&mut a);
-    spill(&mut a, avx);
+    spill(&mut a, levels);
     let leave_stored = a.here();
     a.rr32(Two::Load, RAX, B);
     a.rm(Two::Load, RSP, field::base());
@@ -386,7 +414,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     let interpret = a.here();
     store_registers(&mut a);
     a.rr32(Two::Load, RSI, A);
-    spill(&mut a, avx);
+    spill(&mut a, levels);
     a.rm(Two::Lea, RDI, at(PIN, -(offset_of!(Cpu, regs) as i32)));
     // The return address on top of pairs of words.
     a.imm(Imm::Sub, true, RSP, 8);
@@ -408,11 +436,15 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.jmp_to(leave_stored as i64);
 
     let ret = ret(&mut a, interpret, look_up_start, dispatch);
-    let load = [Level::Sse, Level::Avx].map(|level| {
+    // From the highest, which the one below leads to.
+    let mut load = [0; LEVELS];
+    let mut above = None;
+    for level in [Level::Avx512, Level::Avx, Level::Sse] {
         let start = a.here();
-        load(&mut a, level, avx, avx512);
-        start
-    });
+        load[level as usize - 1] = start;
+        self::load(&mut a, level, levels, above);
+        above = (level == Level::Avx512 && levels.contains(&level)).then_some(start);
+    }
     let stack = a.here();
     find_stack(&mut a);
     let by_interpreter = a.here();

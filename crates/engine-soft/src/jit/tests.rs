@@ -20,6 +20,7 @@ use crate::interp::cpu::{Connections, Cpu};
 use crate::interp::features::host_cpuid;
 use crate::interp::op::RIP;
 use crate::interp::run::Interpreter;
+use crate::vector::pass::host_has_avx512;
 
 /// Two pages of code.
 pub(super) const CODE: u64 = 0x3_0000;
@@ -175,8 +176,16 @@ impl Pair {
         for register in &mut state.zmm[..16] {
             *register = std::array::from_fn(|i| if i < words { vectors::word(random) } else { 0 });
         }
+        let wide = host_has_avx512() && random.chance(60);
+        for register in state.zmm[16..].iter_mut().filter(|_| wide) {
+            *register = std::array::from_fn(|_| vectors::word(random));
+        }
+        for register in state.k.iter_mut().filter(|_| wide) {
+            *register = random.bits() >> random.below(64);
+        }
         state.mxcsr = 0x1f80;
         for machine in [&mut self.reference, &mut self.subject] {
+            let _ = machine.cpu.vector.set_xcr0(if wide { 0xe7 } else { 7 });
             machine.cpu.vector.unit.set_vector_state(&state);
         }
     }

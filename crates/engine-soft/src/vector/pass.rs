@@ -1,11 +1,12 @@
 //! Which instructions the translator may execute as they are, with the guest's vector registers in the host's.
 //!
-//! All that the table lists, but for those with rules of their own: x87 and MMX, whose records show addresses; masked
-//! accesses, which fault element by element; and EVEX forms, for whose registers there is no way in and out yet.
+//! All that the table lists, but for those with rules of their own: x87 and MMX, whose records show addresses, and gathers and
+//! scatters.
 
-use iced_x86::{EncodingKind, Instruction, OpKind, Register};
+use std::sync::OnceLock;
 
-use super::elements::{Elements, elements};
+use iced_x86::{EncodingKind, Instruction, OpKind};
+
 use super::form::{Requirement, names_mmx, operand_alignment};
 use super::state::Registers;
 use super::store::Vector;
@@ -19,6 +20,18 @@ pub(crate) enum Level {
     Sse = 1,
     /// The low 256 bits; the bits above are zero.
     Avx = 2,
+    /// All 512 bits of registers 0 to 31, and the opmask registers.
+    Avx512 = 3,
+}
+
+/// How many there are.
+pub(crate) const LEVELS: usize = 3;
+
+/// Whether the host's processor has the registers of the highest level, and all of AVX-512 that moving them takes: opmask
+/// registers of 64 bits are AVX512BW's.
+pub(crate) fn host_has_avx512() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw"))
 }
 
 /// An instruction to be executed as it is.
@@ -31,9 +44,10 @@ pub(crate) struct Passed {
 
 /// Whether a vector instruction of 64-bit code can be executed as it is.
 pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
-    let level = match instruction.encoding() {
+    let mut level = match instruction.encoding() {
         EncodingKind::Legacy => Level::Sse,
         EncodingKind::VEX => Level::Avx,
+        EncodingKind::EVEX => Level::Avx512,
         _ => return None,
     };
     let plain = matches!(
@@ -51,16 +65,17 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
                 let register = instruction.op_register(operand);
                 if register.is_vector_register() {
                     vector = true;
+                } else if register.is_k() {
+                    (vector, level) = (true, Level::Avx512);
                 } else if !register.is_gpr() {
                     return None;
                 }
             }
             OpKind::Memory => {
                 let size = instruction.memory_size().size();
-                let whole = matches!(size, 1 | 2 | 4 | 8 | 16 | 32)
-                    && elements(instruction, size) == Elements::Whole
-                    && !instruction.memory_index().is_vector_register();
-                if !whole {
+                // Where all of the operand may be accessed, nothing can be told from a mask's leaving parts of it alone.
+                let whole = matches!(size, 1 | 2 | 4 | 8 | 16 | 32 | 64);
+                if !whole || instruction.memory_index().is_vector_register() {
                     return None;
                 }
                 alignment = operand_alignment(instruction, size);
@@ -69,7 +84,7 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
             _ => return None,
         }
     }
-    let passes = vector && !names_mmx(instruction) && instruction.op_mask() == Register::None;
+    let passes = vector && !names_mmx(instruction) && (level < Level::Avx512 || host_has_avx512());
     passes.then_some(Passed { level, alignment })
 }
 
@@ -81,6 +96,8 @@ impl Vector {
         let allowed = |requirement| self.enabled().fault(requirement).is_none();
         if self.unit.registers.mxcsr_unmasked != 0 || !allowed(Requirement::Sse) {
             0
+        } else if allowed(Requirement::Avx512) && host_has_avx512() {
+            Level::Avx512 as u8
         } else if allowed(Requirement::Avx) {
             Level::Avx as u8
         } else {
@@ -102,6 +119,8 @@ pub(crate) mod offset {
 
     /// Register 0; the others follow, 64 bytes each.
     pub(crate) const ZMM: i32 = offset_of!(Registers, zmm) as i32;
+    /// Opmask register 0; the others follow.
+    pub(crate) const K: i32 = offset_of!(Registers, k) as i32;
     /// The guest's MXCSR.
     pub(crate) const MXCSR: i32 = offset_of!(Registers, mxcsr) as i32;
     /// Rust's.

@@ -10,8 +10,9 @@ pub enum Model {
     V2,
     /// The x86-64-v3 level.
     V3,
-    /// Those of the host's features that every engine runs at speed: all but AVX-512, of which the translator executes each
-    /// instruction by a handler, and which libraries choose for all their copying and searching where they find it.
+    /// Those of the host's features that every engine runs at speed. Where AVX-512 lacks AVX512BW that is all but AVX-512: without
+    /// mask registers of 64 bits the translator executes each of its instructions by a handler, and libraries choose
+    /// them for all their copying and searching where they find them.
     Auto,
     /// All of the host's features that the engine has.
     Host,
@@ -102,12 +103,14 @@ impl Model {
         }
     }
 
-    const fn level(self) -> Level {
+    fn level(self, host: &CpuidTable) -> Level {
+        // AVX512BW.
+        let masks = host.get(7, 0).ebx >> 30 & 1 != 0;
         match self {
             Model::V2 => Level::V2,
             Model::V3 => Level::V3,
-            Model::Auto => Level::Host,
-            Model::Host => Level::Wide,
+            Model::Auto if !masks => Level::Host,
+            Model::Auto | Model::Host => Level::Wide,
         }
     }
 
@@ -146,7 +149,7 @@ impl Model {
     /// # Errors
     /// [`MissingFeatures`] if the host lacks some that a named model promises.
     fn features(self, host: &CpuidTable) -> Result<Vec<&'static Feature>, MissingFeatures> {
-        let in_model = FEATURES.iter().filter(|f| f.level <= self.level());
+        let in_model = FEATURES.iter().filter(|f| f.level <= self.level(host));
         let (mut offered, mut missing) = (Vec::new(), Vec::new());
         for feature in in_model {
             if feature.provider == Provider::Engine || feature.is_in(host) {

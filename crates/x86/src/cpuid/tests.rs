@@ -152,18 +152,27 @@ fn kvm_leaves_are_the_fixed_list() {
 }
 
 #[test]
-fn auto_is_the_host_without_avx512() {
+fn auto_is_the_host_and_has_avx512_if_its_masks_have_64_bits() {
     for vendor in [Vendor::Intel, Vendor::Amd] {
-        let [auto, all] = [Model::Auto, Model::Host].map(|m| m.table(&host(vendor), &platform()).unwrap());
-        for feature in FEATURES {
-            let bit =
-                |table: &CpuidTable| table.bit(feature.leaf, feature.subleaf, feature.register, feature.bit);
-            assert!(bit(&all), "{}", feature.name);
-            assert_eq!(bit(&auto), !feature.name.starts_with("avx512"), "{}", feature.name);
+        for masks in [true, false] {
+            let mut host = host(vendor);
+            if !masks {
+                let mut leaf = host.get(7, 0);
+                leaf.ebx &= !(1 << 30);
+                host.set(7, 0, leaf);
+            }
+            let [auto, all] = [Model::Auto, Model::Host].map(|m| m.table(&host, &platform()).unwrap());
+            for feature in FEATURES {
+                let bit = |table: &CpuidTable| {
+                    table.bit(feature.leaf, feature.subleaf, feature.register, feature.bit)
+                };
+                assert_eq!(bit(&all), masks || feature.name != "avx512bw", "{}", feature.name);
+                assert_eq!(bit(&auto), masks || !feature.name.starts_with("avx512"), "{}", feature.name);
+            }
+            // State of AVX-512 to save: mask registers and upper halves.
+            assert_eq!(auto.get(0xd, 0).eax, if masks { 0xe7 } else { 7 });
+            assert_eq!(auto.get(1, 0).eax, all.get(1, 0).eax);
         }
-        // No state of AVX-512 to save: mask registers and upper halves.
-        assert_eq!(auto.get(0xd, 0).eax, 7);
-        assert_eq!(auto.get(1, 0).eax, all.get(1, 0).eax);
     }
 }
 

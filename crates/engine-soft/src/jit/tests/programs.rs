@@ -93,6 +93,41 @@ fn profile_counts_what_is_handed_to_handlers() {
 }
 
 #[test]
+fn avx512_and_masked_accesses_run_as_they_are() {
+    if !host_has_avx512() {
+        println!("skipped: this host has no AVX-512");
+        return;
+    }
+    // mov edi,1000; mov eax,0xf0f; kmovd k1,eax; top: vpaddd zmm20,zmm21,[rbx]; vmovdqu8 [rbx+64]{k1},zmm20;
+    // vpcmpeqb k2,zmm20,[rbx+64]; kortestq k2,k2; vpternlogd zmm22{k1}{z},zmm20,zmm21,0x96; dec edi; jnz top;
+    // kmovq rcx,k2; ud2
+    let code = [
+        0xbf, 0xe8, 3, 0, 0, 0xb8, 0x0f, 0x0f, 0, 0, 0xc5, 0xfb, 0x92, 0xc8, 0x62, 0xe1, 0x55, 0x40, 0xfe,
+        0x23, 0x62, 0xe1, 0x7f, 0x49, 0x7f, 0x63, 0x01, 0x62, 0xf1, 0x5d, 0x40, 0x74, 0x53, 0x01, 0xc4, 0xe1,
+        0xf8, 0x98, 0xd2, 0x62, 0xa3, 0x5d, 0xc1, 0x25, 0xf5, 0x96, 0xff, 0xcf, 0x75, 0xdc, 0xc4, 0xe1, 0xfb,
+        0x93, 0xca, 0x0f, 0x0b,
+    ];
+    let mut m = machine();
+    m.cpu.cr0 -= Cr0::EM;
+    m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
+    assert!(m.cpu.vector.set_xcr0(0xe7));
+    m.cpu.update_mode();
+    m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
+    m.cpu.memory.write_bytes(GuestAddress(DATA), &[7; 64]).unwrap();
+    (m.cpu.regs[RIP], m.cpu.regs[3]) = (CODE, DATA);
+    let mut jit = Jit::new(Options { threshold: 2, profile: true, ..OPTIONS }, &m.cpu.code).unwrap();
+    while jit.run(&mut m, 20_000).is_ok() {}
+    // Seven in the bytes that the mask lets through, zero in the others.
+    assert_eq!((m.cpu.regs[7], m.cpu.regs[1]), (0, 0x0f0f));
+    let stored: Vec<_> = bytes(&m, DATA + 64, 64).iter().map(|byte| byte / 7).collect();
+    assert_eq!(stored[..16], [1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0]);
+    assert!(stored[16..].iter().all(|byte| *byte == 0));
+    // The first access to a page may be a handler's.
+    let handed: u64 = crate::jit::handed(&m.cpu).iter().map(|(_, count)| count).sum();
+    assert!(handed < 10, "{:?}", crate::jit::handed(&m.cpu));
+}
+
+#[test]
 fn branch_with_a_16_bit_target_leaves_the_region() {
     // mov ecx,20; top: dec ecx; jz done; 66 jnz +0 (to the low 16 bits: not mapped there, so #PF or the next
     // instruction, as the interpreter says)

@@ -146,6 +146,45 @@ const VEX: &[Template] = &[
     (&[P66], 3, 0x4a, 0x4c, Any, true),
 ];
 
+/// Instructions on opmask registers, VEX-encoded.
+const MASKS: &[Template] = &[
+    (&[NONE, P66], 1, 0x41, 0x47, Registers, false),
+    (&[NONE, P66], 1, 0x4a, 0x4b, Registers, false),
+    (ALL, 1, 0x90, 0x93, Any, false),
+    (&[NONE, P66, F2], 1, 0x92, 0x93, Registers, false),
+    (&[NONE, P66], 1, 0x98, 0x99, Registers, false),
+    (&[P66], 3, 0x30, 0x33, Registers, true),
+];
+
+/// Those that have an EVEX form only.
+const EVEX: &[Template] = &[
+    (ALL, 1, 0x6f, 0x6f, Any, false),
+    (ALL, 1, 0x7f, 0x7f, Any, false),
+    (ALL, 1, 0x78, 0x7b, Any, false),
+    (&[P66], 2, 0x10, 0x17, Any, false),
+    (&[P66], 2, 0x19, 0x1b, Any, false),
+    (&[P66, F3], 2, 0x25, 0x2a, Any, false),
+    (&[P66], 2, 0x36, 0x3f, Any, false),
+    (&[P66], 2, 0x42, 0x47, Any, false),
+    (&[P66], 2, 0x4c, 0x4f, Any, false),
+    (&[P66], 2, 0x54, 0x55, Any, false),
+    (&[P66], 2, 0x58, 0x5b, Any, false),
+    (&[P66], 2, 0x62, 0x66, Any, false),
+    (&[P66], 2, 0x70, 0x7f, Any, false),
+    (&[P66], 2, 0x83, 0x83, Any, false),
+    (&[P66], 2, 0x88, 0x8d, Any, false),
+    (&[P66], 2, 0xb4, 0xb5, Any, false),
+    (&[P66], 2, 0xc4, 0xc4, Any, false),
+    (&[P66], 3, 0x03, 0x03, Any, true),
+    (&[P66], 3, 0x18, 0x1b, Any, true),
+    (&[P66], 3, 0x1e, 0x1f, Any, true),
+    (&[P66], 3, 0x23, 0x27, Any, true),
+    (&[P66], 3, 0x38, 0x3b, Any, true),
+    (&[P66], 3, 0x3e, 0x3f, Any, true),
+    (&[P66], 3, 0x50, 0x57, Any, true),
+    (&[P66], 3, 0x70, 0x73, Any, true),
+];
+
 /// The operands after an opcode, and the bits of REX that they want. Addresses are multiples of 32 more often than not, if
 /// the pointers are.
 fn operands(random: &mut Random, form: Form, out: &mut Vec<u8>) -> u8 {
@@ -225,6 +264,23 @@ fn vex(random: &mut Random, template: Template) -> Vec<u8> {
     finish(random, vec![0xc4, (!rex & 7) << 5 | map, third], first, last, tail, constant)
 }
 
+fn evex(random: &mut Random, template: Template) -> Vec<u8> {
+    let (prefixes, map, first, last, form, constant) = template;
+    let mut tail = Vec::new();
+    let rex = operands(random, form, &mut tail);
+    let high = random.below(4) as u8;
+    let other = if random.chance(30) { 0 } else { random.below(32) as u8 };
+    let wide = u8::from(random.chance(50)) << 7;
+    // All of the operand in memory more often than not: what is masked goes another way.
+    let mask = if random.chance(70) { 0 } else { random.below(8) as u8 | u8::from(random.chance(50)) << 7 };
+    let long = if random.chance(2) { 3 } else { random.below(3) as u8 };
+    let marks = mask | long << 5 | u8::from(random.chance(15)) << 4 | (!other >> 4 & 1) << 3;
+    let first_byte = (!rex & 7) << 5 | (!high & 1) << 4 | map;
+    let first_byte = if tail[0] >= 0xc0 { first_byte ^ (high & 2) << 5 } else { first_byte };
+    let second = wide | (!other & 15) << 3 | 4 | random.pick(prefixes);
+    finish(random, vec![0x62, first_byte, second, marks], first, last, tail, constant)
+}
+
 fn finish(
     random: &mut Random,
     mut out: Vec<u8>,
@@ -289,13 +345,29 @@ fn candidate(random: &mut Random) -> Vec<u8> {
             let template = random.pick(TABLE);
             legacy(random, template)
         }
-        52..85 => {
+        52..80 => {
             let template = random.pick(TABLE);
             vex(random, template)
         }
-        _ => {
+        80..85 => {
+            let template = random.pick(MASKS);
+            vex(random, template)
+        }
+        85..89 => {
             let template = random.pick(VEX);
             vex(random, template)
+        }
+        89..93 => {
+            let template = random.pick(TABLE);
+            evex(random, template)
+        }
+        93..96 => {
+            let template = random.pick(VEX);
+            evex(random, template)
+        }
+        _ => {
+            let template = random.pick(EVEX);
+            evex(random, template)
         }
     }
 }
