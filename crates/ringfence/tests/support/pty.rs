@@ -74,13 +74,17 @@ impl Pty {
     #[track_caller]
     pub fn expect(&mut self, text: &str, limit: Duration) -> String {
         let until = Instant::now() + limit;
+        let mut looked = self.searched;
         loop {
-            let new = &self.seen[self.searched..];
-            if let Some(at) = new.windows(text.len()).position(|window| window == text.as_bytes()) {
-                let found = String::from_utf8_lossy(&new[..at + text.len()]).into_owned();
-                self.searched += at + text.len();
+            let mut windows = self.seen[looked..].windows(text.len());
+            if let Some(at) = windows.position(|window| window == text.as_bytes()) {
+                let end = looked + at + text.len();
+                let found = String::from_utf8_lossy(&self.seen[self.searched..end]).into_owned();
+                self.searched = end;
                 return found;
             }
+            // What has been looked at is not looked at again: commands may show megabytes.
+            looked = looked.max((self.seen.len() + 1).saturating_sub(text.len()));
             match self.output.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.seen.extend(bytes),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
