@@ -390,7 +390,7 @@ impl Jit {
         let entry = decoded.and_then(|()| self.cache.translate(&self.source));
         if entry.is_some() && self.source.reach() > NEAR && cpu.translated.far_pages.insert(page) {
             // Near the hole, no fetch must lead to this page any more.
-            cpu.tlb.flush();
+            cpu.tlb.forget_all();
         }
         self.translating += start.elapsed();
         entry

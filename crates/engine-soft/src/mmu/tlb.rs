@@ -276,8 +276,13 @@ impl Tlb {
 
     /// Forgets everything.
     pub fn flush(&mut self) {
-        self.changes += 1;
         self.counters.flushes += 1;
+        self.forget_all();
+    }
+
+    /// Forgets everything, for the engine's own reasons: a guest's flushes are the same in number on every engine.
+    pub(crate) fn forget_all(&mut self) {
+        self.changes += 1;
         self.shared_code = NOTHING;
         renew(&mut self.shared, &mut self.newest);
         self.flush_current(false);
