@@ -1,6 +1,6 @@
 //! How translated code goes from place to place: direct branches, calls and returns.
 
-use super::asm::{Imm, Mem, RAX, RSP, Two, at, cc};
+use super::asm::{Imm, Mem, RSP, Two, at, cc};
 use super::cold::Cold;
 use super::emit::Emitter;
 use super::registers::{A, B, C, STACK};
@@ -261,8 +261,7 @@ impl Emitter<'_> {
 
     /// A cell's fields, where its address is in [`C`].
     fn cell(&self, cell: usize) -> [Mem; 3] {
-        let offset = ((self.first_cell + cell) * size_of::<Cell>()) as i32;
-        [0, 8, 16].map(|field| at(C, offset + field))
+        Cell::at_c(((self.first_cell + cell) * size_of::<Cell>()) as i32)
     }
 
     /// Looks up where an indirect branch goes that went elsewhere the last time.
@@ -272,14 +271,9 @@ impl Emitter<'_> {
         }
         self.call_out(self.stubs.look_up);
         let unknown = self.a.jcc(cc::NE);
-        let [linear, context, host] = self.cell(cell);
         self.a.rm(Two::Load, C, field::cells());
-        self.a.rm(Two::Store, A, linear);
-        self.a.rm(Two::Store, B, host);
-        self.a.push(RAX);
-        self.a.rm(Two::Load, RAX, field::context());
-        self.a.rm(Two::Store, RAX, context);
-        self.a.pop(RAX);
+        let fields = self.cell(cell);
+        Cell::fill(&mut self.a, fields);
         self.a.jmp_to(back as i64);
         self.a.bind(unknown);
         self.call_handler(step);

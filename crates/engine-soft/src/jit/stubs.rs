@@ -40,6 +40,24 @@ pub(super) struct Cell {
     pub(super) host: u64,
 }
 
+impl Cell {
+    /// The fields of the cell `offset` bytes behind [`C`]: linear address, context, host's address.
+    pub(super) fn at_c(offset: i32) -> [Mem; 3] {
+        [offset_of!(Cell, linear), offset_of!(Cell, context), offset_of!(Cell, host)]
+            .map(|field| at(C, offset + field as i32))
+    }
+
+    /// Makes a cell say that the code for the linear address in [`A`] is at the host's address in [`B`].
+    pub(super) fn fill(a: &mut Assembler, [linear, context, host]: [Mem; 3]) {
+        a.rm(Two::Store, A, linear);
+        a.rm(Two::Store, B, host);
+        a.push(RAX);
+        a.rm(Two::Load, RAX, field::context());
+        a.rm(Two::Store, RAX, context);
+        a.pop(RAX);
+    }
+}
+
 /// Most indirect branches that have a cell.
 pub(super) const CELLS: usize = 1 << 16;
 
@@ -183,15 +201,14 @@ fn target_row(a: &mut Assembler) {
 
 /// The code of [`Stubs::look_up`]: by linear address, then by what fetches there lead to.
 fn look_up(a: &mut Assembler) {
-    let [linear, context, host] =
-        [offset_of!(Cell, linear), offset_of!(Cell, context), offset_of!(Cell, host)].map(|at| at as i32);
+    let [linear, context, host] = Cell::at_c(0);
     target_row(a);
-    a.rm(Two::Cmp, A, at(C, linear));
+    a.rm(Two::Cmp, A, linear);
     let other = a.jcc(cc::NE);
-    a.rm(Two::Load, B, at(C, context));
+    a.rm(Two::Load, B, context);
     a.rm(Two::Cmp, B, field::context());
     let stale = a.jcc(cc::NE);
-    a.rm(Two::Load, B, at(C, host));
+    a.rm(Two::Load, B, host);
     a.ret();
 
     a.bind(other);
@@ -219,12 +236,7 @@ fn look_up(a: &mut Assembler) {
     a.bind(first);
     a.rm(Two::Load, B, at(C, 8));
     target_row(a);
-    a.rm(Two::Store, A, at(C, linear));
-    a.rm(Two::Store, B, at(C, host));
-    a.push(RAX);
-    a.rm(Two::Load, RAX, field::context());
-    a.rm(Two::Store, RAX, at(C, context));
-    a.pop(RAX);
+    Cell::fill(a, Cell::at_c(0));
     a.rr32(Two::Cmp, A, A); // equal
     a.bind(unknown);
     a.bind(not_there);

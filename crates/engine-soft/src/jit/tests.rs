@@ -78,6 +78,12 @@ pub(super) fn machine() -> Interpreter {
     Interpreter::new(cpu)
 }
 
+/// Runs under the translator until an instruction faults, and tells how.
+fn until_fault(m: &mut Interpreter, jit: &mut Jit) -> Exception {
+    let end = (0..1_000_000).find_map(|_| jit.run(m, 1000).err());
+    end.expect("the program ends")
+}
+
 /// A vCPU and the translator under test.
 struct Pair {
     reference: Interpreter,

@@ -19,13 +19,9 @@ fn run(code: &[u8], threshold: u8) -> (Exception, Interpreter, u64) {
     m.cpu.regs[RIP] = NEAR_HOLE + CODE;
     m.cpu.regs[4] = DATA + 0x2000;
     let mut jit = Jit::new(Options { threshold, code_size: 1 << 20, ..OPTIONS }, &m.cpu.code).unwrap();
-    for _ in 0..100_000 {
-        if let Err(exception) = jit.run(&mut m, 1000) {
-            let share = 100 * jit.executed / m.cpu.retired;
-            return (exception, m, share);
-        }
-    }
-    panic!("the program did not end");
+    let exception = until_fault(&mut m, &mut jit);
+    let share = 100 * jit.executed / m.cpu.retired;
+    (exception, m, share)
 }
 
 #[test]

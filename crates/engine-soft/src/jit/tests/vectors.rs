@@ -330,44 +330,26 @@ pub(super) fn instruction(random: &mut Random) -> Vec<u8> {
 }
 
 fn candidate(random: &mut Random) -> Vec<u8> {
-    match random.below(100) {
-        0..3 => vec![0xc5, 0xf8, 0x77],
-        3 => vec![0xc5, 0xfc, 0x77],
+    type Encode = fn(&mut Random, Template) -> Vec<u8>;
+    let (table, encode): (&[Template], Encode) = match random.below(100) {
+        0..3 => return vec![0xc5, 0xf8, 0x77],
+        3 => return vec![0xc5, 0xfc, 0x77],
         4..6 => {
             let value = if random.chance(10) { random.pick(&UNMASKED) } else { random.pick(&MXCSR) };
             // push value; ldmxcsr [rsp]; pop rax
             let mut out = vec![0x68];
             out.extend_from_slice(&value.to_le_bytes());
             out.extend_from_slice(&[0x0f, 0xae, 0x14, 0x24, 0x58]);
-            out
+            return out;
         }
-        6..52 => {
-            let template = random.pick(TABLE);
-            legacy(random, template)
-        }
-        52..80 => {
-            let template = random.pick(TABLE);
-            vex(random, template)
-        }
-        80..85 => {
-            let template = random.pick(MASKS);
-            vex(random, template)
-        }
-        85..89 => {
-            let template = random.pick(VEX);
-            vex(random, template)
-        }
-        89..93 => {
-            let template = random.pick(TABLE);
-            evex(random, template)
-        }
-        93..96 => {
-            let template = random.pick(VEX);
-            evex(random, template)
-        }
-        _ => {
-            let template = random.pick(EVEX);
-            evex(random, template)
-        }
-    }
+        6..52 => (TABLE, legacy),
+        52..80 => (TABLE, vex),
+        80..85 => (MASKS, vex),
+        85..89 => (VEX, vex),
+        89..93 => (TABLE, evex),
+        93..96 => (VEX, evex),
+        _ => (EVEX, evex),
+    };
+    let template = random.pick(table);
+    encode(random, template)
 }
