@@ -1,19 +1,60 @@
 //! A driver for the tests of devices: follows the rules, and sees the interrupts.
 
+use std::io::IoSlice;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ringfence_engine::InterruptSink;
+use ringfence_helper::Link;
 
-use super::SharedDevice;
 use super::guest::Guest;
 pub(super) use super::guest::{DATA, RAM};
 use super::spec::{common, feature};
+use super::{Reporter, SharedDevice};
+use crate::device::lock;
 use crate::pci::PciFunction;
 use crate::testing::Bench;
 
+/// More than any message has bytes.
+const LONGEST: usize = 1 << 18;
+
 /// What a driver agrees to of the core's features unless it says otherwise.
 const CORE: u64 = feature::VERSION_1 | feature::INDIRECT;
+
+/// A driver, and the other end of its device's link, which tests play themselves.
+pub(super) struct Linked {
+    pub(super) driver: Driver,
+    pub(super) other: Link,
+    /// What the device tells the user.
+    pub(super) told: Arc<Mutex<Vec<String>>>,
+}
+
+impl Linked {
+    /// A device from `make` that is running with `features` and `queues`.
+    pub(super) fn running(
+        features: u64,
+        queues: u16,
+        make: impl FnOnce(Link, Reporter) -> SharedDevice,
+    ) -> Self {
+        let (link, other) = Link::pair().unwrap();
+        let told: Arc<Mutex<Vec<String>>> = Arc::default();
+        let teller = Arc::clone(&told);
+        let device = make(link, Arc::new(move |text| lock(&teller).push(text)));
+        Self { driver: Driver::running(device, features, queues), other, told }
+    }
+
+    /// The next message that the process gets.
+    pub(super) fn received(&self) -> Vec<u8> {
+        let mut buffer = vec![0; LONGEST];
+        let len = self.other.receive(&mut buffer, true).unwrap().unwrap();
+        buffer.truncate(len);
+        buffer
+    }
+
+    pub(super) fn send(&self, message: &[u8]) {
+        self.other.send(&[IoSlice::new(message)]).unwrap();
+    }
+}
 
 pub(super) struct Driver {
     pub(super) bench: Bench,

@@ -1,52 +1,31 @@
 //! A network card as a driver, and as a hostile guest, sees it, and as the process behind it does.
 
-use std::io::IoSlice;
 use std::sync::Arc;
 
 use ringfence_engine::Stateful;
 
 use super::*;
-use crate::virtio::testing::{DATA, Driver};
+use crate::virtio::testing::{DATA, Driver, Linked};
 
 const INBOX: u64 = DATA + 0x10_0000;
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 
-struct Lab {
-    driver: Driver,
-    other: Link,
-    told: Arc<Mutex<Vec<String>>>,
-}
-
-fn lab(features: u64) -> Lab {
+fn lab(features: u64) -> Linked {
     lab_of(1, features, 2)
 }
 
 /// A card with so many pairs, and a driver that has so many queues running.
-fn lab_of(pairs: u16, features: u64, queues: u16) -> Lab {
-    let (link, other) = Link::pair().unwrap();
-    let told: Arc<Mutex<Vec<String>>> = Arc::default();
-    let teller = Arc::clone(&told);
-    let reporter = Arc::new(move |text| lock(&teller).push(text));
-    let device = Net::new(NetConfig { mac: [2, 3, 4, 5, 6, 7], mtu: 1400, pairs, link, reporter }).unwrap();
-    let lab = Lab { driver: Driver::running(Arc::new(device), features, queues), other, told };
+fn lab_of(pairs: u16, features: u64, queues: u16) -> Linked {
+    let lab = Linked::running(features, queues, |link, reporter| {
+        let config = NetConfig { mac: [2, 3, 4, 5, 6, 7], mtu: 1400, pairs, link, reporter };
+        Arc::new(Net::new(config).unwrap())
+    });
     assert_eq!(lab.received()[0], ringfence_net::wire::CONTROL, "the driver's offloads");
     lab
 }
 
-impl Lab {
-    /// The next message that the process gets.
-    fn received(&self) -> Vec<u8> {
-        let mut buffer = vec![0; 2 * MAX_MESSAGE];
-        let len = self.other.receive(&mut buffer, true).unwrap().unwrap();
-        buffer.truncate(len);
-        buffer
-    }
-
-    fn send(&self, message: &[u8]) {
-        self.other.send(&[IoSlice::new(message)]).unwrap();
-    }
-
+impl Linked {
     /// Sends a message as a frame, and demands its buffer back.
     fn transmit(&self, message: &[u8]) {
         self.driver.put(DATA, message);
@@ -174,7 +153,7 @@ fn full_link_holds_frames_back_and_loses_none() {
 
 #[test]
 fn machine_outlives_the_process_and_the_guest_sees_its_link_go_down() {
-    let Lab { driver, other, told } = lab(feature::ALL);
+    let Linked { driver, other, told } = lab(feature::ALL);
     drop(other);
     driver.wait("the message", || !lock(&told).is_empty());
     assert_eq!(driver.config::<2>(6), [0, 0], "the link is down");
@@ -227,7 +206,7 @@ fn datagram(port: u8, out: bool) -> Vec<u8> {
 
 #[test]
 fn control_queue_sets_pairs_and_refuses_all_else() {
-    let Lab { driver, .. } = lab_of(3, MULTIQUEUE, 7);
+    let Linked { driver, .. } = lab_of(3, MULTIQUEUE, 7);
     assert_eq!(driver.config(8), 3_u16.to_le_bytes());
     let control = 6;
     for (message, answer) in [
@@ -299,7 +278,7 @@ fn one_pair_is_used_until_the_driver_says_otherwise_and_again_after_a_reset() {
 
 #[test]
 fn without_multiqueue_the_control_queue_is_the_third() {
-    let Lab { driver, .. } = lab_of(4, feature::ALL | feature::CONTROL, 3);
+    let Linked { driver, .. } = lab_of(4, feature::ALL | feature::CONTROL, 3);
     assert_eq!(tell(&driver, 2, &[0, 0, 1]), 1);
 }
 

@@ -1,43 +1,18 @@
-use std::io::IoSlice;
 use std::sync::Arc;
 
 use ringfence_engine::Stateful;
-use ringfence_vsock::Link;
 
 use super::*;
-use crate::virtio::testing::{DATA, Driver};
+use crate::virtio::testing::{DATA, Linked};
 
 const INBOX: u64 = DATA + 0x10_0000;
 
-struct Lab {
-    driver: Driver,
-    other: Link,
-    told: Arc<Mutex<Vec<String>>>,
-}
-
-fn lab() -> Lab {
-    let (link, other) = Link::pair().unwrap();
-    let told: Arc<Mutex<Vec<String>>> = Arc::default();
-    let teller = Arc::clone(&told);
-    let reporter = Arc::new(move |text| lock(&teller).push(text));
-    let device = Vsock::new(VsockConfig { cid: 9, link, reporter }).unwrap();
-    let lab = Lab { driver: Driver::running(Arc::new(device), 0, 3), other, told };
+fn lab() -> Linked {
+    let lab = Linked::running(0, 3, |link, reporter| {
+        Arc::new(Vsock::new(VsockConfig { cid: 9, link, reporter }).unwrap())
+    });
     assert_eq!(lab.received(), [ACTIVE]);
     lab
-}
-
-impl Lab {
-    /// The next message that the process gets.
-    fn received(&self) -> Vec<u8> {
-        let mut buffer = vec![0; 2 * MAX_MESSAGE];
-        let len = self.other.receive(&mut buffer, true).unwrap().unwrap();
-        buffer.truncate(len);
-        buffer
-    }
-
-    fn send(&self, message: &[u8]) {
-        self.other.send(&[IoSlice::new(message)]).unwrap();
-    }
 }
 
 fn packet(data: &[u8]) -> Vec<u8> {
@@ -142,7 +117,7 @@ fn restored_driver_is_told_that_its_connections_are_gone() {
 
 #[test]
 fn machine_outlives_the_process() {
-    let Lab { driver, other, told } = lab();
+    let Linked { driver, other, told } = lab();
     drop(other);
     driver.wait("the message", || !lock(&told).is_empty());
     for _ in 0..20 {

@@ -116,6 +116,18 @@ impl Lab {
         assert_eq!(self.heard(), message(2, event::PORT_OPEN, 1));
     }
 
+    /// The driver begins anew, with the first port only, which somebody on the host has open.
+    pub(super) fn begin_anew(&self) {
+        self.say(u32::MAX, event::DEVICE_READY, 1);
+        assert_eq!(
+            (self.heard(), self.heard()),
+            (message(1, event::DEVICE_ADD, 1), message(2, event::DEVICE_ADD, 1))
+        );
+        self.say(1, event::PORT_READY, 1);
+        assert_eq!(self.heard()[..8], message(1, event::PORT_NAME, 1));
+        assert_eq!(self.heard(), message(1, event::PORT_OPEN, 1));
+    }
+
     pub(super) fn say(&self, port: u32, event: u16, value: u16) {
         self.driver.put(DATA, &Message { port, event, value }.to_bytes());
         self.driver.submit(3, &[(DATA, 8, false)]);
@@ -344,14 +356,7 @@ fn driver_that_begins_anew_is_told_of_everything_again() {
     assert_eq!(lab.heard(), message(1, event::PORT_OPEN, 1));
     (&stream).write_all(b"early").unwrap();
     lab.driver.start(feature::MULTIPORT, 8);
-    lab.say(u32::MAX, event::DEVICE_READY, 1);
-    assert_eq!(
-        (lab.heard(), lab.heard()),
-        (message(1, event::DEVICE_ADD, 1), message(2, event::DEVICE_ADD, 1))
-    );
-    lab.say(1, event::PORT_READY, 1);
-    assert_eq!(lab.heard()[..8], message(1, event::PORT_NAME, 1));
-    assert_eq!(lab.heard(), message(1, event::PORT_OPEN, 1));
+    lab.begin_anew();
     lab.driver.submit(4, &[(INBOX, 100, true)]);
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(lab.driver.take(4), None, "nobody has it open");
