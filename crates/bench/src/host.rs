@@ -1,5 +1,6 @@
 //! The host: its programs and its processor; and what it is told meanwhile.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,6 +10,21 @@ use ringfence_images::Progress;
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not there; build it with `cargo build --release`, or name it with --ringfence")]
 pub(crate) struct NoRingfence(PathBuf);
+
+/// Trouble with a file of the host's.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} `{path}`")]
+pub(crate) struct FileError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// For `map_err`: says what was done to which file.
+pub(crate) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError { action, path, source }
+}
 
 /// Tells the steps on standard error, a line each.
 pub(crate) struct Steps;

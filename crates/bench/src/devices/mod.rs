@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::host::{self, NoRingfence, Steps};
+use crate::host::{self, FileError, NoRingfence, Steps};
 use crate::root::native::{Native, NativeError};
 use crate::root::{self, PrepareError};
 use catalogue::Device;
@@ -109,8 +109,8 @@ pub(crate) enum DevicesError {
     NoRingfence(#[from] NoRingfence),
     #[error("there is no side `{0}`; --against takes host and qemu")]
     UnknownSide(String),
-    #[error("cannot write `{0}`")]
-    Write(PathBuf, #[source] std::io::Error),
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Measures, and prints the report.
@@ -161,7 +161,7 @@ pub(crate) fn run(arguments: &DevicesArguments) -> Result<(), DevicesError> {
     print!("{}", report::text(&cases, &measured, &notes));
     if let Some(path) = &arguments.json {
         let text = format!("{:#}\n", report::json(&cases, &measured, &notes));
-        std::fs::write(path, text).map_err(|error| DevicesError::Write(path.clone(), error))?;
+        std::fs::write(path, text).map_err(host::at("write", path))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::catalogue::Device;
+use crate::host::{FileError, at};
 use crate::root::native::Native;
 
 /// Folder of the disks' files, in the root's files so that the host's programs find them.
@@ -17,24 +18,14 @@ const SIZE: u64 = 512 << 20;
 /// Why there is nothing to measure on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    #[error("cannot {action} `{path}`")]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(
         "qemu-img, which makes the qcow2 disk, does not work; install qemu-utils, or leave qcow2 out by --tests. {0}"
     )]
     QemuImg(String),
     #[error("the server `{0}` cannot be started from the image's files")]
     Server(&'static str, #[source] io::Error),
-}
-
-fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError::Io { action, path, source }
 }
 
 /// The file behind a disk: its name on the host, and in the root's files.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::host::{self, NoRingfence, Steps};
+use crate::host::{self, FileError, NoRingfence, Steps};
 use crate::root::native::{Native, NativeError};
 use crate::root::{self, PrepareError};
 use results::{Measure, SideRounds};
@@ -84,8 +84,8 @@ pub(crate) enum EnginesError {
     NoRingfence(#[from] NoRingfence),
     #[error("there is no side `{0}`; --against takes native and qemu")]
     UnknownSide(String),
-    #[error("cannot write `{0}`")]
-    Write(PathBuf, #[source] std::io::Error),
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Measures, and prints the report.
@@ -126,7 +126,7 @@ pub(crate) fn run(arguments: &EnginesArguments) -> Result<(), EnginesError> {
     print!("{}", report::text(&rows, &measured, &facts));
     if let Some(path) = &arguments.json {
         let text = format!("{:#}\n", report::json(&rows, &measured, &facts));
-        std::fs::write(path, text).map_err(|error| EnginesError::Write(path.clone(), error))?;
+        std::fs::write(path, text).map_err(host::at("write", path))?;
     }
     Ok(())
 }

@@ -7,7 +7,6 @@ pub(crate) mod native;
 
 use std::fmt::Write;
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +15,8 @@ use ringfence_images::digest::Digest;
 use ringfence_images::{Catalogue, Image, ImageError, Progress};
 
 use native::{Native, NativeError};
+
+use crate::host::{FileError, at};
 
 /// What is measured with: an image and what is added to it.
 #[derive(Debug)]
@@ -38,24 +39,14 @@ pub(crate) enum PrepareError {
     Image(#[from] ImageError),
     #[error("the image {0} has no disk")]
     NoDisk(&'static str),
-    #[error("cannot {action} `{path}`")]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("`{0}` did not do its work; it said: {1}")]
     Tool(&'static str, String),
     #[error("the image's own files have to be entered once, to prepare what is measured")]
     Native(#[from] NativeError),
     #[error("what is measured cannot be prepared in the image, sources compiled for one; it said: {0}")]
     Prepare(String),
-}
-
-fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PrepareError {
-    let path = path.to_owned();
-    move |source| PrepareError::Io { action, path, source }
 }
 
 /// What the sides are started with.
