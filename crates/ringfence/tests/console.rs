@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::image::{BOOT, Session, ensure, errors, nonce, sha256, sha256_of};
+use support::image::{BOOT, Session, ensure, errors, nonce, random_bytes, sha256, sha256_of};
 use support::pty::Pty;
 use support::{finish, read_until, ringfence, wait};
 
@@ -162,17 +162,6 @@ fn connect(child: &mut Child, path: &Path) -> UnixStream {
     }
 }
 
-fn random(len: usize) -> Vec<u8> {
-    let mut x = nonce() | 1;
-    let step = |_| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        (x >> 32) as u8
-    };
-    (0..len).map(step).collect()
-}
-
 #[test]
 fn megabytes_cross_a_port_both_ways_and_programs_come_and_go() {
     const ROUNDS: usize = 3;
@@ -197,7 +186,7 @@ fn megabytes_cross_a_port_both_ways_and_programs_come_and_go() {
         let mut out = child.stdout.take().unwrap();
         for round in 0..ROUNDS {
             let mut stream = connect(&mut child, &path);
-            let data = random(LEN);
+            let data = random_bytes(LEN);
             let (mut writer, sent) = (stream.try_clone().unwrap(), data.clone());
             let sender = thread::spawn(move || writer.write_all(&sent).unwrap());
             let mut back = vec![0; LEN + 65];

@@ -21,14 +21,8 @@ fn mebibytes() -> usize {
 
 /// So many MiB of bytes that nobody else has, one after the other.
 fn bytes(mebibytes: usize) -> impl Iterator<Item = Vec<u8>> {
-    let mut x = support::image::nonce() | 1;
-    let mut next = move || {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x.to_le_bytes()
-    };
-    (0..mebibytes).map(move |_| (0..(1 << 20) / 8).flat_map(|_| next()).collect())
+    let mut next = support::image::numbers();
+    (0..mebibytes).map(move |_| (0..(1 << 20) / 8).flat_map(|_| next().to_le_bytes()).collect())
 }
 
 /// As `sha256sum` prints it.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::image::{BOOT, ensure, nonce, program};
+use support::image::{BOOT, ensure, nonce, program, random_bytes};
 use support::{finish, ringfence, wait};
 
 /// Sizes of datagrams: about a packet, and up to what there can be.
@@ -172,17 +172,6 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn bytes(len: usize) -> Vec<u8> {
-    let mut x = nonce() | 1;
-    let step = |_| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        (x >> 32) as u8
-    };
-    (0..len).map(step).collect()
-}
-
 /// Sends datagrams of all sizes, and demands each back before the next. Datagrams may be lost, the longest in one of their 45
 /// pieces, so one that does not come back within seconds is sent again; not all, and nothing else comes.
 fn ask(port: u16) {
@@ -191,7 +180,7 @@ fn ask(port: u16) {
     socket.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
     let mut lost = 0;
     for size in SIZES {
-        let (data, mut buffer) = (bytes(size), vec![0; 65_536]);
+        let (data, mut buffer) = (random_bytes(size), vec![0; 65_536]);
         socket.send(&data).unwrap();
         loop {
             match socket.recv(&mut buffer) {
@@ -211,7 +200,7 @@ fn ask(port: u16) {
 fn exchange(port: u16, len: usize) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let (data, mut back) = (bytes(len), Vec::new());
+    let (data, mut back) = (random_bytes(len), Vec::new());
     let (mut writing, sent) = (stream.try_clone().unwrap(), data.clone());
     let writer = thread::spawn(move || {
         writing.write_all(&sent).unwrap();

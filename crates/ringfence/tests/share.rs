@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use support::image::{ensure, nonce, program, sha256_of};
+use support::image::{ensure, nonce, program, random_bytes, sha256_of};
 use support::{Finished, finish, ringfence};
 
 /// Steps of the exerciser; `RINGFENCE_SHARE_STEPS=20000` is the long check.
@@ -64,14 +64,7 @@ fn random_changes_are_the_same_on_both_sides_with_linux_6_12() {
 #[test]
 fn large_files_and_many_files_cross_unchanged() {
     let folder = tempfile::tempdir().unwrap();
-    let mut x = nonce() | 1;
-    let random = |_| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x.to_le_bytes()
-    };
-    let data: Vec<u8> = (0..8 << 20).flat_map(random).collect();
+    let data = random_bytes(64 << 20);
     fs::write(folder.path().join("down"), &data).unwrap();
     fs::create_dir(folder.path().join("many")).unwrap();
     (0..3000).for_each(|i| fs::write(folder.path().join(format!("many/h{i}")), format!("{i}")).unwrap());

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::image::{BOOT, ensure, nonce, program};
+use support::image::{BOOT, ensure, nonce, program, random_bytes};
 use support::{Finished, finish, ringfence, wait};
 
 fn machine(image: &str, folder: &Path, script: &str) -> Command {
@@ -126,22 +126,12 @@ fn host_connects(image: &str) {
         assert!(Instant::now() < end && child.try_wait().unwrap().is_none(), "nobody answers");
         thread::sleep(Duration::from_millis(50));
     };
-    let mut x = nonce() | 1;
-    let mut bytes = |len: usize| -> Vec<u8> {
-        let step = |_| {
-            x ^= x << 13;
-            x ^= x >> 7;
-            x ^= x << 17;
-            (x >> 32) as u8
-        };
-        (0..len).map(step).collect()
-    };
-    exchange(first, bytes(32 << 20));
+    exchange(first, random_bytes(32 << 20));
     for _ in 0..5 {
         let streams: Vec<UnixStream> = (0..60).map(|_| connect(&path, 22).unwrap()).collect();
         let threads: Vec<_> = streams
             .into_iter()
-            .map(|stream| (stream, bytes(70_000)))
+            .map(|stream| (stream, random_bytes(70_000)))
             .map(|(stream, data)| thread::spawn(move || exchange(stream, data)))
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());

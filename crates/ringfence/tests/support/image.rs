@@ -16,6 +16,23 @@ pub fn nonce() -> u64 {
     (now ^ u64::from(std::process::id())).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 14
 }
 
+/// Numbers that no earlier run had, one after the other.
+pub fn numbers() -> impl FnMut() -> u64 {
+    let mut x = nonce() | 1;
+    move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    }
+}
+
+/// Bytes that no earlier run had.
+pub fn random_bytes(len: usize) -> Vec<u8> {
+    let mut next = numbers();
+    (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
+}
+
 /// As `sha256sum` prints it.
 pub fn sha256(text: &str) -> String {
     sha256_of(text.as_bytes())
