@@ -95,7 +95,8 @@ fn debian_kernel_computes_keeps_time_and_does_not_complain() {
         let (seconds, at) = session.value(name);
         let host = at.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         let guest: f64 = seconds.parse().unwrap();
-        assert!((guest - 0.3..=guest + 2.0).contains(&host), "{name}: guest {guest}, host {host}");
+        // A second that the CMOS clock gives counts as half over for Linux (`rtc_hctosys`), so it may be half a second ahead.
+        assert!((guest - 0.6..=guest + 2.0).contains(&host), "{name}: guest {guest}, host {host}");
     }
 
     let dmesg = session.section("dmesg");
