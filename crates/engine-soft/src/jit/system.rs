@@ -6,6 +6,7 @@
 use iced_x86::{Mnemonic, OpKind};
 use ringfence_x86::{Cr4, Rflags};
 
+use super::MAX_UNIT;
 use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::operand::{FS, GS};
@@ -30,17 +31,30 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// STI. Nothing waits, so nobody can tell when interrupts are let in; unless the run ends here, where somebody may look.
+    /// STI. Nothing waits, so nobody can tell when interrupts are let in; unless the run ends before the next instruction has been
+    /// executed, where an interrupt that has come meanwhile would be taken too early (SDM 2B "STI"): a HLT behind it
+    /// would then wait for that interrupt.
     pub(super) fn set_interrupts(&mut self, i: usize) -> Option<()> {
         let mut sites = vec![self.check_privilege()];
         self.a.rm(Two::Load, A, field::inbox());
         self.a.compare_imm32(at(A, 0), 0);
         sites.push(self.a.jcc(cc::NE));
-        self.a.imm_mem(Imm::Cmp, field::budget(), 0);
-        sites.push(self.a.jcc(cc::E));
+        if let Some(needed) = self.needed_behind(i) {
+            self.a.imm_mem(Imm::Cmp, field::budget(), needed);
+            sites.push(self.a.jcc(cc::S));
+        }
         self.a.imm_mem32(Imm::Or, field::flags(), Rflags::IF.bits() as i32);
         self.slow(i, sites);
         Some(())
+    }
+
+    /// What the budget must cover for the run to go on behind step `i`; none if it certainly does.
+    fn needed_behind(&self, i: usize) -> Option<i32> {
+        match self.source.steps.get(i + 1) {
+            Some(next) if !self.source.steps[i].last => (next.unit != 0).then(|| next.unit.into()),
+            // Another region's, perhaps.
+            _ => Some(MAX_UNIT as i32),
+        }
     }
 
     /// STAC and CLAC: RFLAGS.AC, and with it the tables of the soft TLB.

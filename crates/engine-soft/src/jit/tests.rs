@@ -3,6 +3,7 @@
 mod generate;
 mod hole;
 mod programs;
+mod shadow;
 mod targets;
 mod vectors;
 
