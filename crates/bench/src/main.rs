@@ -8,6 +8,7 @@ mod engines;
 mod host;
 mod interpreter;
 mod root;
+mod sides;
 mod translation;
 
 use std::error::Error;

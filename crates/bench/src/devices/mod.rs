@@ -9,7 +9,6 @@ mod report;
 mod side;
 mod stores;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -17,6 +16,7 @@ use clap::Args;
 use crate::host::{self, FileError, NoRingfence, Steps};
 use crate::root::native::{Native, NativeError};
 use crate::root::{self, PrepareError};
+use crate::sides::{self, Ringfence, SideArguments, UnknownSide};
 use catalogue::Device;
 use report::SideRounds;
 use side::{Setting, Side};
@@ -52,10 +52,6 @@ pub(crate) struct DevicesArguments {
     #[arg(long, default_value = "writeback", value_parser = ["writeback", "none"], value_name = "MODE")]
     cache: String,
 
-    /// Engines of Ringfence, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "jit", value_name = "LIST")]
-    engine: Vec<String>,
-
     /// Sides to run besides Ringfence, separated by commas: host, qemu
     #[arg(long, value_delimiter = ',', default_value = "host,qemu", value_name = "LIST")]
     against: Vec<String>,
@@ -73,25 +69,12 @@ pub(crate) struct DevicesArguments {
     #[arg(long)]
     qemu_no_iothread: bool,
 
-    /// The CPU that Ringfence's guest sees
-    #[arg(long, default_value = "auto", value_name = "MODEL")]
-    cpu: String,
-
-    /// Memory of a guest, in MiB
-    #[arg(long, default_value_t = 1024, value_name = "MIB")]
-    memory: u32,
-
     /// Gives a side up that takes longer for a round, in seconds
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     timeout: u64,
 
-    /// The `ringfence` program [default: the one beside this program]
-    #[arg(long, value_name = "FILE")]
-    ringfence: Option<PathBuf>,
-
-    /// Writes everything, each round's figures too, to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    sides: SideArguments,
 }
 
 /// Why there is no comparison.
@@ -107,20 +90,20 @@ pub(crate) enum DevicesError {
     Store(#[from] StoreError),
     #[error(transparent)]
     NoRingfence(#[from] NoRingfence),
-    #[error("there is no side `{0}`; --against takes host and qemu")]
-    UnknownSide(String),
+    #[error(transparent)]
+    Side(#[from] UnknownSide),
     #[error(transparent)]
     File(#[from] FileError),
 }
 
+/// What `--against` takes.
+const KNOWN: [&str; 2] = ["host", "qemu"];
+
 /// Measures, and prints the report.
 pub(crate) fn run(arguments: &DevicesArguments) -> Result<(), DevicesError> {
     let cases = catalogue::choose(&arguments.tests)?;
-    if let Some(other) = arguments.against.iter().find(|side| !matches!(side.as_str(), "host" | "qemu" | ""))
-    {
-        return Err(DevicesError::UnknownSide(other.clone()));
-    }
-    let ringfence = host::ringfence(arguments.ringfence.as_deref())?;
+    sides::check(&arguments.against, &KNOWN)?;
+    let (ringfence, what) = arguments.sides.ringfence()?;
     let prepared = root::prepare(&catalogue::kit(), &mut Steps)?;
     let native = Native::new(&prepared.root)?;
     // All disks are there whenever one is, so that their names in the guest are the same.
@@ -134,18 +117,22 @@ pub(crate) fn run(arguments: &DevicesArguments) -> Result<(), DevicesError> {
     let mut notes = vec![
         format!(
             "guests: Linux {}, one vCPU, {} MiB; {} rounds, {} s a test, disks with cache={}",
-            prepared.kernel_release, arguments.memory, arguments.rounds, arguments.seconds, arguments.cache
+            prepared.kernel_release,
+            arguments.sides.memory,
+            arguments.rounds,
+            arguments.seconds,
+            arguments.cache
         ),
         format!("host: {}", host::cpu()),
     ];
-    let sides = sides(arguments, ringfence, native, &mut notes);
+    let sides = sides(arguments, (ringfence, what), native, &mut notes);
     let setting = Setting {
         prepared: &prepared,
         cases: &cases,
         devices: &devices,
         ports: servers.ports,
         seconds: arguments.seconds.into(),
-        memory: arguments.memory,
+        memory: arguments.sides.memory,
         uncached: arguments.cache == "none",
         limit: Duration::from_secs(arguments.timeout),
     };
@@ -159,17 +146,14 @@ pub(crate) fn run(arguments: &DevicesArguments) -> Result<(), DevicesError> {
         }
     }
     print!("{}", report::text(&cases, &measured, &notes));
-    if let Some(path) = &arguments.json {
-        let text = format!("{:#}\n", report::json(&cases, &measured, &notes));
-        std::fs::write(path, text).map_err(host::at("write", path))?;
-    }
+    arguments.sides.write(|| report::json(&cases, &measured, &notes))?;
     Ok(())
 }
 
 /// The sides; the notes say what they are, and why one is missing.
 fn sides(
     arguments: &DevicesArguments,
-    ringfence: PathBuf,
+    (ringfence, what): (Vec<Ringfence>, String),
     native: Native,
     notes: &mut Vec<String>,
 ) -> Vec<Side> {
@@ -179,10 +163,10 @@ fn sides(
         sides.push(Side::Host(native));
     }
     if wanted("qemu") {
-        let program = PathBuf::from("qemu-system-x86_64");
+        let (program, version) = sides::qemu();
         let thread = arguments.qemu_thread.clone();
-        match host::version(&program) {
-            Some(version) => {
+        match version {
+            Ok(version) => {
                 let default = if arguments.cache == "none" { "native" } else { "io_uring" };
                 let aio = arguments.qemu_aio.clone().unwrap_or_else(|| default.to_owned());
                 let iothread = !arguments.qemu_no_iothread;
@@ -192,21 +176,10 @@ fn sides(
                 ));
                 sides.push(Side::Qemu { program, thread, aio, iothread });
             }
-            None => notes.push(
-                "qemu: left out: qemu-system-x86_64 does not start; install qemu-system-x86".to_owned(),
-            ),
+            Err(note) => notes.push(note),
         }
     }
-    let version = host::version(&ringfence).unwrap_or_default();
-    notes.push(format!(
-        "ringfence: {version}; --engine {} --cpu {}",
-        arguments.engine.join(","),
-        arguments.cpu
-    ));
-    sides.extend(arguments.engine.iter().map(|engine| Side::Ringfence {
-        program: ringfence.clone(),
-        engine: engine.clone(),
-        cpu: arguments.cpu.clone(),
-    }));
+    notes.push(what);
+    sides.extend(ringfence.into_iter().map(Side::Ringfence));
     sides
 }

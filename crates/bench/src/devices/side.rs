@@ -10,6 +10,7 @@ use super::stores::{Ports, file};
 use crate::collect;
 use crate::root::Prepared;
 use crate::root::native::Native;
+use crate::sides::Ringfence;
 
 /// What all sides are started with.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ pub(crate) struct Setting<'a> {
 pub(crate) enum Side {
     Host(Native),
     Qemu { program: PathBuf, thread: String, aio: String, iothread: bool },
-    Ringfence { program: PathBuf, engine: String, cpu: String },
+    Ringfence(Ringfence),
 }
 
 /// What one run of a side gave.
@@ -50,8 +51,8 @@ impl Side {
         match self {
             Self::Host(_) => "host".to_owned(),
             Self::Qemu { .. } => "qemu".to_owned(),
-            Self::Ringfence { engine, .. } if engine == "jit" => "ringfence".to_owned(),
-            Self::Ringfence { engine, .. } => format!("ringfence-{engine}"),
+            Self::Ringfence(Ringfence { engine, .. }) if engine == "jit" => "ringfence".to_owned(),
+            Self::Ringfence(Ringfence { engine, .. }) => format!("ringfence-{engine}"),
         }
     }
 
@@ -122,7 +123,7 @@ impl Side {
                 }
                 Ok(command)
             }
-            Self::Ringfence { program, engine, cpu } => {
+            Self::Ringfence(Ringfence { program, engine, cpu }) => {
                 let mut command = Command::new(program);
                 command.args(["run", "--engine", engine, "--cpu", cpu, "--memory", &format!("{memory}M")]);
                 command

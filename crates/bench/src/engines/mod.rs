@@ -10,7 +10,6 @@ mod results;
 mod side;
 mod transcript;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -18,7 +17,8 @@ use clap::Args;
 use crate::host::{self, FileError, NoRingfence, Steps};
 use crate::root::native::{Native, NativeError};
 use crate::root::{self, PrepareError};
-use results::{Measure, SideRounds};
+use crate::sides::{self, Ringfence, SideArguments, UnknownSide};
+use results::{Measure, SideRounds, Take};
 use side::Side;
 
 /// Options of `bench engines`.
@@ -36,10 +36,6 @@ pub(crate) struct EnginesArguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..100))]
     repeats: u32,
 
-    /// Engines of Ringfence, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "jit", value_name = "LIST")]
-    engine: Vec<String>,
-
     /// Sides to run besides Ringfence, separated by commas: native, qemu
     #[arg(long, value_delimiter = ',', default_value = "native,qemu", value_name = "LIST")]
     against: Vec<String>,
@@ -48,29 +44,20 @@ pub(crate) struct EnginesArguments {
     #[arg(long, value_enum, default_value_t = Measure::Wall)]
     by: Measure,
 
+    /// Which of a program's times stands for all
+    #[arg(long, value_enum, default_value_t = Take::Median)]
+    take: Take,
+
     /// The CPU that QEMU's guest sees
     #[arg(long, default_value = "max", value_name = "MODEL")]
     qemu_cpu: String,
-
-    /// The CPU that Ringfence's guest sees
-    #[arg(long, default_value = "auto", value_name = "MODEL")]
-    cpu: String,
-
-    /// Memory of a guest, in MiB
-    #[arg(long, default_value_t = 1024, value_name = "MIB")]
-    memory: u32,
 
     /// Gives a side up that takes longer for a round, in seconds
     #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
     timeout: u64,
 
-    /// The `ringfence` program [default: the one beside this program]
-    #[arg(long, value_name = "FILE")]
-    ringfence: Option<PathBuf>,
-
-    /// Writes everything, single times too, to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    sides: SideArguments,
 }
 
 /// Why there is no comparison.
@@ -82,31 +69,33 @@ pub(crate) enum EnginesError {
     Prepare(#[from] PrepareError),
     #[error(transparent)]
     NoRingfence(#[from] NoRingfence),
-    #[error("there is no side `{0}`; --against takes native and qemu")]
-    UnknownSide(String),
+    #[error(transparent)]
+    Side(#[from] UnknownSide),
     #[error(transparent)]
     File(#[from] FileError),
 }
 
+/// What `--against` takes.
+const KNOWN: [&str; 2] = ["native", "qemu"];
+
 /// Measures, and prints the report.
 pub(crate) fn run(arguments: &EnginesArguments) -> Result<(), EnginesError> {
     let programs = catalogue::choose(&arguments.programs)?;
-    if let Some(other) =
-        arguments.against.iter().find(|side| !matches!(side.as_str(), "native" | "qemu" | ""))
-    {
-        return Err(EnginesError::UnknownSide(other.clone()));
-    }
-    let ringfence = host::ringfence(arguments.ringfence.as_deref())?;
+    sides::check(&arguments.against, &KNOWN)?;
+    let (ringfence, what) = arguments.sides.ringfence()?;
     let prepared = root::prepare(&catalogue::kit(), &mut Steps)?;
     let mut notes = vec![format!(
         "guests: Linux {}, one vCPU, {} MiB, root on NVMe; {} rounds of 1 + {} runs",
-        prepared.kernel_release, arguments.memory, arguments.rounds, arguments.repeats
+        prepared.kernel_release, arguments.sides.memory, arguments.rounds, arguments.repeats
     )];
     notes.push(match arguments.by {
         Measure::Wall => "compared: time as it passes".to_owned(),
         Measure::Cpu => "compared: processor time, of a guest that of the whole process".to_owned(),
     });
-    let sides = sides(arguments, ringfence, Native::new(&prepared.root), &mut notes);
+    if arguments.take == Take::Least {
+        notes.push("taken: the shortest of all runs, on every side".to_owned());
+    }
+    let sides = sides(arguments, (ringfence, what), Native::new(&prepared.root), &mut notes);
 
     let mut words = vec!["/bench/run".to_owned(), (arguments.repeats + 1).to_string()];
     words.extend(programs.iter().map(|program| program.name.to_owned()));
@@ -118,23 +107,20 @@ pub(crate) fn run(arguments: &EnginesArguments) -> Result<(), EnginesError> {
         for (side, into) in sides.iter().zip(&mut measured) {
             eprintln!("round {number} of {}: {}", arguments.rounds, into.name);
             let limit = Duration::from_secs(arguments.timeout);
-            into.rounds.push(side.run(&prepared, &words, arguments.memory, limit));
+            into.rounds.push(side.run(&prepared, &words, arguments.sides.memory, limit));
         }
     }
-    let rows = results::rows(&programs, &measured, arguments.by);
+    let rows = results::rows(&programs, &measured, arguments.by, arguments.take);
     let facts = report::Facts { host_cpu: host::cpu(), notes };
     print!("{}", report::text(&rows, &measured, &facts));
-    if let Some(path) = &arguments.json {
-        let text = format!("{:#}\n", report::json(&rows, &measured, &facts));
-        std::fs::write(path, text).map_err(host::at("write", path))?;
-    }
+    arguments.sides.write(|| report::json(&rows, &measured, &facts))?;
     Ok(())
 }
 
 /// The sides that can run here; the notes say what they are, and why one cannot.
 fn sides(
     arguments: &EnginesArguments,
-    ringfence: PathBuf,
+    (ringfence, what): (Vec<Ringfence>, String),
     native: Result<Native, NativeError>,
     notes: &mut Vec<String>,
 ) -> Vec<Side> {
@@ -147,28 +133,16 @@ fn sides(
         }
     }
     if wanted("qemu") {
-        let program = PathBuf::from("qemu-system-x86_64");
-        match host::version(&program) {
-            Some(version) => {
+        let (program, version) = sides::qemu();
+        match version {
+            Ok(version) => {
                 notes.push(format!("qemu: {version}; -accel tcg,thread=single -cpu {}", arguments.qemu_cpu));
                 sides.push(Side::Qemu { program, cpu: arguments.qemu_cpu.clone() });
             }
-            None => notes.push(
-                "qemu: left out: qemu-system-x86_64 does not start; install qemu-system-x86".to_owned(),
-            ),
+            Err(note) => notes.push(note),
         }
     }
-    let version = host::version(&ringfence).unwrap_or_default();
-    notes.push(format!(
-        "ringfence: {version}; --engine {} --cpu {}",
-        arguments.engine.join(","),
-        arguments.cpu
-    ));
-    let side = |engine: &String| Side::Ringfence {
-        program: ringfence.clone(),
-        engine: engine.clone(),
-        cpu: arguments.cpu.clone(),
-    };
-    sides.extend(arguments.engine.iter().map(side));
+    notes.push(what);
+    sides.extend(ringfence.into_iter().map(Side::Ringfence));
     sides
 }

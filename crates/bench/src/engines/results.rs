@@ -49,6 +49,24 @@ pub(crate) enum Measure {
     Cpu,
 }
 
+/// Which of several times stands for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Take {
+    /// The middle one
+    Median,
+    /// The shortest, of runs and of rounds, on every side alike: what a host's other work disturbed least
+    Least,
+}
+
+impl Take {
+    fn of(self, values: &[f64]) -> Option<f64> {
+        match self {
+            Self::Median => median(values),
+            Self::Least => values.iter().copied().min_by(f64::total_cmp),
+        }
+    }
+}
+
 impl Measure {
     fn of(self, measured: &Measured) -> &[f64] {
         match self {
@@ -59,21 +77,23 @@ impl Measure {
 }
 
 /// The table's rows.
-pub(crate) fn rows(programs: &[&Program], sides: &[SideRounds], by: Measure) -> Vec<Row> {
+pub(crate) fn rows(programs: &[&Program], sides: &[SideRounds], by: Measure, take: Take) -> Vec<Row> {
     let mut rows = Vec::new();
     for program in programs {
         let wanted = reference(program.name, sides);
-        let row = |name, pick: fn(&[f64]) -> Option<f64>| Row {
+        let row = |name, pick: &dyn Fn(&[f64]) -> Option<f64>| Row {
             name,
             class: program.class,
             figures: sides
                 .iter()
-                .map(|side| figure(side, program.name, wanted.as_deref(), by, pick))
+                .map(|side| {
+                    over_rounds(side, take, |round| figure(round, program.name, wanted.as_deref(), by, pick))
+                })
                 .collect(),
         };
-        rows.push(row(program.name, |seconds| median(seconds.get(1..)?)));
+        rows.push(row(program.name, &|seconds| take.of(seconds.get(1..)?)));
         if program.name == WARM {
-            let mut cold = row(COLD, |seconds| seconds.first().copied());
+            let mut cold = row(COLD, &|seconds| seconds.first().copied());
             // A native CPU has nothing to translate: its time is the same as ever.
             for ((figure, warm), side) in
                 cold.figures.iter_mut().zip(&rows[rows.len() - 1].figures).zip(sides)
@@ -89,7 +109,7 @@ pub(crate) fn rows(programs: &[&Program], sides: &[SideRounds], by: Measure) -> 
         if !side.is_guest {
             return Err("has no boot".to_owned());
         }
-        over_rounds(side, |round| {
+        over_rounds(side, take, |round| {
             let begin = match by {
                 Measure::Wall => round.transcript.host_clock[0],
                 Measure::Cpu => round.transcript.boot_processor,
@@ -110,35 +130,33 @@ fn reference(program: &str, sides: &[SideRounds]) -> Option<String> {
 }
 
 fn figure(
-    side: &SideRounds,
+    round: &Round,
     program: &str,
     wanted: Option<&str>,
     by: Measure,
-    pick: fn(&[f64]) -> Option<f64>,
+    pick: &dyn Fn(&[f64]) -> Option<f64>,
 ) -> Figure {
-    over_rounds(side, |round| {
-        if let Some((own, host)) = round.transcript.clocks()
-            && round.transcript.clock_is_wrong()
-        {
-            return Err(format!("its clock went {own:.2} s while the host's went {host:.2} s"));
-        }
-        let reason = || round.failure.clone().unwrap_or_else(|| "was not run".to_owned());
-        let measured = round.transcript.programs.get(program).ok_or_else(reason)?;
-        if let Some(status) = measured.status {
-            return Err(format!("ended with status {status}"));
-        }
-        let result = measured.result.as_deref().ok_or_else(reason)?;
-        if Some(result) != wanted {
-            return Err("computed another result".to_owned());
-        }
-        pick(by.of(measured)).ok_or_else(reason)
-    })
+    if let Some((own, host)) = round.transcript.clocks()
+        && round.transcript.clock_is_wrong()
+    {
+        return Err(format!("its clock went {own:.2} s while the host's went {host:.2} s"));
+    }
+    let reason = || round.failure.clone().unwrap_or_else(|| "was not run".to_owned());
+    let measured = round.transcript.programs.get(program).ok_or_else(reason)?;
+    if let Some(status) = measured.status {
+        return Err(format!("ended with status {status}"));
+    }
+    let result = measured.result.as_deref().ok_or_else(reason)?;
+    if Some(result) != wanted {
+        return Err("computed another result".to_owned());
+    }
+    pick(by.of(measured)).ok_or_else(reason)
 }
 
-/// The median over rounds; one failure fails them all.
-fn over_rounds(side: &SideRounds, of: impl Fn(&Round) -> Figure) -> Figure {
+/// The one that is taken over rounds; one failure fails them all.
+fn over_rounds(side: &SideRounds, take: Take, of: impl Fn(&Round) -> Figure) -> Figure {
     let values = side.rounds.iter().map(of).collect::<Result<Vec<f64>, String>>()?;
-    median(&values).ok_or_else(|| "was not run".to_owned())
+    take.of(&values).ok_or_else(|| "was not run".to_owned())
 }
 
 /// Ratios of side `above` to side `below`, with the class, for the programs where both have a figure.

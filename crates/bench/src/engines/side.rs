@@ -8,13 +8,14 @@ use super::transcript::Transcript;
 use crate::collect;
 use crate::root::Prepared;
 use crate::root::native::Native;
+use crate::sides::Ringfence;
 
 /// Who executes the programs.
 #[derive(Debug, Clone)]
 pub(crate) enum Side {
     Native(Native),
     Qemu { program: PathBuf, cpu: String },
-    Ringfence { program: PathBuf, engine: String, cpu: String },
+    Ringfence(Ringfence),
 }
 
 /// What became of a side in one round.
@@ -31,8 +32,8 @@ impl Side {
         match self {
             Self::Native(_) => "native".to_owned(),
             Self::Qemu { .. } => "qemu".to_owned(),
-            Self::Ringfence { engine, .. } if engine == "jit" => "ringfence".to_owned(),
-            Self::Ringfence { engine, .. } => format!("ringfence-{engine}"),
+            Self::Ringfence(Ringfence { engine, .. }) if engine == "jit" => "ringfence".to_owned(),
+            Self::Ringfence(Ringfence { engine, .. }) => format!("ringfence-{engine}"),
         }
     }
 
@@ -68,7 +69,7 @@ impl Side {
                 command.args(["-device", "nvme,drive=root,serial=root"]);
                 command
             }
-            Self::Ringfence { program, engine, cpu } => {
+            Self::Ringfence(Ringfence { program, engine, cpu }) => {
                 let mut command = Command::new(program);
                 command.args([
                     "run",

@@ -53,7 +53,7 @@ fn figures_are_medians_over_rounds_and_cold_runs_stand_apart() {
     let native = side("native", &[([9.0, 1.0, 3.0], "r")]);
     let guest =
         side("ringfence", &[([8.0, 4.0, 6.0], "r"), ([10.0, 6.0, 8.0], "r"), ([30.0, 40.0, 50.0], "r")]);
-    let rows = rows(&chosen(), &[native, guest], Measure::Wall);
+    let rows = rows(&chosen(), &[native, guest], Measure::Wall, Take::Median);
     assert_eq!(row(&rows, "cc").figures, [Ok(2.0), Ok(7.0)]);
     assert_eq!(row(&rows, "cc-cold").figures, [Ok(2.0), Ok(10.0)]);
     assert_eq!(row(&rows, "cc-cold").ratio(1, 0), Some(5.0));
@@ -63,10 +63,19 @@ fn figures_are_medians_over_rounds_and_cold_runs_stand_apart() {
 }
 
 #[test]
+fn least_of_runs_and_rounds_can_be_taken_instead() {
+    let native = side("native", &[([0.5, 1.0, 3.0], "r"), ([9.0, 4.0, 2.0], "r")]);
+    let guest = side("ringfence", &[([8.0, 4.0, 6.0], "r"), ([10.0, 6.0, 3.5], "r")]);
+    let rows = rows(&chosen(), &[native, guest], Measure::Wall, Take::Least);
+    assert_eq!(row(&rows, "cc").figures, [Ok(1.0), Ok(3.5)]);
+    assert_eq!(row(&rows, "cc-cold").figures, [Ok(1.0), Ok(8.0)]);
+}
+
+#[test]
 fn other_result_than_the_native_one_is_no_figure() {
     let native = side("native", &[([1.0; 3], "right")]);
     let guest = side("qemu", &[([1.0; 3], "right"), ([1.0; 3], "wrong")]);
-    let rows = rows(&chosen(), &[native, guest], Measure::Wall);
+    let rows = rows(&chosen(), &[native, guest], Measure::Wall, Take::Median);
     assert_eq!(row(&rows, "sort").figures, [Ok(1.0), Err("computed another result".to_owned())]);
     assert_eq!(row(&rows, "sort").ratio(1, 0), None);
     assert_eq!(row(&rows, "cc").figures[1], Ok(1.0));
@@ -83,11 +92,11 @@ fn failures_give_their_reason_and_no_figure() {
         round.transcript.line(line, 0.0, None);
     }
     cut.rounds.push(round);
-    let rows = rows(&chosen(), &[native, cut], Measure::Wall);
+    let rows = rows(&chosen(), &[native, cut], Measure::Wall, Take::Median);
     assert_eq!(row(&rows, "cc").figures[1], Err("ended with status 1".to_owned()));
     assert_eq!(row(&rows, "sort").figures[1], Err("ended too early".to_owned()));
     let all: Vec<&Program> = PROGRAMS.iter().collect();
-    let none = super::rows(&all, &[side("native", &[])], Measure::Wall);
+    let none = super::rows(&all, &[side("native", &[])], Measure::Wall, Take::Median);
     assert!(none.iter().all(|row| row.figures[0].is_err()));
 }
 
@@ -95,6 +104,6 @@ fn failures_give_their_reason_and_no_figure() {
 fn side_whose_clock_is_wrong_has_no_figures() {
     let mut guest = side("qemu", &[([1.0; 3], "r")]);
     guest.rounds[0].transcript.line("@end 50", 1.0, None);
-    let rows = rows(&chosen(), &[side("native", &[([1.0; 3], "r")]), guest], Measure::Wall);
+    let rows = rows(&chosen(), &[side("native", &[([1.0; 3], "r")]), guest], Measure::Wall, Take::Median);
     assert!(row(&rows, "sort").figures[1].as_ref().is_err_and(|reason| reason.contains("clock")));
 }
