@@ -1,4 +1,4 @@
-//! Maps by guest address.
+//! Maps by guest address, and by other small keys.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -6,17 +6,38 @@ use std::hash::{BuildHasherDefault, Hasher};
 use ringfence_memory::GuestAddress;
 
 /// A map by guest address, with a quick hash.
-pub(crate) type AddressMap<T> = HashMap<GuestAddress, T, BuildHasherDefault<AddressHasher>>;
+pub(crate) type AddressMap<T> = HashMap<GuestAddress, T, BuildHasherDefault<QuickHasher>>;
 
-/// A quick hash for addresses. A guest that makes them collide slows down nobody but itself.
+/// A map by some small key, with the same hash.
+pub(crate) type QuickMap<K, T> = HashMap<K, T, BuildHasherDefault<QuickHasher>>;
+
+/// A quick hash for small keys. A guest that makes them collide slows down nobody but itself.
 #[derive(Debug, Default)]
-pub(crate) struct AddressHasher(u64);
+pub(crate) struct QuickHasher(u64);
 
-impl Hasher for AddressHasher {
+impl Hasher for QuickHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
+        for part in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            self.write_u64(u64::from_le_bytes(word));
         }
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(value.into());
+    }
+
+    fn write_u16(&mut self, value: u16) {
+        self.write_u64(value.into());
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(value.into());
+    }
+
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
     }
 
     fn write_u64(&mut self, value: u64) {

@@ -134,6 +134,8 @@ pub struct Cpu {
     pub features: Arc<Features>,
     /// Handlers of forms that have been decoded.
     pub(super) handlers: Handlers,
+    /// Bytes of code that were decoded last, for their memory.
+    pub(super) window: Vec<u8>,
     /// The local APIC.
     pub apic: Option<LocalApic>,
     /// Who listens to what goes on between vCPU and local APIC, or stands in for it.
@@ -234,6 +236,7 @@ impl Cpu {
             cpuid,
             features,
             handlers: Handlers::default(),
+            window: Vec::new(),
             apic: None,
             apic_tap: None,
             tracker: None,

@@ -6,7 +6,7 @@ use ringfence_x86::Exception;
 
 use super::block::{Block, BlockKey};
 use super::cpu::{CodeSize, Cpu};
-use super::op::Op;
+use super::op::{Op, prefix};
 use super::system;
 use crate::code::GRANULE;
 use crate::mmu::tlb::Page;
@@ -53,7 +53,7 @@ fn walk_fetch(cpu: &mut Cpu, linear: u64) -> Result<GuestAddress, Exception> {
     }
 }
 
-/// Bytes of one page, read granule by granule: each is marked as code before it is read.
+/// Bytes of one page, read by whole granules, which are marked as code before they are read.
 struct Window {
     bytes: Vec<u8>,
     /// Where the next granule starts.
@@ -63,7 +63,13 @@ struct Window {
 
 impl Window {
     fn new(start: GuestAddress) -> Self {
-        Self { bytes: Vec::with_capacity(128), next: start, page: start.page() }
+        Self::within(Vec::with_capacity(128), start)
+    }
+
+    /// One in the memory of another.
+    fn within(mut bytes: Vec<u8>, start: GuestAddress) -> Self {
+        bytes.clear();
+        Self { bytes, next: start, page: start.page() }
     }
 
     /// Whether the page goes on behind what has been read.
@@ -73,23 +79,25 @@ impl Window {
 
     /// Reads on until `wanted` bytes are there or the page ends.
     fn want(&mut self, cpu: &mut Cpu, wanted: usize) {
-        while self.bytes.len() < wanted && self.has_more() {
-            let len = GRANULE - self.next.0 % GRANULE;
-            match cpu.memory.page(self.next) {
-                Some(page) => {
-                    if cpu.code.mark(self.next, len) {
-                        cpu.tlb.protect(page.host);
-                    }
-                    let old = self.bytes.len();
-                    self.bytes.resize(old + len as usize, 0);
-                    // The page was there a moment ago and regions never go away.
-                    let _ = cpu.memory.read_bytes(self.next, &mut self.bytes[old..]);
-                }
-                // Nothing answers there: the bus floats high.
-                None => self.bytes.extend(std::iter::repeat_n(0xff, len as usize)),
-            }
-            self.next.0 += len;
+        let old = self.bytes.len();
+        if old >= wanted || !self.has_more() {
+            return;
         }
+        let end = (self.next.0 + (wanted - old) as u64).next_multiple_of(GRANULE).min(self.page.0 + 0x1000);
+        let len = end - self.next.0;
+        match cpu.memory.page(self.next) {
+            Some(page) => {
+                if cpu.code.mark(self.next, len) {
+                    cpu.tlb.protect(page.host);
+                }
+                self.bytes.resize(old + len as usize, 0);
+                // The page was there a moment ago and regions never go away.
+                let _ = cpu.memory.read_bytes(self.next, &mut self.bytes[old..]);
+            }
+            // Nothing answers there: the bus floats high.
+            None => self.bytes.extend(std::iter::repeat_n(0xff, len as usize)),
+        }
+        self.next.0 = end;
     }
 }
 
@@ -128,8 +136,13 @@ pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result
 
 /// Decodes 64-bit code from `address` on, to the end of the page or until `each` has had enough: it is given what was decoded, with
 /// the bytes from its first one on, and tells whether to go on. What is truncated is the last.
-fn walk(cpu: &mut Cpu, address: GuestAddress, mut each: impl FnMut(&mut Cpu, Decoded, &[u8]) -> bool) {
-    let mut window = Window::new(address);
+fn walk(cpu: &mut Cpu, address: GuestAddress, each: impl FnMut(&mut Cpu, Decoded, &[u8]) -> bool) {
+    let mut window = Window::within(std::mem::take(&mut cpu.window), address);
+    walk_window(cpu, &mut window, each);
+    cpu.window = window.bytes;
+}
+
+fn walk_window(cpu: &mut Cpu, window: &mut Window, mut each: impl FnMut(&mut Cpu, Decoded, &[u8]) -> bool) {
     let mut offset = 0;
     loop {
         window.want(cpu, offset + MAX_LENGTH);
@@ -315,9 +328,10 @@ fn lower_disguised(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op
     if let Some(op) = vector::ops::lower(cpu, instruction, bytes) {
         return op;
     }
-    let integer = cpu.handlers.integer(instruction);
-    let handler = integer.or_else(|| system::handler(instruction)).unwrap_or(undefined);
-    Op::new(instruction, handler)
+    let mut op = Op::new(instruction, undefined);
+    let integer = cpu.handlers.integer(instruction, op.has(prefix::MEMORY));
+    op.handler = integer.or_else(|| system::handler(instruction)).unwrap_or(undefined);
+    op
 }
 
 /// Whether no further instruction may be decoded into the same block: control may go elsewhere, or the instruction

@@ -3,7 +3,7 @@
 //! A form is the decoder library's code, whether an operand is in memory, and whether there is a LOCK prefix: the families look at
 //! nothing else.
 
-use iced_x86::{Code, Instruction, OpKind};
+use iced_x86::{Code, Instruction};
 
 use super::integer;
 use super::op::Handler;
@@ -32,13 +32,9 @@ impl Default for Handlers {
 }
 
 impl Handlers {
-    /// As [`integer::handler`].
+    /// As [`integer::handler`]. `memory`: an operand is in memory.
     #[inline]
-    pub(super) fn integer(&mut self, instruction: &Instruction) -> Option<Handler> {
-        // Operands that there are not are none in memory, and a fourth never is.
-        let memory = instruction.op0_kind() == OpKind::Memory
-            || instruction.op1_kind() == OpKind::Memory
-            || instruction.op2_kind() == OpKind::Memory;
+    pub(super) fn integer(&mut self, instruction: &Instruction, memory: bool) -> Option<Handler> {
         let form = 2 * usize::from(memory) + usize::from(instruction.has_lock_prefix());
         let index = &mut self.index[4 * instruction.code() as usize + form];
         if *index == UNKNOWN {
@@ -51,7 +47,7 @@ impl Handlers {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use iced_x86::{Decoder, DecoderOptions};
+    use iced_x86::{Decoder, DecoderOptions, OpKind};
 
     use super::*;
 
@@ -88,7 +84,8 @@ pub(crate) mod tests {
             let bytes = bytes(seed);
             for bits in [16, 32, 64] {
                 let instruction = Decoder::with_ip(bits, &bytes, 0, DecoderOptions::NONE).decode();
-                let same = match (handlers.integer(&instruction), integer::handler(&instruction)) {
+                let memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
+                let same = match (handlers.integer(&instruction, memory), integer::handler(&instruction)) {
                     (Some(one), Some(other)) => std::ptr::fn_addr_eq(one, other),
                     (one, other) => one.is_none() && other.is_none(),
                 };

@@ -94,6 +94,9 @@ fn head(rex: u8, opcode: u16) -> (u32, usize) {
     if rex == 0x40 { (opcode.into(), length) } else { (u32::from(opcode) << 8 | u32::from(rex), length + 1) }
 }
 
+/// Bytes of what [`Assembler::constant_and_jump`] emits.
+pub(super) const CONSTANT_AND_JUMP: usize = 11;
+
 /// An opcode behind 0x0f.
 const fn escaped(opcode: u8) -> u16 {
     0x0f | (opcode as u16) << 8
@@ -271,6 +274,12 @@ impl Assembler {
     /// `cmp byte ptr mem, value`.
     pub(super) fn compare_byte(&mut self, mem: Mem, value: u8) {
         self.with_mem(false, 0x80, Imm::Cmp as u8, mem);
+        self.code.push(value);
+    }
+
+    /// `test byte ptr mem, value`.
+    pub(super) fn test_byte(&mut self, mem: Mem, value: u8) {
+        self.with_mem(false, 0xf6, 0, mem);
         self.code.push(value);
     }
 
@@ -457,7 +466,9 @@ impl Assembler {
         self.note(site, target);
     }
 
-    fn displace(&mut self, site: usize, distance: i64) {
+    /// Writes the displacement of the branch at `site`.
+    #[inline(always)]
+    pub(super) fn displace(&mut self, site: usize, distance: i64) {
         self.code[site..site + 4].copy_from_slice(&(distance as i32).to_le_bytes());
     }
 
@@ -486,9 +497,9 @@ impl Assembler {
         }
     }
 
-    /// Begins the second part.
-    pub(super) fn begin_part(&mut self) {
-        self.split = Some(self.here());
+    /// Begins the second part, at `split`: nothing has been emitted behind it that leads to the first.
+    pub(super) fn begin_part(&mut self, split: usize) {
+        self.split = Some(split);
     }
 
     /// Makes branches right for code whose second part lies `moved` bytes behind where it was.
@@ -512,6 +523,17 @@ impl Assembler {
     /// `jmp target`, likewise.
     pub(super) fn jmp_to(&mut self, target: i64) {
         self.branch_to(0xe9, 1, target);
+    }
+
+    /// `mov reg32, value; jmp target`, likewise; the register is one of the upper eight.
+    #[inline(always)]
+    pub(super) fn constant_and_jump(&mut self, reg: Reg, value: u32, target: i64) {
+        debug_assert!(reg.0 >= 8, "lower registers want another encoding");
+        let site = self.here() + 7;
+        let distance = (target - (site as i64 + 4)) as u32;
+        let head = u128::from(0x41 | u16::from(0xb8 | reg.0 & 7) << 8);
+        self.put(head | u128::from(value) << 16 | 0xe9 << 48 | u128::from(distance) << 56, CONSTANT_AND_JUMP);
+        self.note(site, target);
     }
 
     /// `call target`, likewise.

@@ -2,6 +2,7 @@
 
 use ringfence_memory::GuestAddress;
 
+use super::apart::Row;
 use super::emit::{Place, emit};
 use super::flags::Set;
 use super::helper::Site;
@@ -95,6 +96,8 @@ pub(super) struct Sizes {
     pub(super) host_bytes: u64,
     /// Of those, what is rarely executed.
     pub(super) rare_bytes: u64,
+    /// Rows translated apart.
+    pub(super) apart: u64,
     pub(super) invalidated: u64,
     pub(super) flushes: u64,
     pub(super) links: u64,
@@ -105,19 +108,21 @@ pub(super) struct Sizes {
 pub(super) struct Cache {
     memory: CodeMemory,
     /// Code is below, what is rarely executed from `rare` on.
-    used: usize,
-    rare: usize,
+    pub(super) used: usize,
+    pub(super) rare: usize,
     /// Below the first and from the second on, there is host memory.
     populated: (usize, usize),
     pub(super) stubs: Stubs,
     /// What was emitted last, for its memory.
-    output: Option<Output>,
+    pub(super) output: Option<Output>,
     regions: Vec<Option<Region>>,
     by_address: AddressMap<Entry>,
     by_page: AddressMap<Page>,
     links: Vec<Link>,
     /// What handlers are called for from translated code.
     sites: Vec<Site>,
+    /// Rows that may have to run apart.
+    pub(super) rows: Vec<Row>,
     /// Where indirect branches went last, and how many of them are taken.
     cells: Box<[Cell]>,
     cells_used: usize,
@@ -152,6 +157,7 @@ impl Cache {
             by_page: AddressMap::default(),
             links: Vec::new(),
             sites: Vec::new(),
+            rows: Vec::new(),
             cells: vec![Cell::default(); CELLS].into_boxed_slice(),
             cells_used: 0,
             targets: vec![Target::default(); TARGETS].into_boxed_slice(),
@@ -199,6 +205,11 @@ impl Cache {
     /// Address of the sites.
     pub(super) fn sites(&self) -> u64 {
         self.sites.as_ptr() as u64
+    }
+
+    /// Address of the rows that may run apart.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows.as_ptr() as u64
     }
 
     /// The code for a physical address.
@@ -258,6 +269,7 @@ impl Cache {
         self.written = true;
         self.used = (start + often.len()).next_multiple_of(ALIGN);
         self.sites.extend_from_slice(&output.sites);
+        self.rows.extend_from_slice(&output.rows);
         self.cells_used += cells;
         self.sizes.regions += 1;
         self.sizes.instructions += source.steps.len() as u64;
@@ -300,17 +312,39 @@ impl Cache {
         if let Some(second) = source.second {
             self.by_page.entry(second).or_default().regions.push(id);
         }
-        for &link in &output.links {
+        self.add_links(&output.links, address.page());
+        first
+    }
+
+    /// Adds code of a page, for which there is room, to what is rarely executed: its offset in the arena.
+    pub(super) fn add_rare(&mut self, output: &mut Output, page: GuestAddress) -> u32 {
+        let code = output.code();
+        let start = self.rare - code.len();
+        self.populate(self.used, start);
+        self.rare = start;
+        self.memory.write(start, code);
+        self.written = true;
+        self.sites.extend_from_slice(&output.sites);
+        self.cells_used += output.cells;
+        self.sizes.apart += 1;
+        self.sizes.host_bytes += code.len() as u64;
+        self.sizes.rare_bytes += code.len() as u64;
+        self.add_links(&output.links, page);
+        start as u32
+    }
+
+    /// Adds links of code of a page, and makes those that lead to code in the page.
+    fn add_links(&mut self, links: &[NewLink], page: GuestAddress) {
+        for &link in links {
             let index = self.links.len() as u32;
-            self.links.push(Link { branch: link, page: address.page() });
+            self.links.push(Link { branch: link, page });
             if self.chaining
                 && link.guard.is_none()
-                && let Some(to) = self.find(GuestAddress(address.page().0 + link.target as u64))
+                && let Some(to) = self.find(GuestAddress(page.0 + link.target as u64))
             {
                 self.connect(index, to);
             }
         }
-        first
     }
 
     /// Sees to host memory below one offset and from another on.
@@ -329,12 +363,13 @@ impl Cache {
     }
 
     /// Where the next region goes.
-    fn place(&self) -> Place {
+    pub(super) fn place(&self) -> Place {
         Place {
             base: self.used,
             end: self.rare,
             links: self.links.len(),
             sites: self.sites.len(),
+            rows: self.rows.len(),
             cells: self.cells_used,
         }
     }
@@ -435,6 +470,7 @@ impl Cache {
         self.by_page.clear();
         self.links.clear();
         self.sites.clear();
+        self.rows.clear();
         self.cells.fill(Cell::default());
         self.cells_used = 0;
         self.targets.fill(Target::default());

@@ -5,15 +5,16 @@
 //! them or keeps some of them. [`Emitter::host_flags`] and [`Emitter::stored_flags`] say where they are. At a label they
 //! are in the vCPU, if anybody wants them.
 //!
-//! Whatever a check does not cover runs out of line ([`Cold::Slow`]): the interpreter's handler executes the whole
+//! Whatever a check does not cover runs out of line ([`Emitter::slow`]): the interpreter's handler executes the whole
 //! instruction, with all its faults and side effects, and translated code goes on behind it.
 
 use iced_x86::{Encoder, Instruction};
 
+use super::apart::Row;
 use super::asm::{Assembler, Imm, Mem, RAX, Reg, Two, at, cc};
-use super::cold::Cold;
+use super::cold::{Fixed, Side};
 use super::group::Group;
-use super::helper::Site;
+use super::helper::{Site, marks};
 use super::links::NewLink;
 use super::native::Kind;
 use super::output::{Output, Spare};
@@ -33,10 +34,9 @@ pub(super) struct Emitter<'a> {
     encoder: Encoder,
     /// Offset in the arena where the code will be.
     pub(super) base: usize,
-    pub(super) cold: Vec<Cold>,
-    /// Branches taken, which are [`Cold::Side`].
-    pub(super) sides: Vec<Cold>,
-    /// Branches that lead to code out of the way, which names them by ranges.
+    pub(super) fixed: Vec<Fixed>,
+    pub(super) sides: Vec<Side>,
+    /// Branches that lead to fixed code.
     pub(super) misses: Vec<usize>,
     pub(super) links: Vec<NewLink>,
     /// Index of the first of `links` in the cache.
@@ -45,6 +45,10 @@ pub(super) struct Emitter<'a> {
     pub(super) sites: Vec<Site>,
     /// Index of the first of `sites` in the cache.
     pub(super) first_site: usize,
+    /// Rows that may have to run apart.
+    pub(super) rows: Vec<Row>,
+    /// Index of the first of `rows` in the cache.
+    pub(super) first_row: usize,
     /// Cells of indirect branches.
     pub(super) cells: usize,
     /// Index of the first of them in the cache.
@@ -57,6 +61,8 @@ pub(super) struct Emitter<'a> {
     pub(super) level: Option<Level>,
     /// The row under way: its addresses have been checked.
     pub(super) group: Option<Group>,
+    /// Steps besides the first at which the code can be entered, and where that is in the arena.
+    entries: Vec<(usize, usize)>,
     /// Where labels are, by step.
     labels: Vec<Option<usize>>,
     /// Branches to labels that were not there yet.
@@ -76,40 +82,17 @@ pub(super) struct Place {
     pub(super) base: usize,
     /// Offset of the end of the room in the arena: what is rarely executed goes there.
     pub(super) end: usize,
-    /// Links, sites and cells that there are already.
+    /// Links, sites, rows and cells that there are already.
     pub(super) links: usize,
     pub(super) sites: usize,
+    pub(super) rows: usize,
     pub(super) cells: usize,
 }
 
 /// Translates a region, in the memory of what is not needed any more.
 pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place, old: Output) -> Output {
     let total = source.steps.len();
-    let Output { assembler, links, mut entries, sites, spare, .. } = old;
-    let Spare { encoder, cold, sides, misses, labels, forward } = spare;
-    let mut e = Emitter {
-        a: assembler,
-        source,
-        stubs,
-        encoder,
-        base: place.base,
-        cold,
-        sides,
-        misses,
-        links,
-        first_link: place.links,
-        sites,
-        first_site: place.sites,
-        cells: 0,
-        first_cell: place.cells,
-        host_flags: false,
-        stored_flags: true,
-        level: None,
-        group: None,
-        labels,
-        forward,
-    };
-    e.clear(total);
+    let mut e = Emitter::new(source, stubs, place, old);
     if let Some(second) = source.second {
         e.check_second_page(second);
     }
@@ -140,26 +123,17 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place, old: Output) ->
     }
     e.emit_sides();
     let split = e.a.here();
-    e.a.begin_part();
-    e.emit_cold();
-    for &(site, step) in &e.forward {
-        if let Some(at) = e.labels[step] {
-            e.a.patch(site, at as i64);
-        }
-    }
-    let rare = e.a.here() - split;
-    let place_of_rare = place.end - rare;
-    e.a.move_part(place_of_rare as i64 - (place.base + split) as i64);
-    let in_place = |at: usize| if at < split { place.base + at } else { place_of_rare + (at - split) };
-    for link in &mut e.links {
-        link.put(in_place);
-    }
-    let labels = e.labels.iter().enumerate().skip(1);
-    entries.clear();
-    entries.extend(labels.filter_map(|(step, label)| Some((step, place.base + (*label)?))));
-    let Emitter { a, links, sites, cells, encoder, cold, sides, misses, labels, forward, .. } = e;
-    let spare = Spare { encoder, cold, sides, misses, labels, forward };
-    Output { assembler: a, split, links, entries, sites, cells, interpreted, spare }
+    let mut output = e.finish(place, split);
+    output.interpreted = interpreted;
+    output
+}
+
+/// Translates the steps of a row, each with its own check.
+pub(super) fn emit_apart(row: &Row, source: &Source, stubs: &Stubs, place: Place, old: Output) -> Output {
+    let mut e = Emitter::new(source, stubs, place, old);
+    e.a.begin_part(0);
+    e.apart(row);
+    e.finish(place, 0)
 }
 
 /// Whether control never reaches the instruction behind, if this one is translated natively.
@@ -177,34 +151,120 @@ pub(super) struct Done {
 /// How far emission has come, so that what follows can be taken back.
 pub(super) struct Mark {
     code: usize,
-    cold: usize,
+    fixed: usize,
     sides: usize,
     links: usize,
+    sites: usize,
     cells: usize,
     state: (bool, bool, Option<Level>),
 }
 
-impl Emitter<'_> {
+impl<'a> Emitter<'a> {
+    fn new(source: &'a Source, stubs: &'a Stubs, place: Place, old: Output) -> Self {
+        let Output { assembler, links, entries, sites, rows, spare, .. } = old;
+        let Spare { encoder, fixed, sides, misses, labels, forward } = spare;
+        let mut e = Self {
+            a: assembler,
+            source,
+            stubs,
+            encoder,
+            base: place.base,
+            fixed,
+            sides,
+            misses,
+            links,
+            first_link: place.links,
+            entries,
+            sites,
+            first_site: place.sites,
+            rows,
+            first_row: place.rows,
+            cells: 0,
+            first_cell: place.cells,
+            host_flags: false,
+            stored_flags: true,
+            level: None,
+            group: None,
+            labels,
+            forward,
+        };
+        e.clear(source.steps.len());
+        e
+    }
+
     /// Makes room for a region of `total` steps.
     fn clear(&mut self, total: usize) {
         self.a.clear();
-        self.cold.clear();
+        self.fixed.clear();
         self.sides.clear();
         self.misses.clear();
         self.links.clear();
+        self.entries.clear();
         self.sites.clear();
+        self.rows.clear();
         self.forward.clear();
         self.labels.clear();
         self.labels.resize(total, None);
+    }
+
+    /// Emits what is out of the way, behind the first `split` bytes, and puts everything in place.
+    fn finish(mut self, place: Place, split: usize) -> Output {
+        self.a.begin_part(split);
+        self.emit_unlinked();
+        for &(site, step) in &self.forward {
+            if let Some(at) = self.labels[step] {
+                self.a.patch(site, at as i64);
+            }
+        }
+        let rare = self.a.here() + self.length_of_fixed() - split;
+        let place_of_rare = place.end.wrapping_sub(rare);
+        let moved = place_of_rare as i64 - (place.base + split) as i64;
+        self.a.move_part(moved);
+        self.emit_fixed(split, moved);
+        let in_place =
+            |at: usize| if at < split { place.base + at } else { place_of_rare.wrapping_add(at - split) };
+        for link in &mut self.links {
+            link.put(in_place);
+        }
+        let record = |at: &mut u32| *at = in_place(*at as usize) as u32;
+        for site in &mut self.sites {
+            record(&mut site.back);
+            record(&mut site.again);
+        }
+        for row in &mut self.rows {
+            row.put(record);
+        }
+        let labels = self.labels.iter().enumerate().skip(1);
+        self.entries.extend(labels.filter_map(|(step, label)| Some((step, place.base + (*label)?))));
+        let spare = Spare {
+            encoder: self.encoder,
+            fixed: self.fixed,
+            sides: self.sides,
+            misses: self.misses,
+            labels: self.labels,
+            forward: self.forward,
+        };
+        Output {
+            assembler: self.a,
+            split,
+            links: self.links,
+            entries: self.entries,
+            sites: self.sites,
+            rows: self.rows,
+            cells: self.cells,
+            interpreted: 0,
+            spare,
+        }
     }
 
     /// Where emission is.
     pub(super) fn mark(&self) -> Mark {
         Mark {
             code: self.a.here(),
-            cold: self.cold.len(),
+            fixed: self.fixed.len(),
             sides: self.sides.len(),
             links: self.links.len(),
+            sites: self.sites.len(),
             cells: self.cells,
             state: (self.host_flags, self.stored_flags, self.level),
         }
@@ -213,9 +273,10 @@ impl Emitter<'_> {
     /// Takes back what was emitted since.
     pub(super) fn take_back(&mut self, mark: &Mark) {
         self.a.truncate(mark.code);
-        self.cold.truncate(mark.cold);
+        self.fixed.truncate(mark.fixed);
         self.sides.truncate(mark.sides);
         self.links.truncate(mark.links);
+        self.sites.truncate(mark.sites);
         self.cells = mark.cells;
         (self.host_flags, self.stored_flags, self.level) = mark.state;
     }
@@ -244,7 +305,7 @@ impl Emitter<'_> {
             self.stored_flags = true;
             self.a.imm_mem(Imm::Sub, field::budget(), i32::from(step.unit));
             let site = self.a.jcc(cc::S);
-            self.cold.push(Cold::Exceeded { site, step: i });
+            self.exceeded(site, i);
         }
     }
 
@@ -321,12 +382,24 @@ impl Emitter<'_> {
 
     /// The number under which step `i` is known to its handler's caller.
     pub(super) fn site(&mut self, i: usize) -> u64 {
-        let step = &self.source.steps[i];
-        let resumes = super::helper::resumes(step.op.code);
-        self.add_site(Site { op: step.op, next: step.next, behind: step.behind, ends: self.ends(i), resumes })
+        let site = self.record(i);
+        self.add_site(site)
     }
 
-    /// Likewise, with marks of its own.
+    /// What is to be known of step `i` when its handler is called.
+    pub(super) fn record(&self, i: usize) -> Site {
+        let step = &self.source.steps[i];
+        let mut marks = 0;
+        if self.ends(i) {
+            marks |= marks::ENDS;
+        }
+        if super::helper::resumes(step.op.code) {
+            marks |= marks::RESUMES;
+        }
+        let (next, behind) = (step.next as u16, step.behind);
+        Site { op: step.op, back: 0, again: 0, next, behind, limit: 0, level: 0, marks }
+    }
+
     pub(super) fn add_site(&mut self, site: Site) -> u64 {
         self.sites.push(site);
         (self.first_site + self.sites.len() - 1) as u64

@@ -3,21 +3,24 @@
 use std::arch::asm;
 use std::mem::offset_of;
 
-use super::cache::Cache;
+use super::Jit;
 use crate::interp::cpu::Cpu;
 
 /// Runs translated code from `cpu.translated.entry` and returns why it was left (see [`super::stubs::reason`]).
 ///
-/// The caller has set up every field of `cpu.translated`; the entry is that of a region in `cache`.
-pub(super) fn enter(cpu: &mut Cpu, cache: &mut Cache) -> u64 {
-    if std::mem::take(&mut cache.written) {
+/// The caller has set up every field of `cpu.translated`; the entry is that of a region in the cache of `jit`.
+pub(super) fn enter(cpu: &mut Cpu, jit: &mut Jit) -> u64 {
+    if std::mem::take(&mut jit.cache.written) {
         serialize();
     }
-    let address = cache.host(cache.stubs.enter);
+    let address = jit.cache.host(jit.cache.stubs.enter);
+    let jit: *mut Jit = jit;
+    cpu.translated.translator = jit as u64;
     let cpu: *mut Cpu = cpu;
     // SAFETY: the arena holds only code made by `emit` and `stubs`, which follows the System V convention. It writes the
     // vCPU at fixed offsets, the stack, and guest memory where the soft TLB has an entry; it reads the table of jumps, which
-    // leads to regions that exist. It calls `helper::interpret` only, with this vCPU, which nobody else borrows meanwhile.
+    // leads to regions that exist. It calls `helper::interpret` and `helper::apart` only, with this vCPU, which nobody else borrows
+    // meanwhile, and neither does anybody the translator.
     unsafe {
         let function: extern "sysv64" fn(*mut u8) -> u64 = std::mem::transmute(address);
         function(cpu.cast::<u8>().add(offset_of!(Cpu, regs)))
@@ -26,7 +29,7 @@ pub(super) fn enter(cpu: &mut Cpu, cache: &mut Cache) -> u64 {
 
 /// Makes the processor fetch anew. Code written through one linear address and run at another wants that (SDM 3A 8.1.3,
 /// APM 2 7.6.1). IRET is the serialising instruction that a virtual machine need not intercept.
-fn serialize() {
+pub(super) fn serialize() {
     // SAFETY: returns to the next instruction with the same segments, stack and flags.
     unsafe {
         asm!(

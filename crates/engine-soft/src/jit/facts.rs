@@ -163,6 +163,11 @@ impl Forms {
             || instruction.op1_kind() == OpKind::Memory
             || instruction.op2_kind() == OpKind::Memory
             || instruction.op3_kind() == OpKind::Memory;
+        self.of_variant(instruction, memory)
+    }
+
+    /// Likewise, if it is known whether an operand is in memory.
+    pub(super) fn of_variant(&mut self, instruction: &Instruction, memory: bool) -> Facts {
         let variant = usize::from(memory)
             | usize::from(instruction.op_mask() != Register::None) << 1
             | usize::from(instruction.is_broadcast()) << 2;

@@ -3,15 +3,20 @@
 //!
 //! Prologues and epilogues, stack frames and structures are such rows. The check covers the span from the lowest to the
 //! highest byte, which must lie in one page; the row itself then runs without interruption, with its host address in
-//! [`A`]. Where the check fails, the same instructions run from a second translation out of line, each with a check of its
-//! own.
+//! [`A`]. Where the check fails, the same instructions run from a second translation, each with a check of its own
+//! ([`super::apart`]).
 
+use std::ops::Range;
+
+use ringfence_memory::GuestAddress;
+
+use super::apart;
 use super::asm::{Mem, Two, cc};
-use super::cold::Cold;
 use super::emit::Emitter;
 use super::native::Kind;
 use super::operand::adds_base;
 use super::registers::{A, B, C, Home, home};
+use super::special::StackCheck;
 use crate::interp::op::{RIP, ZERO};
 use crate::vector::pass::Level;
 
@@ -244,16 +249,39 @@ impl Emitter<'_> {
             self.take_back(&mark);
             return None;
         }
-        let sites = self.missed([misaligned, missed].into_iter().flatten());
-        self.cold.push(Cold::Apart {
-            sites,
-            stack,
-            steps: i..row.end,
-            back: self.a.here(),
-            before: (false, stored),
-            behind: (self.host_flags, self.stored_flags),
-            level: (first, self.level),
-        });
+        let id = self.add_row(i..row.end, stored, first);
+        if let Some(StackCheck { site, back, limit }) = stack {
+            if let Some(row) = self.rows.last_mut() {
+                (row.again, row.limit) = (back as u32, limit as u16);
+            }
+            self.lead_to_fixed([site], self.stubs.misses.row_of_stack, C, id);
+        }
+        if misaligned.or(missed).is_some() {
+            self.lead_to_fixed([misaligned, missed].into_iter().flatten(), self.stubs.misses.row, C, id);
+        }
         Some(row.end)
+    }
+
+    /// Notes what is to be known of a row that has just been emitted, if it must run apart: its distance from the first in bytes.
+    fn add_row(&mut self, steps: Range<usize>, stored: bool, level: Option<Level>) -> u64 {
+        let (first, last) = (&self.source.steps[steps.start], &self.source.steps[steps.end - 1]);
+        self.rows.push(apart::Row {
+            address: GuestAddress(self.source.address.page().0 + u64::from(first.start())),
+            code: 0,
+            again: 0,
+            back: self.a.here() as u32,
+            limit: 0,
+            count: steps.len() as u16,
+            length: (last.next - first.start()) as u16,
+            behind: last.behind,
+            wanted: last.wanted,
+            last: last.last,
+            stored,
+            host_behind: self.host_flags,
+            stored_behind: self.stored_flags,
+            level,
+            level_behind: self.level,
+        });
+        ((self.first_row + self.rows.len() - 1) * size_of::<apart::Row>()) as u64
     }
 }

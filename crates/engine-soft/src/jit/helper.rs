@@ -4,22 +4,50 @@ use iced_x86::Code;
 use ringfence_engine::Activity;
 use ringfence_x86::Rflags;
 
+use super::Jit;
 use super::stubs::reason;
 use crate::interp::cpu::{CodeSize, Cpu};
 use crate::interp::op::{Op, RIP};
 
-/// An instruction that translated code may hand to its handler, and what the function must know of it.
+/// An instruction that translated code may hand to its handler, and what the function, or the fixed code that calls it, must know.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(super) struct Site {
     pub(super) op: Op,
+    /// Where to go on behind it: an offset in the arena.
+    pub(super) back: u32,
+    /// Where to go on with a check of the stack that succeeds now, likewise.
+    pub(super) again: u32,
     /// Offset in the page of the instruction behind it, up to 0x100e.
-    pub(super) next: u32,
+    pub(super) next: u16,
     /// Instructions of its unit behind it.
     pub(super) behind: u16,
+    /// The last offset in the stack's page at which its access fits; of an indirect branch, the number of its cell.
+    pub(super) limit: u16,
+    /// Which vector registers are expected to be in the host's where it goes on: a level, or 0.
+    pub(super) level: u8,
+    /// See [`marks`].
+    pub(super) marks: u8,
+}
+
+/// log2 of the size of a [`Site`].
+pub(super) const SITE_SHIFT: u8 = 6;
+const _: () = assert!(size_of::<Site>() == 1 << SITE_SHIFT);
+
+/// Marks of a [`Site`].
+pub(super) mod marks {
     /// The region ends with it: it may have gone anywhere and changed any mode.
-    pub(super) ends: bool,
+    pub(in super::super) const ENDS: u8 = 1;
     /// It only changes what translated code can follow: where it leads, code can go on at once.
-    pub(super) resumes: bool,
+    pub(in super::super) const RESUMES: u8 = 2;
+    /// It has been executed where its vector registers are wanted.
+    pub(in super::super) const DONE: u8 = 4;
+}
+
+impl Site {
+    fn has(&self, mark: u8) -> bool {
+        self.marks & mark != 0
+    }
 }
 
 /// Runs the handler of a site with the guest's registers in the vCPU and says whether translated code goes on.
@@ -46,9 +74,9 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
         cpu.translated.exception = Some(exception);
         return reason::FAULT;
     }
-    if cpu.leave_block || site.ends && must_leave(cpu) {
+    if cpu.leave_block || site.has(marks::ENDS) && must_leave(cpu) {
         cpu.translated.budget = after;
-        if !(site.resumes && may_resume(cpu)) {
+        if !(site.has(marks::RESUMES) && may_resume(cpu)) {
             return reason::LEAVE;
         }
         cpu.leave_block = false;
@@ -76,6 +104,19 @@ pub(super) unsafe extern "sysv64" fn interpret_counted(cpu: *mut Cpu, site: usiz
     }
     // SAFETY: the caller's promise.
     unsafe { interpret(cpu, site) }
+}
+
+/// Translates the steps of a row apart, where the check for all of them has failed: the host's address of their code.
+///
+/// # Safety
+/// Called from translated code only: `cpu` is the vCPU that was entered and not otherwise borrowed, and so is the translator whose address
+/// it holds.
+pub(super) unsafe extern "sysv64" fn apart(cpu: *mut Cpu, row: usize) -> u64 {
+    // SAFETY: the caller's promise.
+    let cpu = unsafe { &mut *cpu };
+    // SAFETY: as above; its address was taken when translated code was entered.
+    let jit = unsafe { &mut *(cpu.translated.translator as *mut Jit) };
+    jit.apart(cpu, row)
 }
 
 /// What [`interpret_counted`] has counted: forms of instructions, and how often.

@@ -1,7 +1,7 @@
 //! How translated code goes from place to place: direct branches, calls and returns.
 
 use super::asm::{Imm, Mem, RSP, Two, at, cc};
-use super::cold::Cold;
+use super::cold::Side;
 use super::emit::Emitter;
 use super::registers::{A, B, C, STACK};
 use super::state::field;
@@ -111,11 +111,11 @@ impl Emitter<'_> {
         let unknown = self.a.jcc(cc::NE);
         self.a.compare_imm32(at(B, 9), (second.0 >> 8) as u32);
         let other = self.a.jcc(cc::NE);
-        self.cold.push(Cold::OtherSecond { sites: [unknown, other] });
+        let offset = self.source.address.page_offset();
+        self.lead_to_fixed([unknown, other], self.stubs.by_interpreter, A, offset);
     }
 
     fn new_link(&mut self, link: NewLink) {
-        self.cold.push(Cold::Unlinked { link: self.links.len() });
         self.links.push(link);
     }
 
@@ -188,7 +188,7 @@ impl Emitter<'_> {
         match (inside, page_offset(target)) {
             (Some(to), _) if refund == 0 => self.lead_to_label(site, to),
             (None, Some(target)) if refund == 0 && !save => self.link(site, target),
-            _ => self.sides.push(Cold::Side { site, target, inside, save, refund }),
+            _ => self.sides.push(Side { site, target, inside, save, refund }),
         }
         Some(())
     }
@@ -253,8 +253,9 @@ impl Emitter<'_> {
         self.a.rm(Two::Cmp, B, field::context());
         let stale = self.a.jcc(cc::NE);
         self.a.rm(Two::Load, B, host);
-        let back = self.a.here();
-        self.cold.push(Cold::Cell { sites: [other, stale], cell: self.cells, step: i, back });
+        let cell = (self.first_cell + self.cells) as u16;
+        let id = self.site_back(i, |site| site.limit = cell);
+        self.lead_to_fixed([other, stale], self.stubs.misses.cell, C, id);
         self.cells += 1;
         Some(())
     }
@@ -262,22 +263,6 @@ impl Emitter<'_> {
     /// A cell's fields, where its address is in [`C`].
     fn cell(&self, cell: usize) -> [Mem; 3] {
         Cell::at_c(((self.first_cell + cell) * size_of::<Cell>()) as i32)
-    }
-
-    /// Looks up where an indirect branch goes that went elsewhere the last time.
-    pub(super) fn cold_cell(&mut self, sites: [usize; 2], cell: usize, step: usize, back: usize) {
-        for site in sites {
-            self.a.bind(site);
-        }
-        self.call_out(self.stubs.look_up);
-        let unknown = self.a.jcc(cc::NE);
-        self.a.rm(Two::Load, C, field::cells());
-        let fields = self.cell(cell);
-        Cell::fill(&mut self.a, fields);
-        self.a.jmp_to(back as i64);
-        self.a.bind(unknown);
-        self.call_handler(step);
-        self.follow_rip();
     }
 
     pub(super) fn jump_indirect(&mut self, i: usize) -> Option<()> {
@@ -324,17 +309,11 @@ impl Emitter<'_> {
         let site = self.a.jcc(cc::NE);
         self.a.rm(Two::Lea, STACK, at(STACK, 8));
         self.a.ret();
-        self.cold.push(Cold::Return { site, step: i });
+        // It does not match the call on top.
+        let id = self.site(i);
+        self.lead_to_fixed([site], self.stubs.ret, C, id);
         self.slow_unless_covered(i, check);
         Some(())
-    }
-
-    /// A return that does not match the call on top.
-    pub(super) fn cold_return(&mut self, site: usize, step: usize) {
-        self.a.bind(site);
-        let id = self.site(step);
-        self.a.constant(C, id);
-        self.jump_out(self.stubs.ret);
     }
 }
 

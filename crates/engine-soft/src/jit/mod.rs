@@ -4,9 +4,9 @@
 //! enough by the interpreter it is translated ([`emit`], [`cold`], [`operand`], [`special`], [`system`]) to code that keeps
 //! guest registers in host registers ([`registers`]), guest flags in host flags ([`flags`]) and, from where they are first
 //! used, vector registers in vector registers ([`vector`]). Addresses go through the interpreter's own soft TLB by a check in
-//! line, one for a row of neighbours ([`group`]); the stack's page is remembered apart ([`special`]). What misses, and every
-//! instruction that is not in the table ([`native`]), runs by the interpreter's handler, called from translated code
-//! ([`helper`]). So whatever the interpreter can do, translated code can.
+//! line, one for a row of neighbours ([`group`]); the stack's page is remembered apart ([`special`]). What misses, by way of fixed
+//! code ([`misses`]), and every instruction that is not in the table ([`native`]), runs by the interpreter's handler, called from
+//! translated code ([`helper`]). So whatever the interpreter can do, translated code can.
 //!
 //! * Regions are found by physical address. Nothing in them depends on where the page is mapped or on privilege: the
 //!   linear address of the page is a field of the vCPU ([`state`]), the soft TLB's tables are selected by class.
@@ -21,6 +21,7 @@
 //!
 //! 16-bit and 32-bit code runs in the interpreter.
 
+mod apart;
 mod asm;
 mod cache;
 mod cold;
@@ -31,6 +32,7 @@ mod flags;
 mod group;
 mod helper;
 mod links;
+mod misses;
 mod native;
 mod operand;
 mod output;
@@ -68,7 +70,7 @@ use cache::{Cache, Entry};
 use facts::Forms;
 pub(crate) use helper::handed;
 use native::Host;
-use region::{Circumstances, Seen, Source};
+use region::{Circumstances, Known, Source};
 pub(crate) use single::{HostCode, Next};
 pub use state::State;
 use stubs::reason;
@@ -178,6 +180,8 @@ pub struct Jit {
     forms: Forms,
     /// The region being translated.
     source: Source,
+    /// The row being translated apart.
+    row: Source,
     cache: Cache,
     /// Stale code, as the code map tells.
     stale: Arc<StaleCode>,
@@ -207,6 +211,7 @@ impl Jit {
             options,
             forms: Forms::new(host),
             source: Source::default(),
+            row: Source::default(),
             cache,
             stale: code.register(),
             heat,
@@ -299,6 +304,9 @@ impl Jit {
             helper::interpret as *const () as u64
         };
         state.sites = self.cache.sites();
+        state.rows = self.cache.rows();
+        state.apart = helper::apart as *const () as u64;
+        state.arena = self.cache.host(0);
         state.cells = self.cache.cells();
         state.targets = self.cache.targets();
         state.vectors = cpu.vector.registers_address();
@@ -306,7 +314,7 @@ impl Jit {
         state.page = cpu.regs[RIP] & !0xfff;
         state.budget = budget;
         state.end = cpu.retired.wrapping_add(budget as u64);
-        let reason = enter::enter(cpu, &mut self.cache);
+        let reason = enter::enter(cpu, self);
         let rest = cpu.translated.budget;
         cpu.retired = cpu.translated.end.wrapping_sub(rest as u64);
         let executed = (budget - rest) as u64;
@@ -370,21 +378,10 @@ impl Jit {
     ) -> Option<Entry> {
         let page = address.page();
         let (cache, counts) = (&self.cache, &self.heat);
-        let known = cache.page(page);
-        let seen = |offset: u32| {
-            let target = GuestAddress(page.0 + u64::from(offset));
-            let translated = known.is_some_and(|known| known.has(offset));
-            if let Some(entry) = translated.then(|| cache.find(target)).flatten() {
-                Seen::Translated(entry.wanted)
-            } else if executed(counts, target) {
-                Seen::Executed
-            } else {
-                Seen::No
-            }
-        };
+        let known = Known::new(cache, page, |address| executed(counts, address));
         let start = Instant::now();
         let (forms, options, straight) = (&mut self.forms, &self.options, !self.cache.chaining);
-        let decoded = self.source.decode(cpu, address, Circumstances { forms, options, straight, seen });
+        let decoded = self.source.decode(cpu, address, Circumstances { forms, options, straight, known });
         #[cfg(test)]
         seeded::seed(self.seeded, &mut self.source);
         let entry = decoded.and_then(|()| self.cache.translate(&self.source));
@@ -441,6 +438,7 @@ impl Jit {
             ("bytes of guest code translated", sizes.guest_bytes),
             ("bytes of host code", sizes.host_bytes),
             ("of these rarely executed", sizes.rare_bytes),
+            ("rows translated apart", sizes.apart),
             ("bytes of host code often executed, per 100 of guest code", per(often, 100, sizes.guest_bytes)),
             (
                 "bytes of host code rarely executed, per 100 of guest code",

@@ -3,8 +3,8 @@
 use iced_x86::{EncodingKind, Instruction, Register};
 
 use super::asm::{Imm, Mem, Reg, Two, at, cc};
-use super::cold::Cold;
 use super::emit::Emitter;
+use super::helper::Site;
 use super::registers::{A, B, C, Home, home, sized};
 use super::rewrite::{Registers, rewrite};
 use super::state::field;
@@ -110,10 +110,19 @@ impl Emitter<'_> {
 
     /// The way out of line for step `i`, for branches in `sites`, coming back here.
     pub(super) fn slow(&mut self, i: usize, sites: impl IntoIterator<Item = usize>) {
-        let restore = self.host_flags && self.at(i).0.wanted != 0;
-        let back = self.a.here();
-        let sites = self.missed(sites);
-        self.cold.push(Cold::Slow { sites, step: i, back, restore, level: self.level });
+        let mut sites = sites.into_iter().peekable();
+        if sites.peek().is_some() {
+            let id = self.site_back(i, |_| ());
+            self.lead_to_fixed(sites, self.stubs.misses.slow, A, id);
+        }
+    }
+
+    /// The number of a record of step `i` whose handler comes back here, completed by `more`.
+    pub(super) fn site_back(&mut self, i: usize, more: impl FnOnce(&mut Site)) -> u64 {
+        let (back, level) = (self.a.here() as u32, self.level.map_or(0, |level| level as u8));
+        let mut site = Site { back, level, ..self.record(i) };
+        more(&mut site);
+        self.add_site(site)
     }
 
     /// The host's flags are what step `i` made of the guest's.

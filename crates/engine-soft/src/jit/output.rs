@@ -2,8 +2,9 @@
 
 use iced_x86::Encoder;
 
+use super::apart::Row;
 use super::asm::Assembler;
-use super::cold::Cold;
+use super::cold::{Fixed, Side};
 use super::helper::Site;
 use super::links::NewLink;
 
@@ -18,6 +19,7 @@ pub(super) struct Output {
     /// Steps besides the first at which the code can be entered, and where that is in the arena.
     pub(super) entries: Vec<(usize, usize)>,
     pub(super) sites: Vec<Site>,
+    pub(super) rows: Vec<Row>,
     /// Cells of indirect branches.
     pub(super) cells: usize,
     /// Instructions that the interpreter's handlers execute.
@@ -28,8 +30,8 @@ pub(super) struct Output {
 /// What is of use only while a region is emitted.
 pub(super) struct Spare {
     pub(super) encoder: Encoder,
-    pub(super) cold: Vec<Cold>,
-    pub(super) sides: Vec<Cold>,
+    pub(super) fixed: Vec<Fixed>,
+    pub(super) sides: Vec<Side>,
     pub(super) misses: Vec<usize>,
     pub(super) labels: Vec<Option<usize>>,
     pub(super) forward: Vec<(usize, usize)>,
@@ -49,11 +51,12 @@ impl Default for Output {
             links: Vec::new(),
             entries: Vec::new(),
             sites: Vec::new(),
+            rows: Vec::new(),
             cells: 0,
             interpreted: 0,
             spare: Spare {
                 encoder: Encoder::new(64),
-                cold: Vec::new(),
+                fixed: Vec::new(),
                 sides: Vec::new(),
                 misses: Vec::new(),
                 labels: Vec::new(),

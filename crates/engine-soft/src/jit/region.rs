@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use ringfence_memory::GuestAddress;
 
 use super::Options;
+use super::cache::{Cache, Page};
 use super::facts::Forms;
 use super::flags::{self, Set};
 use super::native::Kind;
@@ -20,20 +21,44 @@ use crate::interp::cpu::Cpu;
 use crate::interp::decode::{decode_run, decode_straddling, peek};
 use crate::interp::op::RIP;
 
-/// What is known of code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// Nothing: it may never be executed.
-    No,
-    /// It has been executed by the interpreter.
-    Executed,
-    /// There is a region that starts there, which wants these flags.
-    Translated(Set),
+/// What is known of the code of a page.
+pub(super) struct Known<'a, E> {
+    cache: &'a Cache,
+    page: Option<&'a Page>,
+    address: GuestAddress,
+    /// Whether the interpreter has executed the code at an address.
+    executed: E,
 }
 
-impl Seen {
-    fn is_translated(self) -> bool {
-        matches!(self, Self::Translated(_))
+impl<E> std::fmt::Debug for Known<'_, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Known").field("page", &self.page).finish_non_exhaustive()
+    }
+}
+
+impl<'a, E: Fn(GuestAddress) -> bool> Known<'a, E> {
+    pub(super) fn new(cache: &'a Cache, address: GuestAddress, executed: E) -> Self {
+        Self { cache, page: cache.page(address), address, executed }
+    }
+
+    /// Whether there is code for what is at an offset in the page.
+    fn is_translated(&self, offset: u32) -> bool {
+        self.page.is_some_and(|page| page.has(offset))
+    }
+
+    /// The flags wanted there, if there is code for it.
+    fn wanted(&self, offset: u32) -> Option<Set> {
+        let entry = self.is_translated(offset).then(|| self.cache.find(self.at(offset))).flatten();
+        entry.map(|entry| entry.wanted)
+    }
+
+    /// Whether it has been executed, but not translated.
+    fn is_executed(&self, offset: u32) -> bool {
+        !self.is_translated(offset) && (self.executed)(self.at(offset))
+    }
+
+    fn at(&self, offset: u32) -> GuestAddress {
+        GuestAddress(self.address.0 + u64::from(offset))
     }
 }
 
@@ -85,6 +110,8 @@ pub(super) struct Source {
     /// Bytes of guest code.
     pub(super) bytes: u32,
     exact: bool,
+    /// Something leads backwards.
+    loops: bool,
     /// See [`Source::decode`].
     straight: bool,
 }
@@ -101,6 +128,7 @@ impl Default for Source {
             granules: 0,
             bytes: 0,
             exact: false,
+            loops: false,
             straight: false,
         }
     }
@@ -108,13 +136,12 @@ impl Default for Source {
 
 /// What decoding depends on besides the code.
 #[derive(Debug)]
-pub(super) struct Circumstances<'a, S> {
+pub(super) struct Circumstances<'a, E> {
     pub(super) forms: &'a mut Forms,
     pub(super) options: &'a Options,
     /// See [`Source::decode`].
     pub(super) straight: bool,
-    /// What is known of the code at an offset in the page.
-    pub(super) seen: S,
+    pub(super) known: Known<'a, E>,
 }
 
 impl Source {
@@ -128,14 +155,14 @@ impl Source {
         &mut self,
         cpu: &mut Cpu,
         address: GuestAddress,
-        mut with: Circumstances<'_, impl Fn(u32) -> Seen>,
+        mut with: Circumstances<'_, impl Fn(GuestAddress) -> bool>,
     ) -> Option<()> {
         self.reset(address);
         (self.exact, self.straight) = (with.options.exact_flags, with.straight);
         self.ahead.push_back(address.page_offset() as u32);
         while let Some(offset) = self.ahead.pop_front() {
             let wanted =
-                self.steps.is_empty() || self.find(offset).is_none() && !(with.seen)(offset).is_translated();
+                self.steps.is_empty() || self.find(offset).is_none() && !with.known.is_translated(offset);
             if wanted && self.steps.len() < with.options.region {
                 self.decode_run(cpu, offset, &mut with);
             }
@@ -156,6 +183,25 @@ impl Source {
             self.put_wanted();
         }
         Some(())
+    }
+
+    /// Decodes at most `most` instructions that follow each other, without a look at what is around them.
+    pub(super) fn decode_steps(
+        &mut self,
+        cpu: &mut Cpu,
+        address: GuestAddress,
+        most: usize,
+        forms: &mut Forms,
+        options: &Options,
+    ) {
+        self.reset(address);
+        (self.exact, self.straight) = (options.exact_flags, false);
+        let mut next = address.page_offset() as u32;
+        decode_run(cpu, address, most, |instruction, own, op| {
+            next += u32::from(op.length);
+            self.push(Step::new(instruction, own, op, next, forms, options));
+            next < 0x1000
+        });
     }
 
     /// Forgets the last region.
@@ -189,7 +235,12 @@ impl Source {
         u32::try_from(target).ok().filter(|_| !self.straight).and_then(|offset| self.find(offset))
     }
 
-    fn decode_run(&mut self, cpu: &mut Cpu, offset: u32, with: &mut Circumstances<'_, impl Fn(u32) -> Seen>) {
+    fn decode_run(
+        &mut self,
+        cpu: &mut Cpu,
+        offset: u32,
+        with: &mut Circumstances<'_, impl Fn(GuestAddress) -> bool>,
+    ) {
         let start = GuestAddress(self.address.page().0 + u64::from(offset));
         let most = with.options.region - self.steps.len();
         let mut next = offset;
@@ -198,7 +249,7 @@ impl Source {
             let step = Step::new(instruction, own, op, next, with.forms, with.options);
             let target = u32::try_from(step.target()).ok().filter(|&target| target < 0x1000);
             match (step.kind, target) {
-                (Kind::Branch, Some(target)) if (with.seen)(target) == Seen::Executed => {
+                (Kind::Branch, Some(target)) if with.known.is_executed(target) => {
                     self.ahead.push_back(target);
                 }
                 (Kind::Jump, Some(target)) => self.ahead.push_front(target),
@@ -210,7 +261,7 @@ impl Source {
                 _ => {}
             }
             self.push(step);
-            next < 0x1000 && self.find(next).is_none() && !(with.seen)(next).is_translated()
+            next < 0x1000 && self.find(next).is_none() && !with.known.is_translated(next)
         });
         if next != offset {
             self.bytes += next - offset;
@@ -242,6 +293,7 @@ impl Source {
     }
 
     fn put_labels(&mut self) {
+        self.loops = false;
         for i in 0..self.steps.len() {
             let step = &self.steps[i];
             let branches = matches!(step.kind, Kind::Branch | Kind::Jump);
@@ -249,6 +301,7 @@ impl Source {
             let next = if step.last && step.kind != Kind::Jump { self.find(step.next) } else { None };
             for at in [taken, next].into_iter().flatten() {
                 self.steps[at].label = true;
+                self.loops |= at <= i;
             }
         }
     }
@@ -295,7 +348,7 @@ impl Source {
                     _ => behind(self),
                 };
                 // Only what a step wants that comes later is not known yet.
-                changed |= wanted != step.wanted && step.label;
+                changed |= wanted != step.wanted && step.label && self.loops;
                 self.steps[i].wanted = wanted;
             }
         }
@@ -314,7 +367,7 @@ impl Source {
     }
 
     /// Looks at the code in the page that branches lead to out of the region, for the flags that it wants.
-    fn look_outside(&mut self, cpu: &mut Cpu, with: &mut Circumstances<'_, impl Fn(u32) -> Seen>) {
+    fn look_outside(&mut self, cpu: &mut Cpu, with: &mut Circumstances<'_, impl Fn(GuestAddress) -> bool>) {
         for i in 0..self.steps.len() {
             let step = &self.steps[i];
             let branches = matches!(step.kind, Kind::Branch | Kind::Jump);
@@ -325,13 +378,13 @@ impl Source {
                     continue;
                 }
                 let at = GuestAddress(self.address.page().0 + u64::from(offset));
-                let wanted = match (with.seen)(offset) {
-                    Seen::Translated(wanted) => {
+                let wanted = match with.known.wanted(offset) {
+                    Some(wanted) => {
                         // Should that code just have been written, this region goes together with it.
                         self.granules |= granules(offset.into(), 1);
                         wanted
                     }
-                    _ => flags_wanted(cpu, at, with.forms),
+                    None => flags_wanted(cpu, at, with.forms),
                 };
                 self.places[offset as usize] = Place::outside(wanted);
                 self.outside.push(offset);

@@ -3,7 +3,6 @@
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::asm::{Imm, Mem, RAX, Reg, Two, at, cc};
-use super::cold::Cold;
 use super::emit::Emitter;
 use super::registers::{A, B, C, Home, STACK, home, sized};
 use super::state::field;
@@ -56,23 +55,11 @@ impl Emitter<'_> {
         StackCheck { site, back, limit }
     }
 
-    /// Emits what happens where a check of the stack fails: another page is made the stack's, and the check goes on. Where
-    /// that cannot be, control comes to what is emitted next.
-    pub(super) fn cold_stack(&mut self, site: usize, limit: i32, back: usize) {
-        self.a.bind(site);
-        self.call_out(self.stubs.stack);
-        let unknown = self.a.jcc(cc::NE);
-        self.a.compare_imm(A, limit);
-        self.a.jcc_to(cc::BE, back as i64);
-        self.a.bind(unknown);
-    }
-
-    /// The slow way for step `i`, unless a row's check covers it.
+    /// The way out of line for step `i`, unless a row's check covers it: another page may become the stack's.
     pub(super) fn slow_unless_covered(&mut self, i: usize, check: Option<StackCheck>) {
         if let Some(StackCheck { site, back, limit }) = check {
-            let restore = self.host_flags && self.at(i).0.wanted != 0;
-            let back = (back, self.a.here());
-            self.cold.push(Cold::Stack { site, step: i, back, limit, restore, level: self.level });
+            let id = self.site_back(i, |site| (site.again, site.limit) = (back as u32, limit as u16));
+            self.lead_to_fixed([site], self.stubs.misses.stack, C, id);
         }
     }
 

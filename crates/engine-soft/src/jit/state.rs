@@ -38,6 +38,16 @@ pub struct State {
     pub(super) interpret: u64,
     /// Address of the operations that handlers are given.
     pub(super) sites: u64,
+    /// Address of the rows that may run apart.
+    pub(super) rows: u64,
+    /// Address of the function that translates one.
+    pub(super) apart: u64,
+    /// Address of the translator.
+    pub(super) translator: u64,
+    /// Address of the arena, as it is executed.
+    pub(super) arena: u64,
+    /// The host's address at which to go on.
+    pub(super) onward: u64,
     /// Address of the cells of indirect branches.
     pub(super) cells: u64,
     /// Address of the table of indirect branches' targets.
@@ -95,6 +105,11 @@ impl State {
             entry: 0,
             interpret: 0,
             sites: 0,
+            rows: 0,
+            apart: 0,
+            translator: 0,
+            arena: 0,
+            onward: 0,
             cells: 0,
             targets: 0,
             epoch: 0,
@@ -223,6 +238,11 @@ pub(super) mod field {
         stack_page,
         stack_host,
         inbox,
+        sites,
+        rows,
+        apart,
+        arena,
+        onward,
         cells,
         targets
     );

@@ -8,14 +8,14 @@ use super::flags::{self, Effect, Set};
 use super::native::Kind;
 use super::registers::{Home, home};
 use crate::interp::decode::undefined;
-use crate::interp::op::{Handler, Op, register_number};
+use crate::interp::op::{Handler, Op, prefix, register_number};
 
 /// One instruction of a region.
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) instruction: Instruction,
     /// Its bytes and what follows, if the host takes them for the same; see [`Step::bytes`].
-    own: Option<[u8; 15]>,
+    own: Option<[u8; 16]>,
     /// They are as they are to be in translated code, if nothing but operands must be put in place.
     pub(super) stays: bool,
     /// What is known of its form.
@@ -54,7 +54,7 @@ impl Step {
         // Nothing is native that the interpreter does not know.
         let known = !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
         let facts = match instruction {
-            Some(instruction) if known => forms.of(instruction),
+            Some(instruction) if known => forms.of_variant(instruction, op.has(prefix::MEMORY)),
             _ => Facts::INTERPRETED,
         };
         let instruction = instruction.copied().unwrap_or_default();
@@ -89,15 +89,12 @@ impl Step {
 
     /// Its bytes with others behind them, and how many are its own.
     pub(super) fn as_it_is(&self) -> Option<(u128, usize)> {
-        let length = usize::from(self.op.length);
-        let mut bytes = [0; 16];
-        bytes[..15].copy_from_slice(&self.own?);
-        Some((u128::from_le_bytes(bytes), length))
+        Some((u128::from_le_bytes(self.own?), usize::from(self.op.length)))
     }
 
     /// Its bytes, if the host takes them for the same; none otherwise.
     pub(super) fn bytes(&self) -> &[u8] {
-        self.own.as_ref().map_or(&[], |bytes| &bytes[..usize::from(self.op.length).min(15)])
+        self.own.as_ref().map_or(&[], |bytes| &bytes[..usize::from(self.op.length & 15)])
     }
 
     /// Offset of the instruction in the page.
@@ -138,12 +135,16 @@ fn used(instruction: &Instruction, facts: &Facts) -> Used {
 }
 
 /// The first bytes, filled up with zeros.
-fn first(bytes: &[u8]) -> [u8; 15] {
-    bytes.first_chunk().copied().unwrap_or_else(|| {
-        let mut first = [0; 15];
-        first[..bytes.len()].copy_from_slice(bytes);
-        first
-    })
+#[inline(always)]
+fn first(bytes: &[u8]) -> [u8; 16] {
+    match bytes.first_chunk() {
+        Some(first) => *first,
+        None => {
+            let mut first = [0; 16];
+            first[..bytes.len()].copy_from_slice(bytes);
+            first
+        }
+    }
 }
 
 fn may_fault(facts: &Facts) -> bool {

@@ -7,6 +7,7 @@
 use std::mem::offset_of;
 
 use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
+use super::misses::{self, Around, Misses};
 use super::registers::{A, B, C, PIN, STACK, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
@@ -126,23 +127,12 @@ pub(super) struct Stubs {
     pub(super) link: usize,
     /// Jumped to with a return address in [`A`] that is not the one on top, and the site in [`C`].
     pub(super) ret: usize,
-    /// Called with the distance of an address from the stack's page in [`A`]: makes the page of that address the stack's.
-    /// "Equal" and the distance from it in [`A`] if it could. Uses [`B`] and [`C`].
-    pub(super) stack: usize,
     /// Jumped to with an offset in the page in [`A`]: the interpreter is to execute what is there.
     pub(super) by_interpreter: usize,
-    /// Called: brings the guest's vector registers of a level into the host's. Flags say "not equal" if that is not
-    /// allowed. Uses [`A`], which must be saved.
-    pub(super) load: [usize; LEVELS],
+    /// For what is rarely executed.
+    pub(super) misses: Misses,
     /// Length of all.
     pub(super) length: usize,
-}
-
-impl Stubs {
-    /// The stub that loads registers of a level.
-    pub(super) fn load_level(&self, level: Level) -> usize {
-        self.load[level as usize - 1]
-    }
 }
 
 /// What the stub for an exceeded budget wants to know: a unit's offset in the page and its length.
@@ -156,13 +146,13 @@ const SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
 /// other address. It is canonical, since a return to one that is not must fault itself.
 pub(super) const NOWHERE: u64 = u64::MAX;
 
-fn store_registers(a: &mut Assembler) {
+pub(super) fn store_registers(a: &mut Assembler) {
     for (number, reg) in resident() {
         a.rm(Two::Store, reg, field::register(number));
     }
 }
 
-fn load_registers(a: &mut Assembler) {
+pub(super) fn load_registers(a: &mut Assembler) {
     for (number, reg) in resident() {
         a.rm(Two::Load, reg, field::register(number));
     }
@@ -297,7 +287,7 @@ fn mxcsr(a: &mut Assembler, store: bool, disp: i32) {
 }
 
 /// Takes the guest's vector registers out of the host's, if they are there. Uses [`A`] and flags.
-fn spill(a: &mut Assembler, levels: &[Level]) {
+pub(super) fn spill(a: &mut Assembler, levels: &[Level]) {
     a.imm_mem(Imm::Cmp, field::level(), 0);
     let none = a.jcc(cc::E);
     a.rm(Two::Load, A, field::vectors());
@@ -326,7 +316,7 @@ fn spill(a: &mut Assembler, levels: &[Level]) {
     a.bind(none);
 }
 
-/// The code of [`Stubs::load`] for a level. `above` is that for the level above, if the host has it.
+/// The code of [`Around::load`] for a level. `above` is that for the level above, if the host has it.
 fn load(a: &mut Assembler, level: Level, levels: &[Level], above: Option<usize>) {
     a.imm_mem32(Imm::Cmp, field::passing(), level as i32);
     let allowed = a.jcc(cc::AE);
@@ -463,6 +453,8 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.rm(Two::Add, A, field::page());
     a.rm(Two::Store, A, field::rip());
     leave_for(&mut a, reason::INTERPRET);
+    let around = Around { interpret, look_up: look_up_start, dispatch, stack, leave, load, levels };
+    let misses = misses::emit(&mut a, &around);
     let length = a.here();
     (
         a.code,
@@ -474,15 +466,14 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
             budget,
             link,
             ret,
-            stack,
             by_interpreter,
-            load,
+            misses,
             length,
         },
     )
 }
 
-/// The code of [`Stubs::stack`].
+/// The code of [`Around::stack`].
 fn find_stack(a: &mut Assembler) {
     a.rm(Two::Add, A, field::stack_page());
     data_entry(a, true);

@@ -5,9 +5,9 @@
 //! emitter knows it and need not look.
 
 use super::asm::{Imm, cc};
-use super::cold::Cold;
 use super::emit::Emitter;
-use super::helper::Site;
+use super::helper::marks;
+use super::registers::C;
 use super::state::field;
 use crate::vector::pass::Level;
 
@@ -45,33 +45,12 @@ impl Emitter<'_> {
     /// Loads vector registers where they may be in the vCPU. Flags are stored.
     pub(super) fn load_level(&mut self, level: Level, step: usize, side: Side) {
         self.a.imm_mem32(Imm::Cmp, field::level(), level as i32);
-        let site = self.a.jcc(cc::B);
-        let back = self.a.here();
+        let missing = self.a.jcc(cc::B);
         (self.host_flags, self.level) = (false, Some(level));
-        self.cold.push(Cold::Load { site, level, step, side, back });
-    }
-
-    /// Calls the stub that loads vector registers. Where they may not be loaded, the region is left in front of the step,
-    /// with its handler's help, or behind it.
-    pub(super) fn cold_load(&mut self, site: usize, level: Level, step: usize, side: Side, back: usize) {
-        self.a.bind(site);
-        self.call_out(self.stubs.load_level(level));
-        self.a.jcc_to(cc::E, back as i64);
-        let (next, behind, op) = {
-            let (step, op) = self.at(step);
-            (step.next, step.behind, *op)
-        };
-        if side == Side::Before {
-            let id = self.add_site(Site { op, next, behind, ends: true, resumes: false });
-            self.call_site(id);
-        }
-        self.a.imm_mem(Imm::Add, field::budget(), behind.into());
-        match side {
-            Side::Before => self.follow_rip(),
-            Side::Behind => {
-                self.linear(next.into());
-                self.jump_out(self.stubs.dispatch);
-            }
-        }
+        // Where they may not be loaded, the region is left in front of the step, with its handler's help, or behind it.
+        let id = self.site_back(step, |site| {
+            site.marks = if side == Side::Before { marks::ENDS } else { marks::DONE }
+        });
+        self.lead_to_fixed([missing], self.stubs.misses.load, C, id);
     }
 }

@@ -1,7 +1,5 @@
 //! What one vCPU needs to execute vector instructions: its registers, and its prepared instructions.
 
-use std::collections::HashMap;
-
 use iced_x86::{CpuidFeature, Instruction, OpKind, Register, RoundingControl};
 use ringfence_engine::CpuState;
 use ringfence_x86::cpuid::CpuidTable;
@@ -13,6 +11,7 @@ use super::features::FeatureSet;
 use super::form::{Enabled, Form, Location, Outcome, Preparer, Refusal};
 use super::state::{Slots, VectorUnit};
 use super::xsave::XsaveLayout;
+use crate::hash::QuickMap;
 
 /// Bytes of code memory of a vCPU: room for every form with common immediates. Only what is used is committed.
 const CODE_MEMORY: usize = 4 << 20;
@@ -78,7 +77,7 @@ pub struct Vector {
     pub unit: VectorUnit,
     preparer: Preparer,
     forms: Vec<Form>,
-    index: HashMap<Key, u32>,
+    index: QuickMap<Key, u32>,
     enabled: Enabled,
     control: (Cr0, Cr4, bool),
     xcr0: u64,
@@ -101,7 +100,7 @@ impl Vector {
             unit: VectorUnit::new(misaligned_sse),
             preparer: Preparer::new(Arena::new(CODE_MEMORY)?, features),
             forms: Vec::new(),
-            index: HashMap::new(),
+            index: QuickMap::default(),
             enabled: Enabled::new(Cr0::empty().bits(), 0, 1, false),
             control: (Cr0::empty(), Cr4::empty(), false),
             xcr0: Xcr0::X87.bits(),

@@ -54,13 +54,13 @@ fn loop_whose_body_is_rewritten_runs_the_new_one() {
 #[test]
 fn full_code_memory_is_flushed_and_execution_goes_on() {
     let mut m = machine();
-    let options = Options { threshold: 1, code_size: 1 << 20, ..OPTIONS };
+    let options = Options { threshold: 1, code_size: super::super::SMALLEST_CODE, ..OPTIONS };
     let mut jit = Jit::new(options, &m.cpu.code).unwrap();
     // A page of stores, rewritten over and over.
     let mut code: Vec<u8> = [0x48, 0xff, 0x03].repeat(40);
     code.extend_from_slice(&[0x0f, 0x0b]);
     m.cpu.regs[3] = DATA;
-    for round in 0..400 {
+    for round in 0..800 {
         code[2] = 0x03;
         m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
         m.cpu.regs[RIP] = CODE;
@@ -68,6 +68,50 @@ fn full_code_memory_is_flushed_and_execution_goes_on() {
         assert_eq!(m.cpu.memory.read::<u64>(GuestAddress(DATA)).unwrap(), 40 * (round + 1));
     }
     assert!(jit.cache.sizes.flushes > 0, "{:?}", jit.cache.sizes);
+}
+
+/// Runs a row of two stores and a load, with vector registers and flags in the host's, that the soft TLB knows nothing of: once for each room
+/// that there is for its translation apart.
+fn row_apart(rooms: &[bool]) -> (Interpreter, Jit) {
+    // movq xmm0,rax; stc; movq [rbx],xmm0; mov [rbx+8],rcx; movq xmm1,[rbx]; setb dl; movq rsi,xmm1; ud2
+    let code = [
+        0x66, 0x48, 0x0f, 0x6e, 0xc0, 0xf9, 0x66, 0x0f, 0xd6, 0x03, 0x48, 0x89, 0x4b, 0x08, 0xf3, 0x0f, 0x7e,
+        0x0b, 0x0f, 0x92, 0xc2, 0x66, 0x48, 0x0f, 0x7e, 0xce, 0x0f, 0x0b,
+    ];
+    let mut m = machine();
+    m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
+    m.cpu.cr0 -= Cr0::EM;
+    m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
+    m.cpu.update_mode();
+    m.cpu.regs[3] = DATA;
+    m.cpu.regs[RIP] = CODE;
+    let mut jit = Jit::new(Options { threshold: 1, ..OPTIONS }, &m.cpu.code).unwrap();
+    jit.translate(&mut m.cpu, GuestAddress(CODE), |_| false);
+    let rare = jit.cache.rare;
+    for (round, &room) in rooms.iter().enumerate() {
+        m.cpu.tlb.forget_all();
+        (m.cpu.regs[0], m.cpu.regs[1], m.cpu.regs[2], m.cpu.regs[RIP]) = (round as u64 + 1, 7, 0, CODE);
+        let retired = m.cpu.retired;
+        jit.cache.rare = if room { rare } else { jit.cache.used };
+        assert_eq!(until_fault(&mut m, &mut jit), Exception::UD, "at {:#x}", m.cpu.rip());
+        assert_eq!((m.cpu.regs[6], m.cpu.regs[2]), (round as u64 + 1, 1));
+        assert_eq!(m.cpu.memory.read::<u64>(GuestAddress(DATA + 8)).unwrap(), 7);
+        assert_eq!(m.cpu.retired - retired, 7);
+    }
+    (m, jit)
+}
+
+#[test]
+fn row_that_misses_is_translated_apart_once() {
+    let (m, jit) = row_apart(&[true, true]);
+    assert_eq!(jit.cache.sizes.apart, 1);
+    assert!(m.cpu.translated.interpreted >= 2, "the first access of each round is its handler's");
+}
+
+#[test]
+fn row_that_misses_where_there_is_no_room_is_interpreted() {
+    let (_, jit) = row_apart(&[false, false]);
+    assert_eq!(jit.cache.sizes.apart, 0);
 }
 
 #[test]
@@ -171,14 +215,14 @@ fn link_whose_target_is_translated_into_emptied_code_memory_stays_unlinked() {
         let end = (0..100).find_map(|_| jit.run(m, 1000).err());
         assert_eq!(end, Some(Exception::UD));
     };
-    // Regions without links, until there is no room for another.
+    // Regions without links, until there is room for little more than the first of those below.
     let increment = [0x48, 0xff, 0x03]; // inc qword [rbx]
-    let mut fill = increment.repeat(40);
-    fill.extend_from_slice(&[0x0f, 0x0b]);
-    run(&mut m, &mut jit, &fill);
-    let each = jit.cache.sizes.host_bytes + 16;
-    for _ in 1..(SIZE - jit.cache.stubs.length) as u64 / each {
-        run(&mut m, &mut jit, &fill);
+    for (count, enough) in [(40, 1000), (4, 300)] {
+        let mut fill = increment.repeat(count);
+        fill.extend_from_slice(&[0x0f, 0x0b]);
+        while jit.cache.rare - jit.cache.used > enough {
+            run(&mut m, &mut jit, &fill);
+        }
     }
     assert_eq!((jit.cache.sizes.flushes, jit.cache.sizes.links), (0, 0));
     // A branch to what does not fit, which has a branch as well: either would be link number 0.

@@ -1,0 +1,260 @@
+//! Fixed code for what is rarely executed: where a check in translated code has failed, it comes here with the number of a
+//! record ([`Site`], [`Row`]) that tells the rest.
+
+use std::mem::offset_of;
+
+use super::apart::Row;
+use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, Reg, Two, at, cc};
+use super::emit::load_flags;
+use super::helper::{SITE_SHIFT, Site, marks};
+use super::registers::{A, B, C, PIN};
+use super::state::field;
+use super::stubs::{Cell, load_registers, reason, spill, store_registers};
+use crate::interp::cpu::Cpu;
+use crate::vector::pass::{LEVELS, Level};
+
+/// Offsets of the code in the arena.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Misses {
+    /// Jumped to with a site in [`A`]: runs its handler and goes on behind it.
+    pub(super) slow: usize,
+    /// Jumped to with a site in [`C`] and the distance of an address from the stack's page in [`A`]: makes the page of that address the stack's
+    /// and goes on with the check; or as `slow`.
+    pub(super) stack: usize,
+    /// Jumped to with a row's distance from the first in [`C`]: runs it apart.
+    pub(super) row: usize,
+    /// As `stack`, for a row; or as `row`.
+    pub(super) row_of_stack: usize,
+    /// Jumped to with a site in [`C`], an indirect branch whose cell does not know the linear address in [`A`].
+    pub(super) cell: usize,
+    /// Jumped to with a site in [`C`]: brings vector registers into the host's.
+    pub(super) load: usize,
+    /// Jumped to: the interpreter is to execute what is at RIP.
+    pub(super) give_up: usize,
+}
+
+/// Fixed code that this leads to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around<'a> {
+    pub(super) interpret: usize,
+    pub(super) look_up: usize,
+    pub(super) dispatch: usize,
+    /// Called with the distance of an address from the stack's page in [`A`]: makes the page of that address the stack's.
+    /// "Equal" and the distance from it in [`A`] if it could. Uses [`B`] and [`C`].
+    pub(super) stack: usize,
+    /// Jumped to with the reason in [`B`].
+    pub(super) leave: usize,
+    /// Called: brings the guest's vector registers of a level into the host's. Flags say "not equal" if that is not
+    /// allowed. Uses [`A`], which must be saved.
+    pub(super) load: [usize; LEVELS],
+    /// Those that the host has.
+    pub(super) levels: &'a [Level],
+}
+
+const SITE_LEVEL: i32 = offset_of!(Site, level) as i32;
+const SITE_MARKS: i32 = offset_of!(Site, marks) as i32;
+const SITE_BEHIND: i32 = offset_of!(Site, behind) as i32;
+const SITE_NEXT: i32 = offset_of!(Site, next) as i32;
+const SITE_BACK: i32 = offset_of!(Site, back) as i32;
+const SITE_AGAIN: i32 = offset_of!(Site, again) as i32;
+const SITE_LIMIT: i32 = offset_of!(Site, limit) as i32;
+
+/// The address of the site whose number was put by to [`C`].
+fn find_site(a: &mut Assembler) {
+    a.rm32(Two::Load, C, field::link());
+    a.shl32(C, SITE_SHIFT);
+    a.rm(Two::Add, C, field::sites());
+}
+
+/// The address of the row whose distance was put by to [`C`].
+fn find_row(a: &mut Assembler) {
+    a.rm32(Two::Load, C, field::link());
+    a.rm(Two::Add, C, field::rows());
+}
+
+/// The host's address of a place in the arena that is said at `mem`, to `reg`.
+fn find_place(a: &mut Assembler, reg: Reg, mem: Mem) {
+    a.rm32(Two::Load, reg, mem);
+    a.rm(Two::Add, reg, field::arena());
+}
+
+/// Goes where a handler has put RIP.
+fn follow_rip(a: &mut Assembler, around: &Around) {
+    a.rm(Two::Load, A, field::rip());
+    a.jmp_to(around.dispatch as i64);
+}
+
+/// Loads the vector registers of the level in [`B`]; flags as from [`Around::load`].
+fn load_level(a: &mut Assembler, around: &Around) {
+    let mut done = Vec::new();
+    for level in [Level::Sse, Level::Avx] {
+        a.imm(Imm::Cmp, false, B, level as i32);
+        let other = a.jcc(cc::NE);
+        a.call_to(around.load[level as usize - 1] as i64);
+        done.push(a.jmp());
+        a.bind(other);
+    }
+    a.call_to(around.load[Level::Avx512 as usize - 1] as i64);
+    for site in done {
+        a.bind(site);
+    }
+}
+
+/// Emits all.
+pub(super) fn emit(a: &mut Assembler, around: &Around) -> Misses {
+    let slow = slow(a, around);
+    let stack = self::stack(a, around, slow);
+    let (row, row_of_stack) = row(a, around);
+    let cell = cell(a, around);
+    let load = load(a, around);
+    let give_up = a.here();
+    a.constant(B, reason::INTERPRET);
+    a.jmp_to(around.leave as i64);
+    Misses { slow, stack, row, row_of_stack, cell, load, give_up }
+}
+
+fn slow(a: &mut Assembler, around: &Around) -> usize {
+    let start = a.here();
+    a.rm32(Two::Store, A, field::link());
+    a.call_to(around.interpret as i64);
+    find_site(a);
+    a.test_byte(at(C, SITE_MARKS), marks::ENDS);
+    let ends = a.jcc(cc::NE);
+    a.load_byte(B, at(C, SITE_LEVEL));
+    a.rm(Two::Cmp, B, field::level());
+    let missing = a.jcc(cc::A);
+    let ready = a.here();
+    find_place(a, B, at(C, SITE_BACK));
+    load_flags(a, C);
+    a.jmp_reg(B);
+
+    a.bind(missing);
+    load_level(a, around);
+    let refused = a.jcc(cc::NE);
+    find_site(a);
+    a.jmp_to(ready as i64);
+
+    // Then nothing of the unit is executed behind it.
+    a.bind(refused);
+    find_site(a);
+    a.load_word(B, at(C, SITE_BEHIND));
+    a.rm(Two::AddTo, B, field::budget());
+    a.bind(ends);
+    follow_rip(a, around);
+    start
+}
+
+/// Tries the check of the stack again with another page, and goes on with it if that is of use; control comes to what is emitted next
+/// otherwise. What it is about is in [`C`], and put by; `find` brings the address of its record to [`C`], where these fields are.
+fn try_stack(a: &mut Assembler, around: &Around, find: fn(&mut Assembler), [again, limit]: [i32; 2]) {
+    a.rm32(Two::Store, C, field::link());
+    a.call_to(around.stack as i64);
+    let unknown = a.jcc(cc::NE);
+    find(a);
+    a.load_word(B, at(C, limit));
+    a.rr(Two::Cmp, A, B);
+    let beyond = a.jcc(cc::A);
+    find_place(a, B, at(C, again));
+    a.jmp_reg(B);
+    a.bind(unknown);
+    a.bind(beyond);
+}
+
+fn stack(a: &mut Assembler, around: &Around, slow: usize) -> usize {
+    let start = a.here();
+    try_stack(a, around, find_site, [SITE_AGAIN, SITE_LIMIT]);
+    a.rm32(Two::Load, A, field::link());
+    a.jmp_to(slow as i64);
+    start
+}
+
+/// The code of [`Misses::row`] and [`Misses::row_of_stack`].
+fn row(a: &mut Assembler, around: &Around) -> (usize, usize) {
+    let of_stack = a.here();
+    try_stack(a, around, find_row, [offset_of!(Row, again) as i32, offset_of!(Row, limit) as i32]);
+    a.rm32(Two::Load, C, field::link());
+    let start = a.here();
+    a.rm32(Two::Store, C, field::link());
+    find_row(a);
+    a.rm32(Two::Load, B, at(C, offset_of!(Row, code) as i32));
+    a.rr32(Two::Test, B, B);
+    let none = a.jcc(cc::E);
+    a.rm(Two::Add, B, field::arena());
+    a.jmp_reg(B);
+
+    a.bind(none);
+    store_registers(a);
+    // Twice, so that the stack is aligned for a call.
+    a.rm(Two::Load, A, field::level());
+    a.push(A);
+    a.push(A);
+    spill(a, around.levels);
+    a.rm(Two::Lea, RDI, at(PIN, -(offset_of!(Cpu, regs) as i32)));
+    a.rm32(Two::Load, RSI, field::link());
+    a.call_mem(field::apart());
+    a.rm(Two::Store, RAX, field::onward());
+    a.pop(B);
+    a.pop(B);
+    a.rr32(Two::Test, B, B);
+    let no_vectors = a.jcc(cc::E);
+    // They were there a moment ago, so they may be.
+    load_level(a, around);
+    a.bind(no_vectors);
+    load_registers(a);
+    a.jmp_mem(field::onward());
+    (start, of_stack)
+}
+
+fn cell(a: &mut Assembler, around: &Around) -> usize {
+    let start = a.here();
+    a.rm32(Two::Store, C, field::link());
+    a.call_to(around.look_up as i64);
+    let unknown = a.jcc(cc::NE);
+    find_site(a);
+    a.load_word(C, at(C, SITE_LIMIT));
+    a.rm(Two::Lea, C, Mem { base: Some(C), index: Some((C, 1)), disp: 0 });
+    a.rm(Two::Lea, C, Mem { base: None, index: Some((C, 3)), disp: 0 });
+    a.rm(Two::Add, C, field::cells());
+    Cell::fill(a, Cell::at_c(0));
+    find_site(a);
+    find_place(a, C, at(C, SITE_BACK));
+    a.jmp_reg(C);
+    a.bind(unknown);
+    a.rm32(Two::Load, A, field::link());
+    a.call_to(around.interpret as i64);
+    follow_rip(a, around);
+    start
+}
+
+const _: () = assert!(size_of::<Cell>() == 3 << 3);
+
+fn load(a: &mut Assembler, around: &Around) -> usize {
+    let start = a.here();
+    a.rm32(Two::Store, C, field::link());
+    find_site(a);
+    a.load_byte(B, at(C, SITE_LEVEL));
+    load_level(a, around);
+    let refused = a.jcc(cc::NE);
+    find_site(a);
+    find_place(a, B, at(C, SITE_BACK));
+    a.jmp_reg(B);
+
+    a.bind(refused);
+    find_site(a);
+    a.test_byte(at(C, SITE_MARKS), marks::DONE);
+    let done = a.jcc(cc::NE);
+    a.rm32(Two::Load, A, field::link());
+    a.call_to(around.interpret as i64);
+    find_site(a);
+    a.load_word(B, at(C, SITE_BEHIND));
+    a.rm(Two::AddTo, B, field::budget());
+    follow_rip(a, around);
+
+    a.bind(done);
+    a.load_word(B, at(C, SITE_BEHIND));
+    a.rm(Two::AddTo, B, field::budget());
+    a.load_word(A, at(C, SITE_NEXT));
+    a.rm(Two::Add, A, field::page());
+    a.jmp_to(around.dispatch as i64);
+    start
+}
