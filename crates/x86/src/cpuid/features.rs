@@ -169,9 +169,14 @@ pub(super) fn immunities(vendor: Vendor) -> &'static [Feature] {
     }
 }
 
-/// The bits themselves are in an MSR. IBRS_ALL (enhanced IBRS) there comes with the register that turns it on.
-const INTEL_IMMUNITIES: &[Feature] =
-    &[row("spec_ctrl", (7, 0, Edx, 26), Engine, V2), row("arch_capabilities", (7, 0, Edx, 29), Engine, V2)];
+/// The bits themselves are in an MSR. IBRS_ALL (enhanced IBRS) there comes with the register that turns it on. That has a bit
+/// against branch history injection too (BHI_DIS_S): Linux does not take BHI_NO for an answer, and without the bit clears the
+/// history by a loop of a hundred instructions in every system call.
+const INTEL_IMMUNITIES: &[Feature] = &[
+    row("spec_ctrl", (7, 0, Edx, 26), Engine, V2),
+    row("arch_capabilities", (7, 0, Edx, 29), Engine, V2),
+    row("bhi_ctrl", (7, 2, Edx, 4), Engine, V2),
+];
 
 const AMD_IMMUNITIES: &[Feature] = &[
     row("amd_ssb_no", (0x8000_0008, 0, Ebx, 26), Engine, V2),

@@ -211,7 +211,7 @@ impl Model {
         }
         table.set(1, 0, basic);
         let mut structured = table.get(7, 0);
-        structured.eax = u32::from(table.get(7, 1) != CpuidResult::default());
+        structured.eax = (1..=2).rfind(|&leaf| table.get(7, leaf) != CpuidResult::default()).unwrap_or(0);
         table.set(7, 0, structured);
 
         let mut extended = table.get(0x8000_0001, 0);

@@ -135,6 +135,8 @@ fn frequency_leaf_gives_the_tsc_exactly() {
 fn immunity_is_announced_the_vendors_way() {
     let intel = Model::V2.table(&host(Vendor::Intel), &platform()).unwrap();
     assert!(intel.bit(7, 0, Edx, 29) && intel.bit(7, 0, Edx, 26));
+    // Subleaf 2 is the last one.
+    assert_eq!((intel.bit(7, 2, Edx, 4), intel.get(7, 0).eax), (true, 2));
     let amd = Model::V2.table(&host(Vendor::Amd), &platform()).unwrap();
     assert!(!amd.bit(7, 0, Edx, 29) && amd.bit(0x8000_0021, 0, Eax, 8) && amd.bit(0x8000_0008, 0, Ebx, 29));
     let silent = Platform { mitigations: Mitigations::Unspecified, ..platform() };

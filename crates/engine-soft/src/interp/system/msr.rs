@@ -93,8 +93,9 @@ const ROWS: &[Row] = &[
 const INTEL_MICROCODE: u64 = 1 << 32;
 const AMD_MICROCODE: u64 = 0x0100_0065;
 
-/// SPEC_CTRL: IBRS. PRED_CMD: IBPB.
+/// SPEC_CTRL: IBRS, and BHI_DIS_S where CPUID leaf 7, subleaf 2 has BHI_CTRL. PRED_CMD: IBPB.
 const IBRS: u64 = 1;
+const BHI_DIS_S: u64 = 1 << 10;
 const IBPB: u64 = 1;
 
 fn canonical(value: u64) -> Result<u64, Exception> {
@@ -119,6 +120,10 @@ impl Cpu {
 
     fn has_spec_ctrl(&self) -> bool {
         self.cpuid.bit(7, 0, Edx, 26)
+    }
+
+    fn spec_ctrl_bits(&self) -> u64 {
+        IBRS | if self.cpuid.bit(7, 2, Edx, 4) { BHI_DIS_S } else { 0 }
     }
 
     /// Reads an MSR, as RDMSR does at CPL 0.
@@ -182,7 +187,7 @@ impl Cpu {
     pub(in crate::interp) fn check_stored_msr(&self, number: u32, value: u64) -> Result<(), Exception> {
         let good = match number {
             msr::TSC_AUX => self.has_tsc_aux() && value >> 32 == 0,
-            msr::SPEC_CTRL => self.has_spec_ctrl() && value & !IBRS == 0,
+            msr::SPEC_CTRL => self.has_spec_ctrl() && value & !self.spec_ctrl_bits() == 0,
             msr::TSC_ADJUST => self.cpuid.bit(7, 0, Ebx, 1),
             _ if is_address(number) => is_canonical(value),
             _ if mtrr::is_memory_type_msr(number) => return self.check_memory_type_msr(number, value),

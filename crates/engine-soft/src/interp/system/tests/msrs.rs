@@ -99,6 +99,15 @@ fn vendors_have_their_own() {
 }
 
 #[test]
+fn branch_history_injection_is_prevented_by_a_bit() {
+    let mut lab = Lab::long_of(Vendor::Intel);
+    let (ibrs, bhi_dis_s) = (1, 1 << 10);
+    wrmsr(&mut lab, msr::SPEC_CTRL, ibrs | bhi_dis_s).unwrap();
+    assert_eq!(rdmsr(&mut lab, msr::SPEC_CTRL), Ok(ibrs | bhi_dis_s));
+    assert_eq!(wrmsr(&mut lab, msr::SPEC_CTRL, 1 << 11), Err(GP));
+}
+
+#[test]
 fn writing_back_what_was_read_always_works() {
     for vendor in [Vendor::Intel, Vendor::Amd] {
         let mut lab = Lab::long_of(vendor);
