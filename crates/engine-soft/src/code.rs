@@ -38,6 +38,11 @@ impl StaleCode {
         self.any.load(Ordering::Acquire)
     }
 
+    /// What [`StaleCode::any`] reads, for code that is generated.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.any
+    }
+
     /// Takes the list: page addresses and granule masks.
     pub fn take(&self) -> Vec<(GuestAddress, u64)> {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);

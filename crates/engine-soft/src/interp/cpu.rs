@@ -61,7 +61,7 @@ pub struct Cpu {
     /// [`Cpu::update_segment`].
     pub segments: [Segment; 6],
     /// Whether each segment spans all 4 GiB from 0: bit 0 readable, bit 1 writable.
-    pub(super) flat: [u8; 6],
+    pub(crate) flat: [u8; 6],
     /// Local descriptor table register.
     pub ldtr: Segment,
     /// Task register.

@@ -43,6 +43,8 @@ pub(super) enum Two {
     Add = 0x03,
     /// `add rm, reg`
     AddTo = 0x01,
+    /// `and reg, rm`
+    And = 0x23,
     /// `sub reg, rm`
     Sub = 0x2b,
     /// `or reg, rm`
@@ -66,6 +68,8 @@ pub(super) enum Imm {
     And = 4,
     /// `sub`
     Sub = 5,
+    /// `xor`
+    Xor = 6,
     /// `cmp`
     Cmp = 7,
 }

@@ -138,7 +138,7 @@ pub(super) fn emit_apart(row: &Row, source: &Source, stubs: &Stubs, place: Place
 
 /// Whether control never reaches the instruction behind, if this one is translated natively.
 fn closes(kind: Kind) -> bool {
-    matches!(kind, Kind::Jump | Kind::JumpIndirect | Kind::Return)
+    matches!(kind, Kind::Jump | Kind::JumpIndirect | Kind::Return | Kind::SystemCall | Kind::SystemReturn)
 }
 
 /// What became of a step.
@@ -336,6 +336,8 @@ impl<'a> Emitter<'a> {
             Kind::ClearAc => self.access_user_pages(i, false),
             Kind::SetAc => self.access_user_pages(i, true),
             Kind::SwapGs => self.swap_gs(i),
+            Kind::SystemCall => self.system_call(i),
+            Kind::SystemReturn => self.system_return(i),
             Kind::StoreString => self.store_string(i),
             Kind::MoveString => self.move_string(i),
             Kind::ClearDirection => self.clear_direction(i),
@@ -421,6 +423,8 @@ impl<'a> Emitter<'a> {
                     | Kind::CallIndirect
                     | Kind::JumpIndirect
                     | Kind::Return
+                    | Kind::SystemCall
+                    | Kind::SystemReturn
             )
     }
 

@@ -74,7 +74,8 @@ impl Facts {
             .iter()
             .filter(|used| writes(used.access()) && used.register().is_gpr())
             .map(|used| 1 << register_number(used.register().full_register()))
-            .filter(|bit| bit & 0x1f00 == 0)
+            // The example's own.
+            .filter(|bit| bit & u16::from(general) << 8 == 0)
             // Whether the count is used is for a prefix to say, which is not part of the form.
             .fold(if is_string(kind) { COUNT } else { 0 }, |all, bit| all | bit);
         let stores =

@@ -26,6 +26,10 @@ pub(super) struct Effect {
 pub(super) fn effect(instruction: &Instruction) -> Effect {
     use Mnemonic as M;
     let set = |bits: u32| bits as Set & ALL;
+    if matches!(instruction.mnemonic(), M::Syscall | M::Sysretq) {
+        // They keep all of them for the other side, or replace all.
+        return Effect { reads: ALL, changes: ALL, kills: ALL };
+    }
     let reads = set(instruction.rflags_read());
     let changes = set(instruction.rflags_modified());
     let kills = match instruction.mnemonic() {

@@ -80,7 +80,7 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
             return reason::LEAVE;
         }
         cpu.leave_block = false;
-        cpu.translated.context = cpu.jump_context();
+        cpu.prepare_privileges();
         cpu.find_stack();
         return reason::RESUME;
     }
@@ -155,7 +155,7 @@ pub(super) fn resumes(code: Code) -> bool {
 /// Whether an instruction that may change anything did change what jump targets or the run loop depend on.
 fn must_leave(cpu: &Cpu) -> bool {
     cpu.code_size != CodeSize::Bits64
-        || cpu.translated.context != cpu.jump_context()
+        || !cpu.jump_contexts_hold()
         || cpu.flags.intersects(Rflags::TF | Rflags::RF)
         || cpu.interrupt_shadow
 }

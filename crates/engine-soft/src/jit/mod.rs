@@ -36,6 +36,7 @@ mod misses;
 mod native;
 mod operand;
 mod output;
+mod privilege;
 mod region;
 mod registers;
 mod rewrite;
@@ -285,18 +286,18 @@ impl Jit {
         cpu.leave_block = false;
         cpu.select_tables();
         cpu.find_stack();
-        let context = cpu.jump_context();
+        cpu.prepare_privileges();
         cpu.translated.inbox = match &cpu.apic {
             Some(apic) => apic.inbox().pending_word().as_ptr() as u64,
             None => NOTHING_PENDING.as_ptr() as u64,
         };
         if cpu.translated.stale.is_none() {
             cpu.translated.stale = Some(Arc::clone(&self.stale));
+            cpu.translated.stale_flag = self.stale.flag().as_ptr() as u64;
         }
         let state = &mut cpu.translated;
         state.entry = self.cache.entry(entry);
         state.jumps = self.cache.jumps();
-        state.context = context;
         state.interpret = if self.options.profile {
             state.handed.resize(iced_x86::Code::values().len(), 0);
             helper::interpret_counted as *const () as u64

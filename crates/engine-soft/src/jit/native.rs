@@ -33,6 +33,10 @@ pub(super) enum Kind {
     SetAc,
     /// SWAPGS.
     SwapGs,
+    /// SYSCALL.
+    SystemCall,
+    /// SYSRET to 64-bit code.
+    SystemReturn,
     /// BT, BTS, BTR and BTC of a bit string in memory.
     BitString,
     /// POP of a register.
@@ -143,6 +147,8 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Clac => Kind::ClearAc,
         M::Stac => Kind::SetAc,
         M::Swapgs => Kind::SwapGs,
+        M::Syscall => Kind::SystemCall,
+        M::Sysretq => Kind::SystemReturn,
         M::Cld => Kind::ClearDirection,
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Kind::StoreString,
         M::Movsb | M::Movsw | M::Movsq => Kind::MoveString,

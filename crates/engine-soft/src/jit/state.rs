@@ -5,15 +5,29 @@ use std::mem::offset_of;
 use std::sync::Arc;
 
 use ringfence_memory::GuestAddress;
-use ringfence_x86::Exception;
 use ringfence_x86::segment::Segment;
+use ringfence_x86::{Exception, SegmentRegister, msr};
 
 use super::asm::{Mem, at};
 use super::registers::PIN;
 use crate::code::StaleCode;
 use crate::interp::cpu::Cpu;
+use crate::interp::msrs::Msrs;
 use crate::interp::op::RIP;
+use crate::interp::system::syscall::segments_of;
 use crate::mmu::tlb::Class;
+
+/// What a change of privilege puts in place.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Privilege {
+    /// Of [`State::context`].
+    pub(super) context: u64,
+    /// Of [`State::fetch_table`].
+    pub(super) fetch_table: u64,
+    /// CS and SS as STAR has them.
+    pub(super) segments: [Segment; 2],
+}
 
 /// Fields of the vCPU that only translated code and its run loop use. Addresses are numbers here, so that a vCPU can
 /// change threads; those into other allocations are set anew on every entry. What is used most comes last, next to
@@ -64,6 +78,14 @@ pub struct State {
     pub(super) inbox: u64,
     /// Tables of the soft TLB for reads and writes below CPL 3: without and with access to user pages.
     pub(super) kernel_tables: [(u64, u64); 2],
+    /// Tables for reads and writes at CPL 3.
+    pub(super) user_tables: (u64, u64),
+    /// What SYSCALL and SYSRET put in place for CPL 0 and CPL 3.
+    pub(super) privileges: [Privilege; 2],
+    /// The value of STAR whose segments are there.
+    pub(super) star: u64,
+    /// Address of the byte that says whether code has become stale.
+    pub(super) stale_flag: u64,
     /// What [`crate::mmu::tlb::Tlb::write_changes`] was when the stack's page was found.
     pub(super) stack_changes: u64,
     /// Code of the translator's that has become stale.
@@ -118,6 +140,10 @@ impl State {
             vectors: 0,
             inbox: 0,
             kernel_tables: [(0, 0); 2],
+            user_tables: (0, 0),
+            privileges: segments_of(0).map(|segments| Privilege { segments, context: 0, fetch_table: 0 }),
+            star: 0,
+            stale_flag: 0,
             stack_changes: 0,
             stale: None,
             link: 0,
@@ -169,18 +195,49 @@ impl Cpu {
     pub(crate) fn select_tables(&mut self) {
         (self.translated.read_table, self.translated.write_table) = self.tlb.tables(self.class);
         self.translated.fetch_table = self.tlb.fetch_table(self.cpl == 3);
-        self.translated.kernel_tables = [self.tlb.tables(Class::Kernel), self.tlb.tables(Class::KernelAc)];
         self.translated.stack_page = NO_STACK;
     }
 
-    /// What the target of a branch depends on besides its address, as long as no code becomes stale. Never zero.
+    /// What translated code puts in place where it changes class or privilege itself; called wherever it is entered, or goes on
+    /// after an instruction that may have changed any of it.
     #[inline(always)]
-    pub(super) fn jump_context(&self) -> u64 {
-        u64::from(self.tlb.generation(self.cpl == 3)) << 32
+    pub(super) fn prepare_privileges(&mut self) {
+        let contexts = [self.jump_context_of(false), self.jump_context_of(true)];
+        let state = &mut self.translated;
+        state.kernel_tables = [self.tlb.tables(Class::Kernel), self.tlb.tables(Class::KernelAc)];
+        state.user_tables = self.tlb.tables(Class::User);
+        for (user, privilege) in [false, true].into_iter().zip(&mut state.privileges) {
+            privilege.context = contexts[usize::from(user)];
+            privilege.fetch_table = self.tlb.fetch_table(user);
+        }
+        state.context = contexts[usize::from(self.cpl == 3)];
+        let star = self.stored_msr(msr::STAR);
+        if self.translated.star != star {
+            self.translated.star = star;
+            for (privilege, segments) in self.translated.privileges.iter_mut().zip(segments_of(star)) {
+                privilege.segments = segments;
+            }
+        }
+    }
+
+    /// What the target of a branch depends on besides its address, as long as no code becomes stale, at CPL 3 (`user`) or below.
+    /// Never zero.
+    #[inline(always)]
+    fn jump_context_of(&self, user: bool) -> u64 {
+        u64::from(self.tlb.generation(user)) << 32
             | u64::from(self.translated.epoch & 0xff_ffff) << 8
             | 1 << 4
-            | u64::from(self.cpl == 3) << 2
+            | u64::from(user) << 2
             | self.code_size as u64
+    }
+
+    /// Whether what was prepared for code below CPL 3 and there still holds.
+    #[inline(always)]
+    pub(super) fn jump_contexts_hold(&self) -> bool {
+        let state = &self.translated;
+        let prepared = state.privileges.map(|privilege| privilege.context);
+        prepared == [self.jump_context_of(false), self.jump_context_of(true)]
+            && state.context == prepared[usize::from(self.cpl == 3)]
     }
 }
 
@@ -243,16 +300,55 @@ pub(super) mod field {
         apart,
         arena,
         onward,
+        stale_flag,
+        star,
         cells,
         targets
     );
 
-    fields_of_cpu!(cpl, flags, class, cr0, cr2, cr3, cr4);
+    fields_of_cpu!(cpl, flags, class, cr0, cr2, cr3, cr4, efer);
+
+    fn of_state(offset: usize) -> Mem {
+        at_distance(offset_of!(Cpu, translated) + offset)
+    }
+
+    /// The tables for accesses at CPL 3: reads, then writes.
+    pub(in super::super) fn user_tables() -> [Mem; 2] {
+        [0, 8].map(|at| of_state(offset_of!(State, user_tables) + at))
+    }
+
+    fn privilege(user: bool, offset: usize) -> Mem {
+        of_state(offset_of!(State, privileges) + usize::from(user) * size_of::<Privilege>() + offset)
+    }
+
+    /// What the targets of branches depend on at CPL 3 (`user`) or at CPL 0.
+    pub(in super::super) fn context_of(user: bool) -> Mem {
+        privilege(user, offset_of!(Privilege, context))
+    }
+
+    /// The table of fetches at CPL 3 (`user`) or at CPL 0.
+    pub(in super::super) fn fetch_table_of(user: bool) -> Mem {
+        privilege(user, offset_of!(Privilege, fetch_table))
+    }
+
+    /// CS and SS of CPL 3 (`user`) or CPL 0 as STAR has them, word by word, and where they go.
+    pub(in super::super) fn code_and_stack(user: bool) -> impl Iterator<Item = (Mem, Mem)> {
+        const { assert!(SegmentRegister::Ss as usize == SegmentRegister::Cs as usize + 1) };
+        (0..2 * size_of::<Segment>()).step_by(8).map(move |at| {
+            let to = self::segment(SegmentRegister::Cs as u8) + at;
+            (privilege(user, offset_of!(Privilege, segments) + at), at_distance(to))
+        })
+    }
+
+    /// Whether CS and SS span all 4 GiB, 16 bits.
+    pub(in super::super) fn flat_code_and_stack() -> Mem {
+        at_distance(offset_of!(Cpu, flat) + SegmentRegister::Cs as usize)
+    }
 
     /// The tables for supervisor accesses, without and with access to user pages: reads, then writes.
     pub(in super::super) fn kernel_tables(user_pages: bool) -> [Mem; 2] {
-        let tables = offset_of!(Cpu, translated) + offset_of!(State, kernel_tables);
-        [0, 8].map(|at| at_distance(tables + 16 * usize::from(user_pages) + at))
+        let tables = offset_of!(State, kernel_tables) + 16 * usize::from(user_pages);
+        [0, 8].map(|at| of_state(tables + at))
     }
 
     fn segment(segment: u8) -> usize {
@@ -270,9 +366,9 @@ pub(super) mod field {
         at_distance(self::segment(segment) + offset_of!(Segment, selector))
     }
 
-    /// What SWAPGS exchanges it with.
-    pub(in super::super) fn kernel_gs_base() -> Mem {
-        at_distance(offset_of!(Cpu, msrs) + offset_of!(crate::interp::msrs::Msrs, kernel_gs_base))
+    /// A model-specific register that is kept apart.
+    pub(in super::super) fn msr(number: u32) -> Mem {
+        at_distance(offset_of!(Cpu, msrs) + Msrs::distance(number))
     }
 
     /// A guest register's slot.

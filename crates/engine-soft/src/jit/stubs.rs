@@ -8,6 +8,7 @@ use std::mem::offset_of;
 
 use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
 use super::misses::{self, Around, Misses};
+use super::privilege::{self, Ways};
 use super::registers::{A, B, C, PIN, STACK, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
@@ -127,6 +128,10 @@ pub(super) struct Stubs {
     pub(super) link: usize,
     /// Jumped to with a return address in [`A`] that is not the one on top, and the site in [`C`].
     pub(super) ret: usize,
+    /// Jumped to with the address of the next instruction in [`A`] and the site in [`C`]: SYSCALL.
+    pub(super) system_call: usize,
+    /// Jumped to with the site in [`C`]: SYSRET to 64-bit code.
+    pub(super) system_return: usize,
     /// Jumped to with an offset in the page in [`A`]: the interpreter is to execute what is there.
     pub(super) by_interpreter: usize,
     /// For what is rarely executed.
@@ -438,6 +443,9 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.jmp_to(leave_stored as i64);
 
     let ret = ret(&mut a, interpret, look_up_start, dispatch);
+    let ways = Ways { interpret, dispatch };
+    let system_call = privilege::system_call(&mut a, ways);
+    let system_return = privilege::system_return(&mut a, ways);
     // From the highest, which the one below leads to.
     let mut load = [0; LEVELS];
     let mut above = None;
@@ -466,6 +474,8 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
             budget,
             link,
             ret,
+            system_call,
+            system_return,
             by_interpreter,
             misses,
             length,

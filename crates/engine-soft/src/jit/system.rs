@@ -4,12 +4,13 @@
 //! handler's.
 
 use iced_x86::{Mnemonic, OpKind};
-use ringfence_x86::{Cr4, Rflags};
+use ringfence_x86::{Cr4, Rflags, msr};
 
 use super::MAX_UNIT;
 use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::operand::{FS, GS};
+use super::privilege::{load_rflags, not_canonical};
 use super::registers::{A, B, C, Home, STACK, home};
 use super::state::field;
 use crate::mmu::tlb::Class;
@@ -101,9 +102,9 @@ impl Emitter<'_> {
     pub(super) fn swap_gs(&mut self, i: usize) -> Option<()> {
         let site = self.check_privilege();
         let [base, used] = field::base_of(GS);
-        self.a.rm(Two::Load, A, field::kernel_gs_base());
+        self.a.rm(Two::Load, A, field::msr(msr::KERNEL_GS_BASE));
         self.a.rm(Two::Load, B, base);
-        self.a.rm(Two::Store, B, field::kernel_gs_base());
+        self.a.rm(Two::Store, B, field::msr(msr::KERNEL_GS_BASE));
         self.a.rm(Two::Store, A, base);
         self.a.rm(Two::Store, A, used);
         self.slow(i, [site]);
@@ -160,12 +161,7 @@ impl Emitter<'_> {
         let from = op.dst;
         let mut sites = vec![self.check_fsgsbase()];
         let value = self.fetch(from, A);
-        // Canonical: bits 47 to 63 are the same.
-        self.a.copy(B, value);
-        self.a.sar(true, B, 47);
-        self.a.rm(Two::Lea, B, at(B, 1));
-        self.a.compare_imm(B, 1);
-        sites.push(self.a.jcc(cc::A));
+        sites.push(not_canonical(&mut self.a, value));
         for place in field::base_of(segment) {
             self.a.rm(Two::Store, value, place);
         }
@@ -214,16 +210,8 @@ impl Emitter<'_> {
     pub(super) fn push_flags(&mut self, i: usize) -> Option<()> {
         self.save_flags();
         let (slot, check) = self.check_push(i);
-        // The status flags are in the form in which LAHF and SETO deliver them.
-        let status = field::status();
-        self.a.load_byte(B, at(super::registers::PIN, status.disp + 1));
-        self.a.imm(Imm::And, false, B, 0xd5);
-        self.a.load_byte(C, status);
-        self.a.shl32(C, 11);
-        self.a.rr(Two::Or, B, C);
-        self.a.rm(Two::Load, C, field::flags());
-        self.a.imm(Imm::And, true, C, !((Rflags::VM | Rflags::RF).bits() as i32));
-        self.a.rr(Two::Or, B, C);
+        load_rflags(&mut self.a, B);
+        self.a.imm(Imm::And, true, B, !((Rflags::VM | Rflags::RF).bits() as i32));
         self.a.rm(Two::Store, B, slot);
         self.a.rm(Two::Lea, STACK, at(STACK, -8));
         self.host_flags = false;

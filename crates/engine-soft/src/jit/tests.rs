@@ -2,6 +2,7 @@
 
 mod generate;
 mod hole;
+mod privilege;
 mod programs;
 mod shadow;
 mod targets;

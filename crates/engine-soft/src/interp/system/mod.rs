@@ -16,7 +16,7 @@ mod msr;
 mod mtrr;
 mod random;
 mod segment;
-mod syscall;
+pub(crate) mod syscall;
 pub(super) mod task;
 #[cfg(test)]
 mod tests;

@@ -14,9 +14,18 @@ const RDX: usize = Gpr::Rdx as usize;
 const RSP: usize = Gpr::Rsp as usize;
 const R11: usize = Gpr::R11 as usize;
 
+/// CS and SS after SYSCALL and after SYSRET in 64-bit mode, as a value of STAR has them.
+pub(crate) fn segments_of(star: u64) -> [[Segment; 2]; 2] {
+    let (call, back) = ((star >> 32) as u16, (star >> 48) as u16);
+    [
+        [flat_code(call, 0, true), flat_stack((call & !3).wrapping_add(8), 0)],
+        [flat_code(back.wrapping_add(16), 3, true), flat_stack(back.wrapping_add(8), 3)],
+    ]
+}
+
 impl Cpu {
     /// A stored MSR, zero if it was never written.
-    pub(super) fn stored_msr(&self, number: u32) -> u64 {
+    pub(crate) fn stored_msr(&self, number: u32) -> u64 {
         self.msrs.get(number).unwrap_or(0)
     }
 
@@ -35,7 +44,6 @@ fn syscall(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
         return Err(Exception::UD);
     }
     let star = cpu.stored_msr(msr::STAR);
-    let selector = (star >> 32) as u16 & !3;
     let rflags = cpu.rflags() & !Rflags::RF.bits();
     if cpu.long_mode() {
         let entry = if cpu.is_64bit() { msr::LSTAR } else { msr::CSTAR };
@@ -45,8 +53,10 @@ fn syscall(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
         cpu.regs[RIP] = cpu.stored_msr(entry);
         cpu.set_rflags(rflags & !mask);
         step_by_new_flags(cpu);
-        cpu.enter_flat(flat_code(selector, 0, true), flat_stack(selector.wrapping_add(8), 0));
+        let [[cs, ss], _] = segments_of(star);
+        cpu.enter_flat(cs, ss);
     } else {
+        let selector = (star >> 32) as u16 & !3;
         cpu.regs[RCX] = cpu.regs[RIP] & 0xffff_ffff;
         cpu.regs[RIP] = star & 0xffff_ffff;
         cpu.flags.remove(Rflags::IF | Rflags::RF);
@@ -69,7 +79,7 @@ fn check_sysret(cpu: &Cpu) -> Result<(), Exception> {
 }
 
 /// Flags that SYSRET takes from R11.
-const SYSRET_FLAGS: u64 = 0x3c_7fd7;
+pub(crate) const SYSRET_FLAGS: u64 = 0x3c_7fd7;
 
 fn sysretq(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
     check_sysret(cpu)?;
@@ -78,12 +88,11 @@ fn sysretq(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {
     if cpu.features.is_intel() && !is_canonical(target) {
         return Err(Exception::GP0);
     }
-    let selector = (cpu.stored_msr(msr::STAR) >> 48) as u16;
     cpu.regs[RIP] = target;
     cpu.set_rflags(cpu.regs[R11] & SYSRET_FLAGS);
     step_by_new_flags(cpu);
-    let ss = flat_stack(selector.wrapping_add(8), 3);
-    cpu.enter_flat(flat_code(selector.wrapping_add(16), 3, true), ss);
+    let [_, [cs, ss]] = segments_of(cpu.stored_msr(msr::STAR));
+    cpu.enter_flat(cs, ss);
     Ok(())
 }
 
