@@ -113,13 +113,14 @@ impl Cpu {
     }
 
     /// Writes what an instruction saves; nothing, if any of it faults.
-    fn put_image(&mut self, op: &Op, linear: u64, saved: &Saved) -> Result<(), Exception> {
+    fn put_image(&mut self, op: &Op, linear: u64, saved: Saved) -> Result<(), Exception> {
         let extent = saved.extent();
         self.probe_bytes(op.segment, linear.wrapping_add(extent.start as u64), extent.len(), true)?;
         for part in &saved.parts {
             let start = linear.wrapping_add(part.start as u64);
             self.store_bytes(op.segment, start, &saved.bytes[part.clone()])?;
         }
+        self.vector.unit.give_back(saved);
         Ok(())
     }
 }
@@ -194,7 +195,7 @@ fn fxsave(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
     let linear = cpu.fxsave_address(op, true)?;
     let (view, vectors) = (cpu.view(op), fxsave_has_vectors(cpu));
     let saved = cpu.vector.unit.fxsave(view, vectors);
-    cpu.put_image(op, linear, &saved)
+    cpu.put_image(op, linear, saved)
 }
 
 fn fxrstor(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
@@ -224,7 +225,7 @@ fn xsave(cpu: &mut Cpu, op: &Op, save: Save) -> Result<(), Exception> {
     let vector = &mut cpu.vector;
     let layout = vector.xsave_layout().clone();
     let saved = vector.unit.xsave(&layout, save, mask, old, view);
-    cpu.put_image(op, linear, &saved)
+    cpu.put_image(op, linear, saved)
 }
 
 fn xrstor(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
@@ -241,18 +242,21 @@ fn xrstors(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
 
 fn restore(cpu: &mut Cpu, op: &Op, compacted: Option<bool>) -> Result<(), Exception> {
     let linear = cpu.image_address(op, false)?;
-    let mut bytes = Box::new([0; AREA]);
-    cpu.load_bytes(op.segment, linear, &mut bytes[..HEADER_END])?;
+    let mut image = cpu.vector.unit.blank();
+    let bytes = &mut image.bytes;
+    let mut header = [0; HEADER_END];
+    cpu.load_bytes(op.segment, linear, &mut header)?;
+    bytes[..HEADER_END].copy_from_slice(&header);
     let (mask, view, xcr0) = (requested(cpu), cpu.view(op), cpu.vector.xcr0());
     let layout = cpu.vector.xsave_layout().clone();
-    let mut header = [0; HEADER_END];
-    header.copy_from_slice(&bytes[..HEADER_END]);
     let size = VectorUnit::xrstor_size(&layout, xcr0, mask, &header, compacted).map_err(invalid)?;
     if size > HEADER_END {
         let rest = linear.wrapping_add(HEADER_END as u64);
         cpu.load_bytes(op.segment, rest, &mut bytes[HEADER_END..size.min(AREA)])?;
     }
-    cpu.vector.unit.xrstor(&layout, mask, &bytes, view).map_err(invalid)
+    let restored = cpu.vector.unit.xrstor(&layout, mask, bytes, view).map_err(invalid);
+    cpu.vector.unit.give_back(image);
+    restored
 }
 
 fn xgetbv(cpu: &mut Cpu, _: &Op) -> Result<(), Exception> {

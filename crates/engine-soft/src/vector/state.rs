@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ringfence_engine::{VectorState, X87State};
 
 use super::call::{self, Image};
+use super::xsave::Saved;
 
 /// MXCSR after reset (SDM 1 10.2.3), and the one Rust code runs with.
 pub const MXCSR_DEFAULT: u32 = 0x1f80;
@@ -251,6 +252,8 @@ pub struct VectorUnit {
     pub(super) pointers: Pointers,
     pub(super) quirks: Quirks,
     mxcsr_mask: u32,
+    /// Memory for the next image.
+    spare: Option<Saved>,
 }
 
 impl VectorUnit {
@@ -265,9 +268,22 @@ impl VectorUnit {
             pointers: Pointers::default(),
             quirks: Quirks::host(),
             mxcsr_mask: 0xffff | if misaligned_sse { mxcsr::MM } else { 0 },
+            spare: None,
         };
         unit.set_x87(&X87State::default());
         unit
+    }
+
+    /// An image with no part written yet: in memory that has been given back, if there is some, whose bytes are any.
+    pub(super) fn blank(&mut self) -> Saved {
+        let mut saved = self.spare.take().unwrap_or_default();
+        saved.parts.clear();
+        saved
+    }
+
+    /// Gives an image's memory back.
+    pub(super) fn give_back(&mut self, saved: Saved) {
+        self.spare = Some(saved);
     }
 
     /// MXCSR.

@@ -18,6 +18,8 @@ pub(super) const AREA: usize = 4096;
 pub(super) const HEADER_END: usize = 576;
 const HEADER: usize = 512;
 const XMM: usize = 160;
+/// What components in their initial state have, all of them but x87.
+static INITIAL: [u8; AREA] = [0; AREA];
 /// XCOMP_BV: the image is compacted.
 const COMPACTED: u64 = 1 << 63;
 
@@ -145,17 +147,30 @@ impl std::fmt::Debug for Saved {
     }
 }
 
-impl Saved {
-    fn new() -> Self {
+impl Default for Saved {
+    fn default() -> Self {
         Self { bytes: Box::new([0; AREA]), parts: Vec::with_capacity(8) }
     }
+}
 
+impl Saved {
     fn put(&mut self, at: usize, bytes: &[u8]) {
-        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
-        match self.parts.last_mut() {
-            Some(last) if last.end == at => last.end += bytes.len(),
-            _ => self.parts.push(at..at + bytes.len()),
+        self.room(at, bytes.len()).copy_from_slice(bytes);
+    }
+
+    fn put_words(&mut self, at: usize, words: &[u64]) {
+        for (to, word) in self.room(at, 8 * words.len()).chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
         }
+    }
+
+    /// Bytes to be written.
+    fn room(&mut self, at: usize, len: usize) -> &mut [u8] {
+        match self.parts.last_mut() {
+            Some(last) if last.end == at => last.end += len,
+            _ => self.parts.push(at..at + len),
+        }
+        &mut self.bytes[at..at + len]
     }
 
     /// Bytes from the first to the last that are written.
@@ -184,7 +199,7 @@ fn short(bytes: &[u8], at: usize) -> u32 {
 impl VectorUnit {
     /// FXSAVE. `vectors`: XMM registers are saved (not so under EFER.FFXSR).
     pub fn fxsave(&mut self, view: View, vectors: bool) -> Saved {
-        let mut saved = Saved::new();
+        let mut saved = self.blank();
         self.put_x87(&mut saved, view);
         self.put_mxcsr(&mut saved);
         self.put_registers(&mut saved);
@@ -237,7 +252,7 @@ impl VectorUnit {
             used |= SSE;
         }
         let written = if save == Save::All { mask } else { mask & used };
-        let mut saved = Saved::new();
+        let mut saved = self.blank();
         if written & X87 != 0 {
             self.put_x87(&mut saved, view);
         }
@@ -320,7 +335,6 @@ impl VectorUnit {
         {
             return Err(InvalidImage);
         }
-        let initial = [0; AREA];
         if mask & X87 != 0 {
             if state & X87 != 0 {
                 self.take_x87(&bytes[..], view);
@@ -330,14 +344,14 @@ impl VectorUnit {
             }
         }
         if mask & SSE != 0 {
-            self.take_xmm(if state & SSE != 0 { &bytes[..] } else { &initial }, view);
+            self.take_xmm(if state & SSE != 0 { &bytes[..] } else { &INITIAL }, view);
         }
         let form = compacted.then_some(format & !COMPACTED);
         for (component, place) in layout.places(mask & state, form) {
             self.take_component(&bytes[place], component, view);
         }
         for (component, place) in layout.places(mask & !state, None) {
-            self.take_component(&initial[place], component, view);
+            self.take_component(&INITIAL[place], component, view);
         }
         Ok(())
     }
@@ -378,8 +392,7 @@ impl VectorUnit {
 
     fn put_xmm(&self, saved: &mut Saved, view: View) {
         for (n, register) in self.registers.zmm[..view.vectors()].iter().enumerate() {
-            saved.put(XMM + 16 * n, &register[0].to_le_bytes());
-            saved.put(XMM + 16 * n + 8, &register[1].to_le_bytes());
+            saved.put_words(XMM + 16 * n, &register[..2]);
         }
     }
 
@@ -419,11 +432,8 @@ impl VectorUnit {
 
     fn put_component(&self, saved: &mut Saved, component: usize, at: usize, view: View) {
         let vectors = view.vectors();
-        let mut put = |register: usize, size: usize, words: &[u64]| {
-            for (i, word) in words.iter().enumerate() {
-                saved.put(at + size * register + 8 * i, &word.to_le_bytes());
-            }
-        };
+        let mut put =
+            |register: usize, size: usize, words: &[u64]| saved.put_words(at + size * register, words);
         let zmm = &self.registers.zmm;
         match component {
             2 => zmm[..vectors].iter().enumerate().for_each(|(n, r)| put(n, 16, &r[2..4])),
