@@ -425,7 +425,10 @@ impl Cpu {
         let found = match known {
             Some(found) => found,
             None => {
-                translate(&self.memory, &self.walk_context(), linear, access, rights).map_err(|fault| {
+                let found = translate(&self.memory, &self.walk_context(), linear, access, rights);
+                // The walk may have marked an entry in a page that is code as well.
+                self.leave_block |= self.has_stale_code();
+                found.map_err(|fault| {
                     self.fault_address = linear;
                     Exception::with_code(Vector::PageFault, fault.0.bits())
                 })?
@@ -465,6 +468,11 @@ impl Cpu {
             }
         };
         Ok(Piece { target, len })
+    }
+
+    /// Whether code that this vCPU runs has been written.
+    fn has_stale_code(&self) -> bool {
+        self.translated.stale_code().unwrap_or(&self.stale).any()
     }
 
     /// What an address that is not canonical raises (SDM 1 3.3.7.1).

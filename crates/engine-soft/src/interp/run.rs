@@ -86,8 +86,12 @@ impl Interpreter {
 
     #[cold]
     fn find_block_slowly(&mut self, linear: u64, context: u32) -> Result<BlockId, Exception> {
+        let address = translate_fetch(&mut self.cpu, linear)?;
+        if self.cpu.stale.any() {
+            // The walk has marked an entry in a page that is code as well.
+            self.drop_stale();
+        }
         let cpu = &mut self.cpu;
-        let address = translate_fetch(cpu, linear)?;
         let key = BlockKey { address, size: cpu.code_size };
         let found = self.blocks.find(key);
         let second = found.and_then(|id| self.blocks.get(id)?.second_page);

@@ -333,9 +333,10 @@ impl Jit {
 
     /// The code for what is at RIP, translated now if it is due; `None` if the interpreter is to run it.
     fn code_at_rip(&mut self, cpu: &mut Cpu) -> Result<Option<Entry>, Exception> {
-        self.drop_stale(cpu);
         let linear = cpu.regs[RIP];
         let address = translate_fetch(cpu, linear)?;
+        // After the walk, which may have written to code.
+        self.drop_stale(cpu);
         if must_interpret(cpu, linear, address) {
             return Ok(None);
         }

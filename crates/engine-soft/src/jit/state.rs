@@ -162,6 +162,13 @@ impl State {
     }
 }
 
+impl State {
+    /// Code of the translator's that has become stale, if there is one.
+    pub(crate) fn stale_code(&self) -> Option<&Arc<StaleCode>> {
+        self.stale.as_ref()
+    }
+}
+
 impl Default for State {
     fn default() -> Self {
         Self::new()

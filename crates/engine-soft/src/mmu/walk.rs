@@ -269,8 +269,12 @@ fn exchange(memory: &GuestMemory, step: Step, wanted: u64, wide: bool) -> bool {
             u32::compare_exchange(at, step.entry as u32, wanted as u32) == step.entry as u32
         }
     };
-    if done {
-        memory.note_walk(address, if wide { 8 } else { 4 });
+    let len = if wide { 8 } else { 4 };
+    match done {
+        // A table may be code as well.
+        true if page.code => memory.notify_written(address, len),
+        true => memory.note_walk(address, len),
+        false => {}
     }
     done
 }

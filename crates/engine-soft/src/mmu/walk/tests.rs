@@ -49,6 +49,20 @@ fn read_sets_accessed_on_every_level_and_not_dirty() {
 }
 
 #[test]
+fn entry_that_is_code_as_well_is_told_of_where_it_changes() {
+    let (memory, context) = four_level(P | W | U);
+    let memory = std::sync::Arc::new(memory);
+    let map = crate::code::CodeMap::new(std::sync::Arc::clone(&memory));
+    let stale = map.register();
+    map.mark(GuestAddress(0x4000), 8);
+    translate(&memory, &context, 0x40_0000, Access::Read, USER).unwrap();
+    assert_eq!(stale.take(), [(GuestAddress(0x4000), 1)]);
+    map.mark(GuestAddress(0x4000), 8);
+    translate(&memory, &context, 0x40_0000, Access::Read, USER).unwrap();
+    assert!(!stale.any(), "nothing has changed");
+}
+
+#[test]
 fn write_sets_dirty_on_the_leaf_only_and_makes_it_writable() {
     let (memory, context) = four_level(P | W | U);
     assert!(translate(&memory, &context, 0x40_0000, Access::Write, USER).unwrap().writable);
