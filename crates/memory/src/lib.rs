@@ -8,14 +8,18 @@
 //! A page that holds translated or decoded guest code is marked; writing to it through [`GuestMemory`] tells
 //! the registered [`CodeObserver`], which drops what was made from the old bytes. vCPUs have their own fast
 //! path, which never maps marked pages as writable.
+//!
+//! [`SharedMemory`] is memory that another process changes at any time, with access of the same kind.
 
 mod address;
 mod error;
 mod guest;
 pub mod host;
 mod mapping;
+mod shared;
 
 pub use address::{GuestAddress, GuestRange};
 pub use error::MemoryError;
 pub use guest::{CodeObserver, GuestMemory, HostPage, RegionKind, RegionSpec, WriteObserver};
 pub use host::Scalar;
+pub use shared::{SharedError, SharedMemory};

@@ -1,8 +1,11 @@
 //! A host mapping that backs one region.
 
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use crate::MemoryError;
 
-/// An anonymous private mapping, freed on drop. Its address is stable.
+/// A mapping, freed on drop. Its address is stable.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: *mut u8,
@@ -41,6 +44,25 @@ impl Mapping {
         Ok(Self { base: base.cast(), size: bytes })
     }
 
+    /// Maps the first `size` bytes (not zero) of `file`, which is memory that others may have mapped too.
+    pub(crate) fn shared(file: BorrowedFd<'_>, size: usize) -> io::Result<Self> {
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { base: base.cast(), size })
+    }
+
     /// Gives the host back what backs `len` bytes from `offset`, both multiples of 4096 and inside the mapping: they
     /// read as zeroes then, and take no memory until they are written to again. Returns whether the host did so.
     pub(crate) fn release(&self, offset: usize, len: usize) -> bool {
@@ -48,9 +70,13 @@ impl Mapping {
         if !inside || (offset | len) & 0xfff != 0 {
             return false;
         }
-        // SAFETY: the range is inside our own private mapping, which nothing refers to but through the access functions of
+        // SAFETY: the range is inside our own mapping, which nothing refers to but through the access functions of
         // `host`; for them it is as if somebody had written zeroes.
         unsafe { libc::madvise(self.base.wrapping_add(offset).cast(), len, libc::MADV_DONTNEED) == 0 }
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.size
     }
 
     pub(crate) fn base(&self) -> *mut u8 {
