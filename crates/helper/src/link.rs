@@ -1,14 +1,22 @@
-//! The link between a machine and a process of its own: a pair of sockets that keep messages apart and in order.
+//! The link between a machine and a process of its own: a pair of sockets that keep messages apart and in order, and, for who moves
+//! much, two rings of memory that both have mapped.
 //!
-//! Nothing is lost on the way: a sender that finds no room waits. When one end closes, the other reads the end.
+//! Nothing is lost on the way: a sender that finds no room waits. When one end closes, the other reads the end. With
+//! rings the sockets are a bell, which is rung only for an end that sleeps, and tell that the other end is gone.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
+use ringfence_memory::SharedMemory;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, recv, sendmsg,
     socketpair, sockopt,
 };
+
+use crate::ring::RingError;
+use crate::rings::{self, Rings};
 
 /// Room for several of the largest messages; the host may give less.
 const BUFFER: usize = 4 << 20;
@@ -17,6 +25,14 @@ const BUFFER: usize = 4 << 20;
 #[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
+    rings: Option<Arc<Rings>>,
+}
+
+/// Rings that the other end is to take, and has not yet.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    rings: Rings,
+    file: OwnedFd,
 }
 
 impl Link {
@@ -29,12 +45,24 @@ impl Link {
         for end in [&a, &b] {
             let _ = sockopt::set_socket_send_buffer_size(end, BUFFER);
         }
-        Ok((Self { socket: a }, Self { socket: b }))
+        Ok((Self::new(a), Self::new(b)))
+    }
+
+    /// Both ends of a new link with rings for messages of up to `longest` bytes.
+    ///
+    /// # Errors
+    /// No descriptors left, or no memory.
+    pub fn pair_with_rings(longest: usize) -> io::Result<(Self, Self)> {
+        let (mut a, mut b) = Self::pair()?;
+        let offer = a.offer_rings(longest)?;
+        b.take_rings(longest)?;
+        a.use_rings(offer);
+        Ok((a, b))
     }
 
     /// The end that another process was given.
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket }
+        Self { socket, rings: None }
     }
 
     /// The descriptor, to give to another process.
@@ -47,15 +75,44 @@ impl Link {
     /// # Errors
     /// No descriptors left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()? })
+        Ok(Self { socket: self.socket.try_clone()?, rings: self.rings.clone() })
+    }
+
+    /// Makes rings for messages of up to `longest` bytes and sends them to the other end.
+    pub(crate) fn offer_rings(&self, longest: usize) -> io::Result<Offer> {
+        let (rings, file) = Rings::create(longest).map_err(io::Error::other)?;
+        rings::offer(&self.socket, &file)?;
+        Ok(Offer { rings, file })
+    }
+
+    /// Sends and receives by rings from now on: the other end has taken them.
+    pub(crate) fn use_rings(&mut self, offer: Offer) {
+        SharedMemory::close(&offer.file);
+        self.rings = Some(Arc::new(offer.rings));
+    }
+
+    /// Takes the rings that the other end offers, for messages of up to `longest` bytes, and sends and receives by them from now on.
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// It offers none, or not those, or memory that could be taken away.
+    pub fn take_rings(&mut self, longest: usize) -> io::Result<()> {
+        let file = rings::take(&self.socket)?;
+        let rings = Rings::open(file.as_fd(), longest).map_err(io::Error::other)?;
+        self.rings = Some(Arc::new(rings));
+        Ok(())
     }
 
     /// Sends a message in pieces, whole or not at all, without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room; another when the other end is gone.
+    /// `WouldBlock` when there is no room; `InvalidInput` for one that is empty or too long for the rings; another when the other
+    /// end is gone, or has broken the rings' rules.
     pub fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
         use rustix::io::Errno;
+        if let Some(rings) = &self.rings {
+            return rings.send(&self.socket, pieces);
+        }
         let mut none = SendAncillaryBuffer::default();
         match sendmsg(&self.socket, pieces, &mut none, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(_) => Ok(()),
@@ -65,11 +122,20 @@ impl Link {
         }
     }
 
-    /// Receives a message into `buffer`. `None` when the other end is closed. Waits if `wait`.
+    /// Receives a message into `buffer`, as much of it as there is room for. `None` when the other end is closed, which with rings is
+    /// noticed by waiting ([`Link::after_sleep`]). Waits if `wait`.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none.
+    /// `WouldBlock` when there is none; `InvalidData` when the other end has broken the rings' rules.
     pub fn receive(&self, buffer: &mut [u8], wait: bool) -> io::Result<Option<usize>> {
+        if let Some(rings) = &self.rings {
+            loop {
+                match rings.receive(&self.socket, buffer) {
+                    Err(error) if wait && error.kind() == io::ErrorKind::WouldBlock => self.sleep()?,
+                    other => return other,
+                }
+            }
+        }
         let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
         loop {
             match recv(&self.socket, &mut *buffer, flags) {
@@ -81,8 +147,46 @@ impl Link {
         }
     }
 
+    /// Waits for a message or the end.
+    fn sleep(&self) -> io::Result<()> {
+        if self.before_sleep(PollFlags::IN).is_empty() {
+            let mut fds = [PollFd::from_borrowed_fd(self.as_fd(), self.watched(PollFlags::IN))];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let seen = fds[0].revents();
+            self.after_sleep(PollFlags::IN, seen);
+        }
+        Ok(())
+    }
+
+    /// What the socket is to be watched for by who wants `wanted`, `IN` or `OUT`, of the link.
+    pub fn watched(&self, wanted: PollFlags) -> PollFlags {
+        if self.rings.is_some() { PollFlags::IN } else { wanted }
+    }
+
+    /// To be called before the socket is watched: what of `wanted` is there already, with no need to wait, and `HUP` if the link is of no
+    /// more use. Only one thread at a time waits for a link.
+    pub fn before_sleep(&self, wanted: PollFlags) -> PollFlags {
+        self.rings.as_ref().map_or(PollFlags::empty(), |rings| rings.before_sleep(&self.socket, wanted))
+    }
+
+    /// To be called after that with what the socket was `seen` ready for: what the link is ready for.
+    pub fn after_sleep(&self, wanted: PollFlags, seen: PollFlags) -> PollFlags {
+        self.rings.as_ref().map_or(seen, |rings| rings.after_sleep(&self.socket, wanted, !seen.is_empty()))
+    }
+
+    /// The rule of the rings that the other end has broken, after which the link is of no use.
+    pub fn fault(&self) -> Option<RingError> {
+        self.rings.as_ref()?.fault()
+    }
+
     /// Ends the link for both ends, and wakes whoever waits.
     pub fn shutdown(&self) {
+        if let Some(rings) = &self.rings {
+            rings.end();
+        }
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 }
@@ -92,3 +196,6 @@ impl AsFd for Link {
         self.socket.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

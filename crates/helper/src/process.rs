@@ -36,7 +36,20 @@ impl Helper {
     /// # Errors
     /// [`HelperError`], which tells what the process could not have, such as a port to listen on.
     pub fn start(subcommand: &str, argument: &str) -> Result<Self, HelperError> {
+        Self::start_with(subcommand, argument, None)
+    }
+
+    /// The same with rings for messages of up to `longest` bytes, which the process takes with [`Link::take_rings`].
+    ///
+    /// # Errors
+    /// As [`Helper::start`].
+    pub fn start_with_rings(subcommand: &str, argument: &str, longest: usize) -> Result<Self, HelperError> {
+        Self::start_with(subcommand, argument, Some(longest))
+    }
+
+    fn start_with(subcommand: &str, argument: &str, longest: Option<usize>) -> Result<Self, HelperError> {
         let (link, other) = Link::pair()?;
+        let offer = longest.map(|longest| link.offer_rings(longest)).transpose()?;
         let program = std::env::current_exe()?;
         let child = Command::new(program)
             // An argument may begin like an option.
@@ -44,11 +57,14 @@ impl Helper {
             .stdin(Stdio::from(other.into_socket()))
             .stdout(Stdio::null())
             .spawn()?;
-        let helper = Self { child, link };
+        let mut helper = Self { child, link };
         let mut answer = [0; 1024];
         match helper.link.receive(&mut answer, true)? {
             Some(len) => match &answer[..len] {
-                [READY] => Ok(helper),
+                [READY] => {
+                    offer.into_iter().for_each(|offer| helper.link.use_rings(offer));
+                    Ok(helper)
+                }
                 [FAILED, text @ ..] => Err(HelperError::Refused(String::from_utf8_lossy(text).into_owned())),
                 _ => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
             },
