@@ -4,6 +4,7 @@ use ringfence_helper::{Helper, HelperError, Link};
 
 use crate::error::NetError;
 use crate::spec::{Backend, NetSpec};
+use crate::wire::MAX_MESSAGE;
 use crate::{tap, user};
 
 /// The hidden subcommand of our program that becomes [`helper_main`].
@@ -14,7 +15,7 @@ pub const SUBCOMMAND: &str = "net-helper";
 /// # Errors
 /// [`NetError`], which tells what the process could not have, such as a port to listen on.
 pub fn start(spec: &NetSpec) -> Result<Helper, NetError> {
-    Helper::start(SUBCOMMAND, &spec.to_string()).map_err(|error| match error {
+    Helper::start_with_rings(SUBCOMMAND, &spec.to_string(), MAX_MESSAGE).map_err(|error| match error {
         HelperError::Start(source) => NetError::Start(source),
         HelperError::Refused(text) => NetError::Refused(text),
     })
@@ -23,7 +24,10 @@ pub fn start(spec: &NetSpec) -> Result<Helper, NetError> {
 /// What the process does: serves the link at standard input until that closes. Returns its exit status.
 pub fn helper_main(spec: &str) -> u8 {
     let Ok(spec) = spec.parse::<NetSpec>() else { return 2 };
-    ringfence_helper::helper_main(|link, ready| serve(link, &spec, |_| ready()))
+    ringfence_helper::helper_main(|mut link, ready| {
+        link.take_rings(MAX_MESSAGE).map_err(NetError::Host)?;
+        serve(link, &spec, |_| ready())
+    })
 }
 
 /// Serves the guest at the other end of `link`; `ready` is called when the network is there.

@@ -14,6 +14,9 @@ use crate::spec::NetSpec;
 use crate::wire::{CONTROL, MAX_MESSAGE, Offloads, VNET};
 use ringfence_helper::Link;
 
+/// Frames passed one way before the other has its turn.
+const BATCH: usize = 64;
+
 mod sys {
     //! The three requests of linux/if_tun.h.
     #![allow(unsafe_code, reason = "ioctls")]
@@ -74,7 +77,7 @@ pub(crate) fn serve(
     pass(link, &tap, spec).map_err(NetError::Host)
 }
 
-fn pass(link: &Link, mut tap: &File, spec: &NetSpec) -> io::Result<()> {
+fn pass(link: &Link, tap: &File, spec: &NetSpec) -> io::Result<()> {
     let mut limits = [Limiter::new(spec.bytes, spec.packets), Limiter::new(spec.bytes, spec.packets)];
     let mut buffer = vec![0; MAX_MESSAGE + 1];
     let mut waiting: Option<Vec<u8>> = None;
@@ -82,17 +85,23 @@ fn pass(link: &Link, mut tap: &File, spec: &NetSpec) -> io::Result<()> {
         let now = Instant::now();
         let mut retries = [None, None];
         let open = [0, 1].map(|way| limits[way].passes(now, &mut retries[way]));
-        let mut link_flags = PollFlags::empty();
-        link_flags.set(PollFlags::IN, open[0]);
-        link_flags.set(PollFlags::OUT, waiting.is_some());
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::IN, open[0]);
+        wanted.set(PollFlags::OUT, waiting.is_some());
         let tap_flags = if open[1] && waiting.is_none() { PollFlags::IN } else { PollFlags::empty() };
         let mut fds = [
-            PollFd::from_borrowed_fd(link.as_fd(), link_flags),
+            PollFd::from_borrowed_fd(link.as_fd(), link.watched(wanted)),
             PollFd::from_borrowed_fd(tap.as_fd(), tap_flags),
         ];
-        let until = retries.into_iter().flatten().min();
+        let until = match link.before_sleep(wanted) {
+            ready if ready.is_empty() => retries.into_iter().flatten().min(),
+            _ => Some(now),
+        };
         let timeout = until.map(|at| {
-            let left = at.saturating_duration_since(now) + Duration::from_micros(999);
+            let left = match at.saturating_duration_since(now) {
+                Duration::ZERO => Duration::ZERO,
+                left => left + Duration::from_micros(999),
+            };
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
         });
         match poll(&mut fds, timeout.as_ref()) {
@@ -100,42 +109,70 @@ fn pass(link: &Link, mut tap: &File, spec: &NetSpec) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
         let [from_link, from_tap] = [fds[0].revents(), fds[1].revents()];
+        let from_link = link.after_sleep(wanted, from_link);
         if from_link.contains(PollFlags::HUP) {
-            return Ok(());
+            return link.fault().map_or(Ok(()), |fault| Err(io::Error::other(fault)));
         }
-        if from_link.contains(PollFlags::IN) {
-            match link.receive(&mut buffer, false) {
-                Ok(None) => return Ok(()),
-                Ok(Some(len)) => {
-                    limits[0].take(len);
-                    match buffer[..len] {
-                        [CONTROL, bits, ..] => offload(tap, Offloads::from_bits(bits)),
-                        // A frame that the host does not take is lost, as on any wire.
-                        ref frame if len <= MAX_MESSAGE => drop(tap.write(frame)),
-                        _ => {}
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+        if from_link.contains(PollFlags::IN) && !outward(link, tap, &mut limits[0], &mut buffer)? {
+            return Ok(());
         }
         if let Some(frame) = &waiting {
             if from_link.contains(PollFlags::OUT) && send(link, frame)? {
                 waiting = None;
             }
         } else if from_tap.contains(PollFlags::IN) {
-            match tap.read(&mut buffer) {
-                Ok(len) => {
-                    limits[1].take(len);
-                    if !send(link, &buffer[..len])? {
-                        waiting = Some(buffer[..len].to_vec());
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+            waiting = inward(link, tap, &mut limits[1], &mut buffer)?;
         }
     }
+}
+
+/// Some of the guest's frames. False if the link has ended.
+fn outward(link: &Link, mut tap: &File, limit: &mut Limiter, buffer: &mut [u8]) -> io::Result<bool> {
+    for _ in 0..BATCH {
+        if !limit.passes(Instant::now(), &mut None) {
+            break;
+        }
+        match link.receive(buffer, false) {
+            Ok(None) => return Ok(false),
+            Ok(Some(len)) => {
+                limit.take(len);
+                match buffer[..len] {
+                    [CONTROL, bits, ..] => offload(tap, Offloads::from_bits(bits)),
+                    // A frame that the host does not take is lost, as on any wire.
+                    ref frame if len <= MAX_MESSAGE => drop(tap.write(frame)),
+                    _ => {}
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// Some frames for the guest, until the link has no room for one: that one.
+fn inward(
+    link: &Link,
+    mut tap: &File,
+    limit: &mut Limiter,
+    buffer: &mut [u8],
+) -> io::Result<Option<Vec<u8>>> {
+    for _ in 0..BATCH {
+        if !limit.passes(Instant::now(), &mut None) {
+            break;
+        }
+        match tap.read(buffer) {
+            Ok(len) => {
+                limit.take(len);
+                if !send(link, &buffer[..len])? {
+                    return Ok(Some(buffer[..len].to_vec()));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// False if the link has no room.

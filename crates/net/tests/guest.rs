@@ -5,11 +5,14 @@
 use std::collections::VecDeque;
 use std::io::{IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringfence_memory::SharedMemory;
 use ringfence_net::wire::{MAX_MESSAGE, VNET};
 use ringfence_net::{Link, NetSpec, serve};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, tcp, udp};
@@ -81,7 +84,7 @@ struct Guest {
 
 impl Guest {
     fn new(spec: &str) -> Self {
-        let (link, other) = Link::pair().unwrap();
+        let (link, other) = Link::pair_with_rings(MAX_MESSAGE).unwrap();
         let spec: NetSpec = spec.parse().unwrap();
         let stack = std::thread::spawn(move || serve(other, &spec).unwrap());
         let mut wire = Wire { link, frames: VecDeque::new() };
@@ -413,4 +416,52 @@ fn hostile_frames_leave_it_working() {
     let gateway = SocketAddr::from(([10, 0, 2, 2], echo.port()));
     assert_eq!(ask(&mut guest, gateway, b"still there"), b"ereht llits");
     thread.join().unwrap();
+}
+
+#[test]
+fn machine_that_breaks_the_links_rules_ends_the_stack_with_what_it_was() {
+    // A count of what was sent, and one of what was taken out, which is looked at when there is an answer to give.
+    for (word, why) in [(0, "bytes are in a ring"), (256 + 64, "bytes are left in a ring")] {
+        let (mut link, machine) = Link::pair().unwrap();
+        // As the machine makes it: a page of words, and two rings.
+        let (memory, file) = SharedMemory::create("test", 4096 + 2 * (512 << 10)).unwrap();
+        let (machine, files) = (machine.into_socket(), [file.as_fd()]);
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)));
+        let message = [IoSlice::new(&[0x82])];
+        rustix::net::sendmsg(&machine, &message, &mut ancillary, SendFlags::empty()).unwrap();
+        link.take_rings(MAX_MESSAGE).unwrap();
+        let stack = std::thread::spawn(move || serve(link, &"user".parse().unwrap()));
+        memory.store(word, 1_u32 << 31);
+        // Questions for the gateway's address, each of which is answered (RFC 826).
+        let arp = [
+            &[0; VNET][..],
+            &[0xff; 6],
+            &MAC,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+            &MAC,
+            &[10, 0, 2, 15, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2],
+        ]
+        .concat();
+        let record = (4 + arp.len()).next_multiple_of(8);
+        let begun = Instant::now();
+        for sent in 1_u32.. {
+            if stack.is_finished() {
+                break;
+            }
+            if word != 0 {
+                let at = 4096 + (sent as usize - 1) * record % (512 << 10);
+                memory.store(at, arp.len() as u32);
+                memory.write(at + 4, &arp);
+                memory.store(0, sent * record as u32);
+            }
+            let _ = rustix::net::send(&machine, &[0], SendFlags::NOSIGNAL);
+            assert!(begun.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        let error = stack.join().unwrap().unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains(why), "{error}: {source}");
+    }
 }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
@@ -190,6 +191,72 @@ fn thousand_connections_come_in_by_a_forwarded_port() {
     let _ = machine.kill();
     wait(&mut machine, Duration::from_secs(10));
     assert_eq!(served, 1000);
+}
+
+/// The process that a process has started; the only one.
+fn child_of(parent: u32) -> u32 {
+    let parent_of = |pid: &u32| {
+        // The name before, in parentheses, may hold anything.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok())
+    };
+    let all = std::fs::read_dir("/proc").unwrap();
+    let pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let children: Vec<u32> = pids.filter(|pid| parent_of(pid) == Some(parent)).collect();
+    assert_eq!(children.len(), 1, "{children:?}");
+    children[0]
+}
+
+/// How many sockets a process has between programs of this host, and how many others.
+fn sockets(pid: u32) -> (usize, usize) {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap();
+    let unix: Vec<&str> = table.lines().filter_map(|line| line.split_whitespace().nth(6)).collect();
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets = links.filter_map(|link| std::fs::read_link(link.unwrap().path()).ok());
+    let names: Vec<String> = targets.map(|target| target.to_string_lossy().into_owned()).collect();
+    let inodes = names.iter().filter_map(|name| name.strip_prefix("socket:[")?.strip_suffix(']'));
+    let (inside, outside): (BTreeSet<&str>, BTreeSet<&str>) = inodes.partition(|inode| unix.contains(inode));
+    (inside.len(), outside.len())
+}
+
+#[test]
+fn only_the_networks_process_has_sockets_to_the_outside_and_the_machine_outlives_it() {
+    ensure("shell");
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    // Much comes in until the link goes down under it.
+    let script = format!(
+        "nc 10.0.2.2 {port} >/dev/null &
+         while ip link show dev eth0 | grep -q LOWER_UP; do sleep 0.1; done; echo all the same; exit 7"
+    );
+    let machine = ringfence()
+        .args(["run", "--timeout", "240", "--net", "user", "--", "sh", "-c", &script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stream, _) = server.accept().unwrap();
+    (0..64).for_each(|_| stream.write_all(&[7; 1 << 20]).unwrap());
+    let (machine_pid, helper_pid) = (machine.id(), child_of(machine.id()));
+    let [machine_has, helper_has] = [machine_pid, helper_pid].map(sockets);
+    assert_eq!(machine_has.1, 0, "sockets of the machine's");
+    assert_eq!(helper_has, (1, 1), "its link, and this connection");
+    for pid in [machine_pid, helper_pid] {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        assert!(maps.contains("/memfd:ringfence-link"), "{maps}");
+    }
+    // In the midst of whatever it was writing.
+    let sending = thread::spawn(move || while stream.write_all(&[7; 1 << 20]).is_ok() {});
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(helper_pid as i32).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    let output = machine.wait_with_output().unwrap();
+    sending.join().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert_eq!(output.status.code(), Some(7), "{out}{err}");
+    assert!(out.contains("all the same") && err.contains("the network's process has ended"), "{out}{err}");
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use ringfence_helper::Link;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use ringfence_helper::{Link, RingError};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 /// A link that has something to read, or that is gone, which reading tells.
@@ -61,6 +61,11 @@ impl Line {
         self.link.receive(buffer, false)
     }
 
+    /// The rule of the link that the other end has broken, if it has.
+    pub(super) fn fault(&self) -> Option<RingError> {
+        self.link.fault()
+    }
+
     /// Whether the other end is not known to be gone.
     pub(super) fn is_up(&self) -> bool {
         self.up.load(Ordering::SeqCst)
@@ -84,17 +89,19 @@ impl Line {
     pub(super) fn wait(&self, wanted: PollFlags) -> io::Result<PollFlags> {
         let mut fds = [
             PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.link.as_fd(), wanted),
+            PollFd::from_borrowed_fd(self.link.as_fd(), self.link.watched(wanted)),
         ];
-        let fds = if self.is_up() { &mut fds[..] } else { &mut fds[..1] };
-        match poll(fds, None) {
+        let up = self.is_up();
+        let fds = if up { &mut fds[..] } else { &mut fds[..1] };
+        let at_once = up && !self.link.before_sleep(wanted).is_empty();
+        match poll(fds, at_once.then_some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         if !fds[0].revents().is_empty() {
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         }
-        Ok(fds.get(1).map_or(PollFlags::empty(), |fd| fd.revents()))
+        Ok(fds.get(1).map_or(PollFlags::empty(), |fd| self.link.after_sleep(wanted, fd.revents())))
     }
 }
 

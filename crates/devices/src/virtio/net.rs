@@ -4,14 +4,19 @@
 //! segments of up to 64 KiB in either direction. A frame goes out on the vCPU's thread, straight into the link; where that has no
 //! room the chain goes back into the queue, and the device's thread goes on when there is some. That thread also brings frames
 //! in; it takes receive chains only when a frame is there, so none are held, and a frame for which there are none waits, and
-//! with it, the link fills up and the sender stops.
+//! with it, the link fills up and the sender stops. The link is two rings in shared memory: see `ringfence-helper`.
 //!
 //! With more than one pair of queues the driver says by a control queue how many it uses, and a flow comes in by the pair by which
 //! it goes out. All pairs share the link: what they spare is the guest's vCPUs' waiting for each other.
 //!
-//! If the process at the other end dies, the link goes down for the guest and the user is told; the machine lives on.
+//! If the process at the other end dies, or breaks the link's rules, the link goes down for the guest and the user is told; the machine
+//! lives on.
+//!
+//! A frame is in the link as a whole or not at all, and a chain is given back when its frame is in it. So there is nothing of frames in saved
+//! state: those that waited for room are still in the guest's queue, and those that come while the device is stopped are lost.
 
 mod control;
+mod feature;
 mod steering;
 #[cfg(test)]
 mod tests;
@@ -44,24 +49,6 @@ const NONE: u16 = u16::MAX;
 const SHORTEST: u64 = VNET as u64 + 14;
 /// Offset of `num_buffers` in the header.
 const BUFFERS: usize = 10;
-
-/// Feature bits (5.1.3).
-mod feature {
-    pub(super) const CSUM: u64 = 1 << 0;
-    pub(super) const GUEST_CSUM: u64 = 1 << 1;
-    pub(super) const MTU: u64 = 1 << 3;
-    pub(super) const MAC: u64 = 1 << 5;
-    pub(super) const GUEST_TSO4: u64 = 1 << 7;
-    pub(super) const GUEST_TSO6: u64 = 1 << 8;
-    pub(super) const HOST_TSO4: u64 = 1 << 11;
-    pub(super) const HOST_TSO6: u64 = 1 << 12;
-    pub(super) const MERGEABLE: u64 = 1 << 15;
-    pub(super) const STATUS: u64 = 1 << 16;
-    pub(super) const CONTROL: u64 = 1 << 17;
-    pub(super) const MULTIQUEUE: u64 = 1 << 22;
-    pub(super) const ALL: u64 =
-        CSUM | GUEST_CSUM | MTU | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MERGEABLE | STATUS;
-}
 
 /// How a network device is made.
 pub struct NetConfig {
@@ -173,8 +160,12 @@ impl Shared {
                     self.line.wake();
                     return;
                 }
-                // One that the other end does not get is lost, as on any wire; the thread notices if it is gone.
-                _ => chain.complete(0),
+                // One that the other end does not get is lost, as on any wire; the thread sees to it that it is gone.
+                Err(_) => {
+                    chain.complete(0);
+                    self.line.wake();
+                }
+                Ok(()) => chain.complete(0),
             }
         }
     }
@@ -254,7 +245,10 @@ impl Shared {
             return;
         }
         self.transmit.iter().for_each(|transmit| lock(transmit).blocked = false);
-        (self.reporter)("the network's process has ended; the guest's link is down".to_owned());
+        (self.reporter)(match self.line.fault() {
+            Some(fault) => format!("{fault}, and is left alone; the guest's network link is down"),
+            None => "the network's process has ended; the guest's link is down".to_owned(),
+        });
         if let Some(port) = self.port.get() {
             port.config_changed();
             // Frames that wait go nowhere, but their buffers go back.

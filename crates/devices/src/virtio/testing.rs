@@ -1,6 +1,6 @@
 //! A driver for the tests of devices: follows the rules, and sees the interrupts.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
@@ -30,13 +30,14 @@ pub(super) struct Linked {
 }
 
 impl Linked {
-    /// A device from `make` that is running with `features` and `queues`.
+    /// A device from `make` on the first of `ends` that is running with `features` and `queues`.
     pub(super) fn running(
+        ends: io::Result<(Link, Link)>,
         features: u64,
         queues: u16,
         make: impl FnOnce(Link, Reporter) -> SharedDevice,
     ) -> Self {
-        let (link, other) = Link::pair().unwrap();
+        let (link, other) = ends.unwrap();
         let told: Arc<Mutex<Vec<String>>> = Arc::default();
         let teller = Arc::clone(&told);
         let device = make(link, Arc::new(move |text| lock(&teller).push(text)));

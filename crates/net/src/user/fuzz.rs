@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::spec::{Backend, NetSpec};
 use crate::user::addresses::{GATEWAY, GATEWAY6, GUEST};
-use crate::user::stack::{LINK, Stack};
+use crate::user::stack::Stack;
 use crate::wire::{
     ETH, FRAGMENT, ICMP, ICMP6, MAX_MESSAGE, Offloads, SYN, Segment, TCP, UDP, VNET, headers, sum,
 };
@@ -61,14 +61,11 @@ impl Playground {
         let mut events = Vec::with_capacity(64);
         let mut buffer = vec![0; MAX_MESSAGE + 1];
         for _ in 0..3 {
-            if self.stack.wait(&mut events, Some(Instant::now())).is_err() {
+            if self.stack.wait(&mut events, false, Some(Instant::now())).is_err() {
                 return;
             }
             for event in &events {
-                let token = event.data.u64();
-                if token != LINK {
-                    self.stack.ready(token, self.now);
-                }
+                self.stack.ready(event.data.u64(), self.now);
             }
             while let Ok(Some(len)) = self.link.receive(&mut buffer, false) {
                 assert!(len <= MAX_MESSAGE, "a frame of {len} bytes");
@@ -154,7 +151,10 @@ fn piece(v4: bool, protocol: u8, place: u16, id: u8, payload: &[u8]) -> Vec<u8> 
 /// Feeds a stack with what `data` says.
 pub fn run(mut data: &[u8]) {
     let Ok(spec) = "user".parse::<NetSpec>() else { return };
-    let (Backend::User(user), Ok((link, theirs))) = (&spec.backend, Link::pair()) else { return };
+    let (Backend::User(user), Ok((link, theirs))) = (&spec.backend, Link::pair_with_rings(MAX_MESSAGE))
+    else {
+        return;
+    };
     let Ok(stack) = Stack::new(theirs, &spec, user) else { return };
     let mut playground =
         Playground { stack, link, now: Instant::now(), streams: Vec::new(), next: 1, seen: 0 };

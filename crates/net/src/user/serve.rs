@@ -6,9 +6,10 @@ use std::time::Instant;
 use crate::error::NetError;
 use crate::limit::Limiter;
 use crate::spec::{NetSpec, UserSpec};
-use crate::user::stack::{LINK, Stack};
+use crate::user::stack::Stack;
 use crate::wire::MAX_MESSAGE;
 use ringfence_helper::Link;
+use rustix::event::PollFlags;
 
 /// Messages read before sockets have their turn.
 const BATCH: usize = 64;
@@ -27,24 +28,19 @@ pub(crate) fn serve(
     let mut events = Vec::with_capacity(256);
     let (mut reading, mut retry) = (true, None);
     while !stack.out.gone {
-        stack.wait(&mut events, retry).map_err(NetError::Host)?;
+        let ready = stack.wait(&mut events, reading, retry).map_err(NetError::Host)?;
         let now = Instant::now();
-        let was_reading = reading;
         if retry.is_some_and(|at| at <= now) {
             (reading, retry) = (true, None);
         }
-        for event in &events {
-            let (token, flags) = (event.data.u64(), event.flags);
-            if token != LINK {
-                stack.ready(token, now);
-                continue;
-            }
-            if flags.contains(rustix::event::epoll::EventFlags::OUT) {
-                stack.room(now);
-            }
-            if flags.contains(rustix::event::epoll::EventFlags::HUP) && !reading {
-                return Ok(());
-            }
+        events.iter().for_each(|event| stack.ready(event.data.u64(), now));
+        if ready.contains(PollFlags::OUT) {
+            stack.room(now);
+        }
+        if ready.contains(PollFlags::HUP) && !reading {
+            break;
+        }
+        if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
             for _ in 0..BATCH {
                 if !reading {
                     break;
@@ -69,7 +65,6 @@ pub(crate) fn serve(
             stack.batch_done(now);
         }
         stack.tick(now);
-        stack.watch_link(reading, was_reading);
     }
-    Ok(())
+    stack.out.link.fault().map_or(Ok(()), |fault| Err(NetError::Host(io::Error::other(fault))))
 }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
-use rustix::event::epoll;
+use rustix::event::{PollFlags, epoll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, socket_with};
 
 use crate::error::NetError;
@@ -60,7 +60,8 @@ pub(crate) struct Stack {
     mtu: u16,
     restrict: bool,
     epoll: OwnedFd,
-    link_writable: bool,
+    /// What its socket is watched for.
+    link_watched: PollFlags,
     tokens: HashMap<u64, Socket>,
     next_token: u64,
     flows: HashMap<Key, Flow>,
@@ -97,7 +98,7 @@ impl Stack {
             mtu: spec.mtu,
             restrict: user.restrict,
             epoll,
-            link_writable: false,
+            link_watched: PollFlags::IN,
             tokens: HashMap::new(),
             next_token: LINK + 1,
             flows: HashMap::new(),
@@ -150,12 +151,30 @@ impl Stack {
         self.next_token
     }
 
-    /// Waits for something to do. Returns the tokens of what is ready.
-    pub(crate) fn wait(&self, events: &mut Vec<epoll::Event>, until: Option<Instant>) -> io::Result<()> {
+    /// Waits for something to do: what the link is ready for, of frames, unless the limit holds them back, and room, when there is
+    /// none; and the tokens of what else is ready.
+    pub(crate) fn wait(
+        &mut self,
+        events: &mut Vec<epoll::Event>,
+        reading: bool,
+        until: Option<Instant>,
+    ) -> io::Result<PollFlags> {
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::IN, reading);
+        wanted.set(PollFlags::OUT, self.out.is_full());
+        self.watch_link(wanted);
+        let now = Instant::now();
+        let until = match self.out.link.before_sleep(wanted) {
+            ready if ready.is_empty() => until,
+            _ => Some(now),
+        };
         let soonest = [self.sweep, self.tidy, self.out.retry, until].into_iter().flatten().min();
         let timeout = soonest.map(|at| {
             // Rounded up: the kernel counts in milliseconds.
-            let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+            let left = match at.saturating_duration_since(now) {
+                Duration::ZERO => Duration::ZERO,
+                left => left + Duration::from_micros(999),
+            };
             rustix::event::Timespec {
                 tv_sec: left.as_secs() as i64,
                 tv_nsec: i64::from(left.subsec_millis()) * 1_000_000,
@@ -163,19 +182,29 @@ impl Stack {
         });
         events.clear();
         match epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
+        let mut seen = PollFlags::empty();
+        events.retain(|event| {
+            let (token, flags) = (event.data.u64(), event.flags);
+            if token == LINK {
+                seen.set(PollFlags::IN, flags.contains(epoll::EventFlags::IN));
+                seen.set(PollFlags::OUT, flags.contains(epoll::EventFlags::OUT));
+                seen.set(PollFlags::HUP, flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR));
+            }
+            token != LINK
+        });
+        Ok(self.out.link.after_sleep(wanted, seen))
     }
 
-    /// Watches the link for frames, unless the limit holds them back, and for room when there is none.
-    pub(crate) fn watch_link(&mut self, reading: bool, was_reading: bool) {
-        let writing = self.out.is_full();
-        if (writing, reading) != (self.link_writable, was_reading) {
-            self.link_writable = writing;
+    fn watch_link(&mut self, wanted: PollFlags) {
+        let watched = self.out.link.watched(wanted);
+        if self.link_watched != watched {
+            self.link_watched = watched;
             let mut flags = epoll::EventFlags::empty();
-            flags.set(epoll::EventFlags::IN, reading);
-            flags.set(epoll::EventFlags::OUT, writing);
+            flags.set(epoll::EventFlags::IN, watched.contains(PollFlags::IN));
+            flags.set(epoll::EventFlags::OUT, watched.contains(PollFlags::OUT));
             let _ = epoll::modify(&self.epoll, &self.out.link, epoll::EventData::new_u64(LINK), flags);
         }
     }

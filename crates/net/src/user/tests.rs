@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::spec::{Backend, NetSpec};
 use crate::user::addresses::{GATEWAY, GUEST};
-use crate::user::stack::{LINK, Stack};
+use crate::user::stack::Stack;
 use crate::wire::{ACK, CONTROL, ETH, FIN, MAX_MESSAGE, NEEDS_CSUM, Offloads, RST, SYN, Segment, VNET, udp};
 use ringfence_helper::Link;
 
@@ -30,7 +30,7 @@ impl Playground {
     fn with(spec: &str) -> Self {
         let spec: NetSpec = spec.parse().unwrap();
         let Backend::User(user) = &spec.backend else { panic!() };
-        let (link, theirs) = Link::pair().unwrap();
+        let (link, theirs) = Link::pair_with_rings(MAX_MESSAGE).unwrap();
         let stack = Stack::new(theirs, &spec, user).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         // Longer than the standard library's backlog, for floods.
@@ -59,12 +59,9 @@ impl Playground {
     fn turn(&mut self) -> Vec<Vec<u8>> {
         let (mut frames, mut events) = (Vec::new(), Vec::with_capacity(64));
         for _ in 0..6 {
-            self.stack.wait(&mut events, Some(Instant::now())).unwrap();
+            self.stack.wait(&mut events, false, Some(Instant::now())).unwrap();
             for event in &events {
-                let token = event.data.u64();
-                if token != LINK {
-                    self.stack.ready(token, self.now);
-                }
+                self.stack.ready(event.data.u64(), self.now);
             }
             let mut buffer = vec![0; MAX_MESSAGE];
             while let Ok(Some(len)) = self.link.receive(&mut buffer, false) {

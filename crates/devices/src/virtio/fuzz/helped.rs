@@ -1,11 +1,12 @@
 //! Devices whose other end is a process, which is a thread here, or a program of the host.
 
-use std::io::{IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ringfence_net::wire::MAX_MESSAGE;
 use ringfence_share::{Server, ShareSpec};
 use ringfence_vsock::{Link, VsockSpec};
 
@@ -19,7 +20,17 @@ use crate::virtio::vsock::{Vsock, VsockConfig};
 
 /// Runs `input` against `device`, the other end of whose link `serve` is given.
 fn run_helped(make: impl FnOnce(Link) -> SharedDevice, serve: impl FnOnce(Link) + Send, input: &[u8]) {
-    let (link, other) = Link::pair().expect("a link");
+    run_on(Link::pair(), make, serve, input);
+}
+
+/// The same on a link whose ends are there.
+fn run_on(
+    ends: io::Result<(Link, Link)>,
+    make: impl FnOnce(Link) -> SharedDevice,
+    serve: impl FnOnce(Link) + Send,
+    input: &[u8],
+) {
+    let (link, other) = ends.expect("a link");
     let end = other.try_clone().expect("a link");
     std::thread::scope(|scope| {
         scope.spawn(|| serve(other));
@@ -99,5 +110,5 @@ pub(super) fn net(input: &[u8]) {
             let _ = link.send(&[IoSlice::new(&buffer[..len])]);
         }
     };
-    run_helped(make, serve, input);
+    run_on(Link::pair_with_rings(MAX_MESSAGE), make, serve, input);
 }

@@ -1,5 +1,7 @@
 //! A network card as a driver, and as a hostile guest, sees it, and as the process behind it does.
 
+mod hostile;
+
 use std::sync::Arc;
 
 use ringfence_engine::Stateful;
@@ -17,7 +19,7 @@ fn lab(features: u64) -> Linked {
 
 /// A card with so many pairs, and a driver that has so many queues running.
 fn lab_of(pairs: u16, features: u64, queues: u16) -> Linked {
-    let lab = Linked::running(features, queues, |link, reporter| {
+    let lab = Linked::running(Link::pair_with_rings(MAX_MESSAGE), features, queues, |link, reporter| {
         let config = NetConfig { mac: [2, 3, 4, 5, 6, 7], mtu: 1400, pairs, link, reporter };
         Arc::new(Net::new(config).unwrap())
     });
@@ -135,19 +137,24 @@ fn frame_longer_than_all_buffers_together_is_lost_and_the_next_is_not() {
     assert_eq!(len, 112);
 }
 
+/// Frames of the longest kind that a link has room for.
+const FITTING: u16 = 7;
+
 #[test]
 fn full_link_holds_frames_back_and_loses_none() {
     let lab = lab(feature::ALL);
     let sent = frame(MAX_MESSAGE - VNET, 0);
     lab.driver.put(DATA, &sent);
     for round in 0..5 {
-        for _ in 0..4 {
+        for _ in 0..FITTING + 3 {
             lab.driver.submit(TRANSMIT, &[(DATA, MAX_MESSAGE as u32, false)]);
         }
-        for _ in 0..4 {
+        (0..FITTING).for_each(|_| assert_eq!(lab.driver.wait_for(TRANSMIT), 0));
+        assert_eq!(lab.driver.take(TRANSMIT), None, "{round}: three wait");
+        for _ in 0..FITTING + 3 {
             assert!(lab.received() == sent, "{round}");
-            lab.driver.wait_for(TRANSMIT);
         }
+        (0..3).for_each(|_| assert_eq!(lab.driver.wait_for(TRANSMIT), 0));
     }
 }
 
@@ -179,6 +186,49 @@ fn saved_device_goes_on() {
     lab.driver.submit(RECEIVE, &[(INBOX, 2000, true)]);
     lab.send(&frame(62, 1));
     assert_eq!(lab.driver.wait_for(RECEIVE), 74);
+}
+
+#[test]
+fn frames_that_wait_for_the_link_are_saved_in_their_queue_and_those_in_the_link_are_whole() {
+    let lab = lab(feature::ALL);
+    let sent = frame(MAX_MESSAGE - VNET, 0);
+    lab.driver.put(DATA, &sent);
+    for _ in 0..FITTING + 3 {
+        lab.driver.submit(TRANSMIT, &[(DATA, MAX_MESSAGE as u32, false)]);
+    }
+    (0..FITTING).for_each(|_| assert_eq!(lab.driver.wait_for(TRANSMIT), 0));
+    lab.driver.function.quiesce();
+    let saved = lab.driver.function.save();
+    // What has left the guest's queue is the network's, as a whole.
+    (0..FITTING).for_each(|_| assert!(lab.received() == sent));
+    assert_eq!(lab.other.receive(&mut [0; 8], false).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    lab.driver.function.restore(&saved).unwrap();
+    assert_eq!(lab.received()[0], ringfence_net::wire::CONTROL);
+    for _ in 0..3 {
+        assert!(lab.received() == sent, "it was still in the guest's queue");
+        assert_eq!(lab.driver.wait_for(TRANSMIT), 0);
+    }
+}
+
+#[test]
+fn frames_that_come_while_the_device_is_saved_are_lost_or_come_whole_and_in_order() {
+    let lab = lab(feature::ALL);
+    lab.driver.function.quiesce();
+    let saved = lab.driver.function.save();
+    (1..=3).for_each(|n| lab.send(&frame(99 + n, 1)));
+    lab.driver.function.restore(&saved).unwrap();
+    lab.send(&frame(62, 1));
+    let mut before = 0;
+    loop {
+        lab.driver.submit(RECEIVE, &[(INBOX, 2000, true)]);
+        let len = lab.driver.wait_for(RECEIVE) as usize;
+        assert_eq!(lab.driver.get(INBOX, len), frame(len - VNET, 1));
+        if len == VNET + 62 {
+            break;
+        }
+        assert!(len > before && (100..=102).contains(&(len - VNET)), "{len}");
+        before = len;
+    }
 }
 
 const MULTIQUEUE: u64 = feature::ALL | feature::CONTROL | feature::MULTIQUEUE;

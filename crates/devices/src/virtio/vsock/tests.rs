@@ -8,7 +8,7 @@ use crate::virtio::testing::{DATA, Linked};
 const INBOX: u64 = DATA + 0x10_0000;
 
 fn lab() -> Linked {
-    let lab = Linked::running(0, 3, |link, reporter| {
+    let lab = Linked::running(Link::pair(), 0, 3, |link, reporter| {
         Arc::new(Vsock::new(VsockConfig { cid: 9, link, reporter }).unwrap())
     });
     assert_eq!(lab.received(), [ACTIVE]);

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use ringfence_disk::{DiskOptions, open};
 use ringfence_helper::Link;
+use ringfence_net::wire::MAX_MESSAGE;
 use ringfence_share::{Server, ShareSpec};
 use tempfile::TempDir;
 
@@ -209,7 +210,7 @@ fn nets() -> Subject {
 }
 
 fn net_of(pairs: u16, ends: Ends) -> Subject {
-    let (link, other) = Link::pair().unwrap();
+    let (link, other) = Link::pair_with_rings(MAX_MESSAGE).unwrap();
     let device = Net::new(NetConfig { mac: [2; 6], mtu: 1500, pairs, link, reporter: reporter() }).unwrap();
     const LOAD: Load = &[(0, &[(ANSWER, 2048, true)]), (1, &[(DATA, 72, false)])];
     let subject = Subject::new(Arc::new(device), ends, LOAD, |subject| subject.passes(0, 1));
