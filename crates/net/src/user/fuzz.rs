@@ -155,7 +155,8 @@ pub fn run(mut data: &[u8]) {
     else {
         return;
     };
-    let Ok(stack) = Stack::new(theirs, &spec, user) else { return };
+    let Ok(mut stack) = Stack::new(theirs, &spec, user) else { return };
+    stack.detour = true;
     let mut playground =
         Playground { stack, link, now: Instant::now(), streams: Vec::new(), next: 1, seen: 0 };
     while let [action, len, rest @ ..] = data {

@@ -79,6 +79,9 @@ pub(crate) struct Stack {
     no_echo: bool,
     fragments: Fragments,
     buffer: Vec<u8>,
+    /// All connections lead to the fuzzer's server.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) detour: bool,
 }
 
 impl std::fmt::Debug for Stack {
@@ -116,6 +119,8 @@ impl Stack {
             no_echo: false,
             fragments: Fragments::default(),
             buffer: vec![0; 65_536],
+            #[cfg(feature = "fuzzing")]
+            detour: false,
         };
         let flags = epoll::EventFlags::IN;
         epoll::add(&stack.epoll, &stack.out.link, epoll::EventData::new_u64(LINK), flags)
@@ -324,7 +329,7 @@ impl Stack {
     fn call_out(&mut self, key: Key, syn: &Segment<'_>, now: Instant) -> Option<()> {
         let to = self.host(key.remote, now)?;
         #[cfg(feature = "fuzzing")]
-        let to = super::fuzz::detour(to);
+        let to = self.lead(to);
         let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).ok()?;
@@ -489,7 +494,7 @@ impl Stack {
                 },
             };
             #[cfg(feature = "fuzzing")]
-            let to = super::fuzz::detour(to);
+            let to = self.lead(to);
             if self.datagrams.len() >= datagram::MAX {
                 let oldest = self.datagrams.iter().min_by_key(|(_, socket)| socket.used).map(|(key, _)| *key);
                 oldest.into_iter().for_each(|key| self.forget(key));
@@ -638,6 +643,11 @@ impl Stack {
             let ips: [Ipv4Addr; 2] = [GATEWAY, GUEST];
             self.out.udp(ips.map(IpAddr::from), [from, port], &self.buffer[..len]);
         }
+    }
+
+    #[cfg(feature = "fuzzing")]
+    fn lead(&self, to: SocketAddr) -> SocketAddr {
+        if self.detour { super::fuzz::detour(to) } else { to }
     }
 
     /// Connections, sockets for datagrams and tokens that it has.
