@@ -5,13 +5,15 @@
 //! other. The link loses nothing, but a guest may drop what it received: what it has not acknowledged is kept and sent again.
 //! A segment out of order is dropped and answered, so nothing is ever kept for a gap.
 
-use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::user::outlet::Outlet;
 use crate::user::ring::Ring;
-use crate::wire::{ACK, FIN, PSH, RST, SYN, Segment};
+use crate::wire::{ACK, RST, SYN, Segment};
+
+mod pump;
+mod segments;
 
 /// The room for bytes in each direction, in the usual case and when many connections share the memory.
 pub(crate) const ROOM: usize = 1 << 20;
@@ -236,142 +238,6 @@ impl Flow {
         self.told = self.rcv_nxt.wrapping_add(window);
     }
 
-    /// A segment of the guest's.
-    pub(crate) fn segment(&mut self, segment: &Segment<'_>, out: &mut Outlet, now: Instant) {
-        match self.state {
-            State::Connecting if segment.flags & RST != 0 => self.abandon(),
-            State::Connecting | State::Over => {}
-            State::Calling => self.answer(segment, out, now),
-            State::Answered | State::Open => self.established(segment, out),
-        }
-    }
-
-    fn answer(&mut self, segment: &Segment<'_>, out: &mut Outlet, now: Instant) {
-        let right = segment.flags & ACK != 0 && segment.ack == self.snd_una.wrapping_add(1);
-        if segment.flags & RST != 0 {
-            if right {
-                self.abandon();
-            }
-        } else if segment.flags & SYN != 0 && right {
-            self.options(segment, out.mss(self.key.guest.is_ipv4()));
-            self.opened(segment.ack);
-            self.acknowledge(out);
-            self.pump(out, now);
-        }
-    }
-
-    fn opened(&mut self, ack: u32) {
-        self.state = State::Open;
-        self.readable = true;
-        (self.snd_una, self.snd_nxt, self.snd_max) = (ack, ack, ack);
-        (self.tries, self.deadline) = (0, None);
-    }
-
-    fn established(&mut self, segment: &Segment<'_>, out: &mut Outlet) {
-        let flags = segment.flags;
-        if flags & RST != 0 {
-            // Exactly in place, or it may be somebody else's (RFC 5961 3.2).
-            if segment.seq == self.rcv_nxt {
-                self.abandon();
-            } else if segment.seq.wrapping_sub(self.rcv_nxt) < self.window() {
-                self.acknowledge(out);
-            }
-            return;
-        }
-        if flags & SYN != 0 {
-            if self.state == State::Answered {
-                self.emit(out, SYN | ACK, self.snd_una, [&[], &[]]);
-            } else {
-                self.acknowledge(out);
-            }
-            return;
-        }
-        if flags & ACK == 0 {
-            return;
-        }
-        if self.state == State::Answered {
-            if segment.ack != self.snd_una.wrapping_add(1) {
-                return;
-            }
-            self.opened(segment.ack);
-        }
-        if self.take_ack(segment, out) {
-            self.take_payload(segment);
-            self.touched = true;
-        }
-    }
-
-    /// False if it acknowledges what was never sent.
-    fn take_ack(&mut self, segment: &Segment<'_>, out: &mut Outlet) -> bool {
-        let acked = segment.ack.wrapping_sub(self.snd_una);
-        if acked > self.snd_max.wrapping_sub(self.snd_una) {
-            // An old one says nothing new; one from the future is answered by what is true.
-            if acked < 1 << 31 {
-                self.acknowledge(out);
-                return false;
-            }
-            return true;
-        }
-        let window = usize::from(segment.window) << self.snd_scale;
-        if acked > 0 {
-            self.fin_acked |= acked as usize > self.to_guest.len();
-            self.to_guest.consume(acked as usize);
-            self.snd_una = segment.ack;
-            if self.snd_nxt.wrapping_sub(self.snd_una) as i32 <= 0 {
-                // After a rewind, what was sent before it may be acknowledged, the FIN too.
-                self.snd_nxt = self.snd_una;
-            }
-            self.fin_sent |= self.fin_acked;
-            (self.duplicates, self.tries, self.deadline) = (0, 0, None);
-        } else if self.in_flight() > 0 && segment.payload.is_empty() && window == self.snd_wnd {
-            self.duplicates += 1;
-            if self.duplicates == 3 {
-                self.rewind();
-            }
-        } else {
-            self.tries = 0;
-        }
-        self.snd_wnd = window;
-        true
-    }
-
-    /// Sends from what is not acknowledged on again.
-    fn rewind(&mut self) {
-        self.snd_nxt = self.snd_una;
-        self.fin_sent = self.fin_acked;
-    }
-
-    fn take_payload(&mut self, segment: &Segment<'_>) {
-        let fin = segment.flags & FIN != 0;
-        if segment.payload.is_empty() && !fin {
-            // A probe from before the window is answered (RFC 9293 3.8.4).
-            self.ack_due |= segment.seq != self.rcv_nxt;
-            return;
-        }
-        self.ack_due = true;
-        let known = self.rcv_nxt.wrapping_sub(segment.seq) as usize;
-        if self.guest_fin || known > segment.payload.len() {
-            return;
-        }
-        let new = &segment.payload[known..];
-        let window = self.window() as usize;
-        let mut taken = 0;
-        // Straight to the host while nothing waits before it; an error shows again when the rest is written.
-        if self.to_host.len() == 0 && !new.is_empty() {
-            taken = io::Write::write(&mut &self.stream, &new[..new.len().min(window)]).unwrap_or(0);
-        }
-        let rest = &new[taken..];
-        taken += self.to_host.push(&rest[..rest.len().min(window - taken)], self.room);
-        self.rcv_nxt = self.rcv_nxt.wrapping_add(taken as u32);
-        if fin && taken == new.len() {
-            self.guest_fin = true;
-            self.rcv_nxt = self.rcv_nxt.wrapping_add(1);
-        }
-        if self.told.wrapping_sub(self.rcv_nxt) as i32 <= 0 {
-            self.told = self.rcv_nxt;
-        }
-    }
-
     /// The host's socket is ready.
     pub(crate) fn host_ready(&mut self, out: &mut Outlet, now: Instant) {
         match self.state {
@@ -428,101 +294,5 @@ impl Flow {
             }
             State::Connecting | State::Over => {}
         }
-    }
-
-    /// Moves what can be moved, in both directions.
-    pub(crate) fn pump(&mut self, out: &mut Outlet, now: Instant) {
-        (self.blocked, self.touched) = (false, false);
-        if self.state != State::Open {
-            return;
-        }
-        if self.feed_host().and_then(|()| self.feed_guest(out, now)).is_err() {
-            return self.abort(out);
-        }
-        // Told again when the window has opened by a good part.
-        let opened = self.window().wrapping_sub(self.told.wrapping_sub(self.rcv_nxt)) as usize;
-        if self.ack_due || (opened >= self.room / 4 && !self.guest_fin) {
-            self.acknowledge(out);
-        }
-        if self.host_shut && self.fin_acked {
-            self.state = State::Over;
-        }
-    }
-
-    fn feed_host(&mut self) -> io::Result<()> {
-        while self.to_host.len() > 0 {
-            match self.to_host.drain(&self.stream) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if self.to_host.len() == 0 {
-            self.to_host.shrink();
-            if self.guest_fin && !self.host_shut {
-                self.host_shut = true;
-                // A peer that is gone already needs no goodbye; reading tells what became of it.
-                let _ = self.stream.shutdown(Shutdown::Write);
-            }
-        }
-        Ok(())
-    }
-
-    fn feed_guest(&mut self, out: &mut Outlet, now: Instant) -> io::Result<()> {
-        for _ in 0..TURNS {
-            let mut got = 0;
-            if self.readable && !self.host_eof && self.to_guest.len() < self.room {
-                match self.to_guest.fill(&self.stream, self.room) {
-                    Ok(0) => self.host_eof = true,
-                    Ok(len) => got = len,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            if !self.send(out, now) || got == 0 {
-                break;
-            }
-        }
-        // If there may be more and there is room, the socket is watched, which tells at once.
-        if self.to_guest.len() < self.room {
-            self.readable = false;
-        }
-        self.to_guest.shrink();
-        Ok(())
-    }
-
-    /// Sends what the guest's window takes. False if the link has no room.
-    fn send(&mut self, out: &mut Outlet, now: Instant) -> bool {
-        let most = out.longest_segment(self.mss, self.key.guest.is_ipv4());
-        while !self.fin_sent {
-            let flight = self.in_flight();
-            let waiting = self.to_guest.len().saturating_sub(flight);
-            let len = waiting.min(self.snd_wnd.saturating_sub(flight)).min(most);
-            if len == 0 && !(self.host_eof && waiting == 0) {
-                break;
-            }
-            // A small piece of a large amount waits for a better window while an acknowledgement is due anyway.
-            if len < self.mss.min(waiting) && flight > 0 {
-                break;
-            }
-            let fin = self.host_eof && len == waiting;
-            let flags = ACK | if len == waiting { PSH } else { 0 } | if fin { FIN } else { 0 };
-            if !self.emit(out, flags, self.snd_nxt, self.to_guest.pieces(flight, len)) {
-                self.blocked = true;
-                return false;
-            }
-            self.acknowledged();
-            self.fin_sent = fin;
-            self.snd_nxt = self.snd_nxt.wrapping_add(len as u32 + u32::from(fin));
-            if self.snd_nxt.wrapping_sub(self.snd_max) as i32 > 0 {
-                self.snd_max = self.snd_nxt;
-            }
-        }
-        if (self.in_flight() > 0 || self.to_guest.len() > 0) && self.deadline.is_none() {
-            self.arm(now);
-        }
-        true
     }
 }
