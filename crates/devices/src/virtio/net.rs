@@ -135,7 +135,7 @@ impl Shared {
         let Some(transmit) = self.transmit.get(usize::from(pair)) else { return };
         let mut transmit = lock(transmit);
         let Transmit { buffer, blocked } = &mut *transmit;
-        if *blocked {
+        if *blocked || !self.active.load(Ordering::SeqCst) {
             return;
         }
         while let Some(chain) = port.take(transmit_queue(pair)) {
@@ -344,6 +344,12 @@ impl VirtioDevice for Net {
         // If the link is full, it stays as it was before the reset: the other end then reads this with the frames.
         let _ = self.shared.line.send(&offloads.message());
         self.shared.active.store(true, Ordering::SeqCst);
+        // The thread looks at all queues: what waited when the machine was saved has been announced already.
+        let set = |blocked| self.shared.transmit.iter().for_each(|transmit| lock(transmit).blocked = blocked);
+        set(true);
+        if !self.shared.line.is_up() {
+            set(false);
+        }
         self.shared.line.wake();
     }
 
@@ -365,6 +371,8 @@ impl VirtioDevice for Net {
         // No chains are held. A frame that waits is let go by the thread.
         if queue.is_none() {
             self.shared.active.store(false, Ordering::SeqCst);
+            // Whoever is sending is done then, and nobody begins.
+            self.shared.transmit.iter().for_each(|transmit| drop(lock(transmit)));
             self.shared.line.wake();
             if !saving {
                 self.shared.steering.reset();

@@ -203,11 +203,11 @@ fn frames_that_wait_for_the_link_are_saved_in_their_queue_and_those_in_the_link_
     (0..FITTING).for_each(|_| assert!(lab.received() == sent));
     assert_eq!(lab.other.receive(&mut [0; 8], false).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     lab.driver.function.restore(&saved).unwrap();
-    assert_eq!(lab.received()[0], ringfence_net::wire::CONTROL);
-    for _ in 0..3 {
-        assert!(lab.received() == sent, "it was still in the guest's queue");
-        assert_eq!(lab.driver.wait_for(TRANSMIT), 0);
-    }
+    // Those that were still in the guest's queue go as soon as there is one again, before or behind the offloads.
+    let after: Vec<_> = (0..4).map(|_| lab.received()).collect();
+    let (frames, others): (Vec<_>, Vec<_>) = after.into_iter().partition(|message| *message == sent);
+    assert_eq!((frames.len(), others[0][0]), (3, ringfence_net::wire::CONTROL));
+    (0..3).for_each(|_| assert_eq!(lab.driver.wait_for(TRANSMIT), 0));
 }
 
 #[test]
