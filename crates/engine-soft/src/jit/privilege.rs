@@ -184,9 +184,16 @@ fn change(a: &mut Assembler, user: bool) {
     a.rm(Two::Store, A, field::context());
     a.rm(Two::Load, A, field::fetch_table_of(user));
     a.rm(Two::Store, A, field::fetch_table());
+    forget_stack(a);
+    a.rm(Two::Load, RSP, field::base());
+}
+
+/// Makes translated code look for the stack's page anew. Uses [`A`].
+pub(super) fn forget_stack(a: &mut Assembler) {
     a.constant(A, NO_STACK);
     a.rm(Two::Store, A, field::stack_page());
-    a.rm(Two::Load, RSP, field::base());
+    a.rm(Two::Load, A, field::no_stack());
+    a.rm(Two::Store, A, field::stack_host());
 }
 
 /// Has the handler do it, and goes on where it leads.

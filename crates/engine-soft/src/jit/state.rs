@@ -42,6 +42,8 @@ pub struct State {
     /// How often translated code handed which form of instruction to its handler, by [`iced_x86::Code`]; empty unless a profile
     /// was asked for.
     pub(super) handed: Vec<u64>,
+    /// Where the stack is while its page is not known.
+    nowhere: Box<Page>,
     /// Pages with translated code that branches far away.
     pub(super) far_pages: HashSet<GuestAddress>,
     /// Instructions retired when the budget is used up.
@@ -86,6 +88,8 @@ pub struct State {
     pub(super) star: u64,
     /// Address of the byte that says whether code has become stale.
     pub(super) stale_flag: u64,
+    /// The host's address for no page.
+    pub(super) no_stack: u64,
     /// What [`crate::mmu::tlb::Tlb::write_changes`] was when the stack's page was found.
     pub(super) stack_changes: u64,
     /// Code of the translator's that has become stale.
@@ -122,6 +126,7 @@ impl State {
             exception: None,
             interpreted: 0,
             handed: Vec::new(),
+            nowhere: Box::new(Page([0; 0x1000])),
             far_pages: HashSet::new(),
             end: 0,
             entry: 0,
@@ -154,6 +159,7 @@ impl State {
             level: 0,
             stack_page: NO_STACK,
             stack_host: 0,
+            no_stack: 0,
             read_table: 0,
             write_table: 0,
             page: 0,
@@ -169,14 +175,29 @@ impl State {
     }
 }
 
+impl State {
+    /// The stack's page is not known any more.
+    #[inline(always)]
+    fn forget_stack(&mut self) {
+        self.no_stack = self.nowhere.0.as_mut_ptr() as u64;
+        (self.stack_page, self.stack_host) = (NO_STACK, self.no_stack);
+    }
+}
+
 impl Default for State {
     fn default() -> Self {
         Self::new()
     }
 }
 
-/// No page: the stack pointer is never so near to it as to be in it.
-pub(super) const NO_STACK: u64 = 1 << 63;
+/// No page: it is not canonical, and no address that comes about by itself, as that of a failed conversion to an integer may. A guest can
+/// all the same give its stack pointer this very value; then what it accesses is [`State::nowhere`], and it has no fault.
+pub(super) const NO_STACK: u64 = 0x9e37_79b9_7f4a_7000;
+
+/// A page of nobody's.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+struct Page([u8; 0x1000]);
 
 impl Cpu {
     /// Finds the page of the stack for translated code, if there is a soft-TLB entry for it. What was found before holds
@@ -193,7 +214,7 @@ impl Cpu {
         state.stack_changes = self.tlb.write_changes();
         match self.tlb.write(self.class, page, 1) {
             Some(host) => (state.stack_page, state.stack_host) = (page, host as u64),
-            None => state.stack_page = NO_STACK,
+            None => state.forget_stack(),
         }
     }
 
@@ -202,7 +223,7 @@ impl Cpu {
     pub(crate) fn select_tables(&mut self) {
         (self.translated.read_table, self.translated.write_table) = self.tlb.tables(self.class);
         self.translated.fetch_table = self.tlb.fetch_table(self.cpl == 3);
-        self.translated.stack_page = NO_STACK;
+        self.translated.forget_stack();
     }
 
     /// What translated code puts in place where it changes class or privilege itself; called wherever it is entered, or goes on
@@ -301,6 +322,7 @@ pub(super) mod field {
         passing,
         stack_page,
         stack_host,
+        no_stack,
         inbox,
         sites,
         rows,

@@ -10,7 +10,7 @@ use super::MAX_UNIT;
 use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::operand::{FS, GS};
-use super::privilege::{load_rflags, not_canonical};
+use super::privilege::{forget_stack, load_rflags, not_canonical};
 use super::registers::{A, B, C, Home, STACK, home};
 use super::state::field;
 use crate::mmu::tlb::Class;
@@ -89,8 +89,7 @@ impl Emitter<'_> {
         self.a.rm(Two::Load, A, writes);
         self.a.rm(Two::Store, A, field::write_table());
         // The page of the stack was found with the other rights.
-        self.a.constant(A, super::state::NO_STACK);
-        self.a.rm(Two::Store, A, field::stack_page());
+        forget_stack(&mut self.a);
         if let Some(clear) = clear {
             self.a.bind(clear);
         }

@@ -5,6 +5,7 @@ mod hole;
 mod privilege;
 mod programs;
 mod shadow;
+mod stack;
 mod tables;
 mod targets;
 mod vectors;
