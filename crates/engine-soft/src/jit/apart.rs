@@ -9,6 +9,7 @@ use ringfence_memory::GuestAddress;
 
 use super::cache::Cache;
 use super::emit::{Emitter, emit_apart};
+use super::enter::show_code;
 use super::facts::Forms;
 use super::flags::Set;
 use super::region::Source;
@@ -111,10 +112,10 @@ impl Cache {
     /// Adds code for a row. Nothing is dropped for it, since translated code is running.
     fn add_apart(&mut self, number: usize, source: &Source) -> Option<u32> {
         let row = *self.rows.get(number)?;
-        let mut output =
+        let output =
             emit_apart(&row, source, &self.stubs, self.place(), self.output.take().unwrap_or_default());
         let room = self.used + output.code().len() <= self.rare;
-        let code = room.then(|| self.add_rare(&mut output, row.address.page()));
+        let code = room.then(|| self.add_rare(&output, row.address.page()));
         self.output = Some(output);
         self.rows[number].code = code?;
         code
@@ -136,7 +137,7 @@ impl Jit {
         (cpu.translated.sites, cpu.translated.rows) = (self.cache.sites(), self.cache.rows());
         self.translating += start.elapsed();
         if let Some(code) = code {
-            super::enter::serialize();
+            show_code(&mut self.cache);
             return self.cache.host(code as usize);
         }
         if let Some(row) = row {

@@ -251,32 +251,20 @@ impl Cache {
             self.flush();
             output = emit(source, &self.stubs, self.place(), output);
         }
-        let entry = (self.used + output.code().len() <= self.rare).then(|| self.add(source, &mut output));
+        let entry = (self.used + output.code().len() <= self.rare).then(|| self.add(source, &output));
         self.output = Some(output);
         entry
     }
 
     /// Puts a region's code, for which there is room, in its place.
-    fn add(&mut self, source: &Source, output: &mut Output) -> Entry {
-        let Output { split, cells, interpreted, .. } = *output;
-        let code = output.code();
+    fn add(&mut self, source: &Source, output: &Output) -> Entry {
         let start = self.used;
-        self.populate(start + split, self.rare - (output.code().len() - split));
-        let (often, rarely) = code.split_at(split);
-        self.rare -= rarely.len();
-        self.memory.write(start, often);
-        self.memory.write(self.rare, rarely);
-        self.written = true;
-        self.used = (start + often.len()).next_multiple_of(ALIGN);
-        self.sites.extend_from_slice(&output.sites);
-        self.rows.extend_from_slice(&output.rows);
-        self.cells_used += cells;
+        let often = output.split;
+        self.put(output);
         self.sizes.regions += 1;
         self.sizes.instructions += source.steps.len() as u64;
-        self.sizes.interpreted += interpreted as u64;
+        self.sizes.interpreted += output.interpreted as u64;
         self.sizes.guest_bytes += u64::from(source.bytes);
-        self.sizes.host_bytes += code.len() as u64;
-        self.sizes.rare_bytes += rarely.len() as u64;
         let (id, address) = (self.regions.len() as RegionId, source.address);
         let first = Entry { region: id, wanted: source.wanted_before(0), code: start };
         let page = self.by_page.entry(address.page()).or_default();
@@ -304,7 +292,7 @@ impl Cache {
             address,
             mask: source.granules,
             entries: all,
-            code: [(start, often.len()), (self.rare, rarely.len())],
+            code: [(start, often), (self.rare, output.code().len() - often)],
             incoming: Vec::new(),
             instructions,
             lengths,
@@ -316,21 +304,29 @@ impl Cache {
         first
     }
 
-    /// Adds code of a page, for which there is room, to what is rarely executed: its offset in the arena.
-    pub(super) fn add_rare(&mut self, output: &mut Output, page: GuestAddress) -> u32 {
-        let code = output.code();
-        let start = self.rare - code.len();
-        self.populate(self.used, start);
-        self.rare = start;
-        self.memory.write(start, code);
-        self.written = true;
-        self.sites.extend_from_slice(&output.sites);
-        self.cells_used += output.cells;
+    /// Adds code of a page, for which there is room, to what is rarely executed, as all of it is: its offset in the arena.
+    pub(super) fn add_rare(&mut self, output: &Output, page: GuestAddress) -> u32 {
+        self.put(output);
         self.sizes.apart += 1;
-        self.sizes.host_bytes += code.len() as u64;
-        self.sizes.rare_bytes += code.len() as u64;
         self.add_links(&output.links, page);
-        start as u32
+        self.rare as u32
+    }
+
+    /// Puts code in its place, and the records that it names.
+    fn put(&mut self, output: &Output) {
+        let (often, rarely) = output.code().split_at(output.split);
+        let start = self.used;
+        self.rare -= rarely.len();
+        self.populate(start + often.len(), self.rare);
+        self.memory.write(start, often);
+        self.memory.write(self.rare, rarely);
+        self.written = true;
+        self.used = (start + often.len()).next_multiple_of(ALIGN);
+        self.sites.extend_from_slice(&output.sites);
+        self.rows.extend_from_slice(&output.rows);
+        self.cells_used += output.cells;
+        self.sizes.host_bytes += output.code().len() as u64;
+        self.sizes.rare_bytes += rarely.len() as u64;
     }
 
     /// Adds links of code of a page, and makes those that lead to code in the page.

@@ -4,15 +4,14 @@ use std::arch::asm;
 use std::mem::offset_of;
 
 use super::Jit;
+use super::cache::Cache;
 use crate::interp::cpu::Cpu;
 
 /// Runs translated code from `cpu.translated.entry` and returns why it was left (see [`super::stubs::reason`]).
 ///
 /// The caller has set up every field of `cpu.translated`; the entry is that of a region in the cache of `jit`.
 pub(super) fn enter(cpu: &mut Cpu, jit: &mut Jit) -> u64 {
-    if std::mem::take(&mut jit.cache.written) {
-        serialize();
-    }
+    show_code(&mut jit.cache);
     let address = jit.cache.host(jit.cache.stubs.enter);
     let jit: *mut Jit = jit;
     cpu.translated.translator = jit as u64;
@@ -27,9 +26,16 @@ pub(super) fn enter(cpu: &mut Cpu, jit: &mut Jit) -> u64 {
     }
 }
 
+/// Has the processor see code that was written since it was last shown some.
+pub(super) fn show_code(cache: &mut Cache) {
+    if std::mem::take(&mut cache.written) {
+        serialize();
+    }
+}
+
 /// Makes the processor fetch anew. Code written through one linear address and run at another wants that (SDM 3A 8.1.3,
 /// APM 2 7.6.1). IRET is the serialising instruction that a virtual machine need not intercept.
-pub(super) fn serialize() {
+fn serialize() {
     // SAFETY: returns to the next instruction with the same segments, stack and flags.
     unsafe {
         asm!(

@@ -85,7 +85,7 @@ impl Emitter<'_> {
         };
         let guard = self.enter_other_page(page);
         let site = self.a.jmp();
-        self.new_link(NewLink { site, stub: 0, target, guard: Some(guard) });
+        self.links.push(NewLink { site, stub: 0, target, guard: Some(guard) });
     }
 
     /// Makes the page at a distance from this one the one whose code runs, if it is the physical page that a link expects;
@@ -115,13 +115,9 @@ impl Emitter<'_> {
         self.lead_to_fixed([unknown, other], self.stubs.by_interpreter, A, offset);
     }
 
-    fn new_link(&mut self, link: NewLink) {
-        self.links.push(link);
-    }
-
     /// Makes the branch at `site` a link to an offset in the page.
     fn link(&mut self, site: usize, target: u32) {
-        self.new_link(NewLink { site, stub: 0, target: target.into(), guard: None });
+        self.links.push(NewLink { site, stub: 0, target: target.into(), guard: None });
     }
 
     /// The way of a link that leads nowhere yet, and of one to a page that is mapped otherwise than it was.
@@ -222,7 +218,7 @@ impl Emitter<'_> {
         self.a.push(C);
         let site = self.a.call();
         let guard = guard.map(|guard| Guard { back: Some(self.a.here()), ..guard });
-        self.new_link(NewLink { site, stub: 0, target, guard });
+        self.links.push(NewLink { site, stub: 0, target, guard });
         self.come_back(i);
         self.slow_unless_covered(i, check);
         Some(())

@@ -166,16 +166,12 @@ impl State {
             budget: 0,
         }
     }
-}
 
-impl State {
     /// Code of the translator's that has become stale, if there is one.
     pub(crate) fn stale_code(&self) -> Option<&Arc<StaleCode>> {
         self.stale.as_ref()
     }
-}
 
-impl State {
     /// The stack's page is not known any more.
     #[inline(always)]
     fn forget_stack(&mut self) {
