@@ -1,6 +1,6 @@
 //! What comparisons have in common: the sides that are compared, and where everything about them is written.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -38,18 +38,29 @@ pub(crate) struct Ringfence {
     pub(crate) cpu: String,
 }
 
+impl Ringfence {
+    /// Its name in reports.
+    pub(crate) fn name(&self) -> String {
+        if self.engine == "jit" { "ringfence".to_owned() } else { format!("ringfence-{}", self.engine) }
+    }
+}
+
 impl SideArguments {
-    /// Ringfence's sides, and a note on what they are.
-    pub(crate) fn ringfence(&self) -> Result<(Vec<Ringfence>, String), NoRingfence> {
-        let program = host::ringfence(self.ringfence.as_deref())?;
+    /// The command to measure.
+    pub(crate) fn program(&self) -> Result<PathBuf, NoRingfence> {
+        host::ringfence(self.ringfence.as_deref())
+    }
+
+    /// Ringfence's sides with that command; the notes say what they are.
+    pub(crate) fn ringfence(&self, program: PathBuf, notes: &mut Vec<String>) -> Vec<Ringfence> {
         let version = host::version(&program).unwrap_or_default();
-        let note = format!("ringfence: {version}; --engine {} --cpu {}", self.engine.join(","), self.cpu);
+        notes.push(format!("ringfence: {version}; --engine {} --cpu {}", self.engine.join(","), self.cpu));
         let side = |engine: &String| Ringfence {
             program: program.clone(),
             engine: engine.clone(),
             cpu: self.cpu.clone(),
         };
-        Ok((self.engine.iter().map(side).collect(), note))
+        self.engine.iter().map(side).collect()
     }
 
     /// Writes `report` to the file that was asked for, if one was.
@@ -59,12 +70,14 @@ impl SideArguments {
     }
 }
 
-/// QEMU's version; or a note that it is left out.
-pub(crate) fn qemu() -> (PathBuf, Result<String, String>) {
+/// QEMU and its version; where it does not start the notes say that it is left out.
+pub(crate) fn qemu(notes: &mut Vec<String>) -> Option<(PathBuf, String)> {
     let program = PathBuf::from("qemu-system-x86_64");
-    let version = host::version(Path::new(&program))
-        .ok_or("qemu: left out: qemu-system-x86_64 does not start; install qemu-system-x86".to_owned());
-    (program, version)
+    let version = host::version(&program);
+    if version.is_none() {
+        notes.push("qemu: left out: qemu-system-x86_64 does not start; install qemu-system-x86".to_owned());
+    }
+    Some((program, version?))
 }
 
 /// A word in `--against` that names no side.

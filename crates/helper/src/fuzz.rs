@@ -11,7 +11,7 @@ use rustix::event::PollFlags;
 
 use crate::link::Link;
 use crate::ring::Place;
-use crate::rings::{Rings, places};
+use crate::rings::{Rings, places, size};
 
 /// Small, so that few bytes fill a ring.
 const LONGEST: usize = 100;
@@ -83,8 +83,7 @@ impl Playground {
 /// If there are no sockets or no memory, or when something that must hold does not.
 pub fn run(input: &[u8]) {
     let (link, other) = Link::pair().expect("a link");
-    let size = 4096 + 2 * CAPACITY;
-    let (memory, _) = ringfence_memory::SharedMemory::create("fuzz", size).expect("memory");
+    let (memory, _) = ringfence_memory::SharedMemory::create("fuzz", size(LONGEST)).expect("memory");
     let [out, inward] = places(memory, LONGEST);
     let hostile = [inward.clone(), out.clone()];
     let mut playground =

@@ -34,7 +34,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Bytes of memory for packets of up to `longest` bytes.
-fn size(longest: usize) -> usize {
+pub(crate) fn size(longest: usize) -> usize {
     PACKETS + 2 * Place::capacity_for(longest)
 }
 

@@ -9,6 +9,7 @@ mod report;
 mod side;
 mod stores;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -16,7 +17,7 @@ use clap::Args;
 use crate::host::{self, FileError, NoRingfence, Steps};
 use crate::root::native::{Native, NativeError};
 use crate::root::{self, PrepareError};
-use crate::sides::{self, Ringfence, SideArguments, UnknownSide};
+use crate::sides::{self, SideArguments, UnknownSide};
 use catalogue::Device;
 use report::SideRounds;
 use side::{Setting, Side};
@@ -103,7 +104,7 @@ const KNOWN: [&str; 2] = ["host", "qemu"];
 pub(crate) fn run(arguments: &DevicesArguments) -> Result<(), DevicesError> {
     let cases = catalogue::choose(&arguments.tests)?;
     sides::check(&arguments.against, &KNOWN)?;
-    let (ringfence, what) = arguments.sides.ringfence()?;
+    let ringfence = arguments.sides.program()?;
     let prepared = root::prepare(&catalogue::kit(), &mut Steps)?;
     let native = Native::new(&prepared.root)?;
     // All disks are there whenever one is, so that their names in the guest are the same.
@@ -125,7 +126,7 @@ pub(crate) fn run(arguments: &DevicesArguments) -> Result<(), DevicesError> {
         ),
         format!("host: {}", host::cpu()),
     ];
-    let sides = sides(arguments, (ringfence, what), native, &mut notes);
+    let sides = sides(arguments, ringfence, native, &mut notes);
     let setting = Setting {
         prepared: &prepared,
         cases: &cases,
@@ -153,7 +154,7 @@ pub(crate) fn run(arguments: &DevicesArguments) -> Result<(), DevicesError> {
 /// The sides; the notes say what they are, and why one is missing.
 fn sides(
     arguments: &DevicesArguments,
-    (ringfence, what): (Vec<Ringfence>, String),
+    ringfence: PathBuf,
     native: Native,
     notes: &mut Vec<String>,
 ) -> Vec<Side> {
@@ -162,24 +163,19 @@ fn sides(
     if wanted("host") {
         sides.push(Side::Host(native));
     }
-    if wanted("qemu") {
-        let (program, version) = sides::qemu();
+    if wanted("qemu")
+        && let Some((program, version)) = sides::qemu(notes)
+    {
         let thread = arguments.qemu_thread.clone();
-        match version {
-            Ok(version) => {
-                let default = if arguments.cache == "none" { "native" } else { "io_uring" };
-                let aio = arguments.qemu_aio.clone().unwrap_or_else(|| default.to_owned());
-                let iothread = !arguments.qemu_no_iothread;
-                notes.push(format!(
-                    "qemu: {version}; -accel tcg,thread={thread} -cpu max; aio={aio}, I/O threads for virtio disks: {}",
-                    if iothread { "yes" } else { "no" }
-                ));
-                sides.push(Side::Qemu { program, thread, aio, iothread });
-            }
-            Err(note) => notes.push(note),
-        }
+        let default = if arguments.cache == "none" { "native" } else { "io_uring" };
+        let aio = arguments.qemu_aio.clone().unwrap_or_else(|| default.to_owned());
+        let iothread = !arguments.qemu_no_iothread;
+        notes.push(format!(
+            "qemu: {version}; -accel tcg,thread={thread} -cpu max; aio={aio}, I/O threads for virtio disks: {}",
+            if iothread { "yes" } else { "no" }
+        ));
+        sides.push(Side::Qemu { program, thread, aio, iothread });
     }
-    notes.push(what);
-    sides.extend(ringfence.into_iter().map(Side::Ringfence));
+    sides.extend(arguments.sides.ringfence(ringfence, notes).into_iter().map(Side::Ringfence));
     sides
 }

@@ -51,8 +51,7 @@ impl Side {
         match self {
             Self::Host(_) => "host".to_owned(),
             Self::Qemu { .. } => "qemu".to_owned(),
-            Self::Ringfence(Ringfence { engine, .. }) if engine == "jit" => "ringfence".to_owned(),
-            Self::Ringfence(Ringfence { engine, .. }) => format!("ringfence-{engine}"),
+            Self::Ringfence(ringfence) => ringfence.name(),
         }
     }
 

@@ -10,6 +10,7 @@ mod results;
 mod side;
 mod transcript;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -17,7 +18,7 @@ use clap::Args;
 use crate::host::{self, FileError, NoRingfence, Steps};
 use crate::root::native::{Native, NativeError};
 use crate::root::{self, PrepareError};
-use crate::sides::{self, Ringfence, SideArguments, UnknownSide};
+use crate::sides::{self, SideArguments, UnknownSide};
 use results::{Measure, SideRounds, Take};
 use side::Side;
 
@@ -82,7 +83,7 @@ const KNOWN: [&str; 2] = ["native", "qemu"];
 pub(crate) fn run(arguments: &EnginesArguments) -> Result<(), EnginesError> {
     let programs = catalogue::choose(&arguments.programs)?;
     sides::check(&arguments.against, &KNOWN)?;
-    let (ringfence, what) = arguments.sides.ringfence()?;
+    let ringfence = arguments.sides.program()?;
     let prepared = root::prepare(&catalogue::kit(), &mut Steps)?;
     let mut notes = vec![format!(
         "guests: Linux {}, one vCPU, {} MiB, root on NVMe; {} rounds of 1 + {} runs",
@@ -95,7 +96,7 @@ pub(crate) fn run(arguments: &EnginesArguments) -> Result<(), EnginesError> {
     if arguments.take == Take::Least {
         notes.push("taken: the shortest of all runs, on every side".to_owned());
     }
-    let sides = sides(arguments, (ringfence, what), Native::new(&prepared.root), &mut notes);
+    let sides = sides(arguments, ringfence, Native::new(&prepared.root), &mut notes);
 
     let mut words = vec!["/bench/run".to_owned(), (arguments.repeats + 1).to_string()];
     words.extend(programs.iter().map(|program| program.name.to_owned()));
@@ -120,7 +121,7 @@ pub(crate) fn run(arguments: &EnginesArguments) -> Result<(), EnginesError> {
 /// The sides that can run here; the notes say what they are, and why one cannot.
 fn sides(
     arguments: &EnginesArguments,
-    (ringfence, what): (Vec<Ringfence>, String),
+    ringfence: PathBuf,
     native: Result<Native, NativeError>,
     notes: &mut Vec<String>,
 ) -> Vec<Side> {
@@ -132,17 +133,12 @@ fn sides(
             Err(error) => notes.push(format!("native: left out: {error}")),
         }
     }
-    if wanted("qemu") {
-        let (program, version) = sides::qemu();
-        match version {
-            Ok(version) => {
-                notes.push(format!("qemu: {version}; -accel tcg,thread=single -cpu {}", arguments.qemu_cpu));
-                sides.push(Side::Qemu { program, cpu: arguments.qemu_cpu.clone() });
-            }
-            Err(note) => notes.push(note),
-        }
+    if wanted("qemu")
+        && let Some((program, version)) = sides::qemu(notes)
+    {
+        notes.push(format!("qemu: {version}; -accel tcg,thread=single -cpu {}", arguments.qemu_cpu));
+        sides.push(Side::Qemu { program, cpu: arguments.qemu_cpu.clone() });
     }
-    notes.push(what);
-    sides.extend(ringfence.into_iter().map(Side::Ringfence));
+    sides.extend(arguments.sides.ringfence(ringfence, notes).into_iter().map(Side::Ringfence));
     sides
 }

@@ -32,8 +32,7 @@ impl Side {
         match self {
             Self::Native(_) => "native".to_owned(),
             Self::Qemu { .. } => "qemu".to_owned(),
-            Self::Ringfence(Ringfence { engine, .. }) if engine == "jit" => "ringfence".to_owned(),
-            Self::Ringfence(Ringfence { engine, .. }) => format!("ringfence-{engine}"),
+            Self::Ringfence(ringfence) => ringfence.name(),
         }
     }
 
