@@ -275,6 +275,12 @@ impl Assembler {
         self.imm(Imm::Cmp, true, reg, value);
     }
 
+    /// `test reg, value`, 64 bits wide.
+    pub(super) fn test_imm(&mut self, reg: Reg, value: i32) {
+        self.with_reg(true, 0xf7, 0, reg);
+        self.bytes(&value.to_le_bytes());
+    }
+
     /// `cmp byte ptr mem, value`.
     pub(super) fn compare_byte(&mut self, mem: Mem, value: u8) {
         self.with_mem(false, 0x80, Imm::Cmp as u8, mem);

@@ -2,7 +2,7 @@
 
 use iced_x86::{EncodingKind, Instruction, Register};
 
-use super::asm::{Imm, Mem, Reg, Two, at, cc};
+use super::asm::{Mem, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::helper::Site;
 use super::registers::{A, B, C, Home, home, sized};
@@ -83,19 +83,21 @@ impl Emitter<'_> {
     }
 
     /// Turns the linear address in [`A`] into the host's if the soft TLB permits an access of `size` bytes and the address is
-    /// a multiple of `alignment`, 1 or `size`; otherwise the branch returned is taken. Uses [`B`] and [`C`]; changes flags.
+    /// a multiple of `alignment`, 1 or `size`; otherwise the branch returned is taken, and [`A`] is of no use any more. Uses
+    /// [`B`]; changes flags.
     pub(super) fn check(&mut self, size: usize, alignment: u8, write: bool) -> usize {
         self.host_flags = false;
-        // The last byte's page must be the entry's. An aligned access cannot leave its page.
-        match size {
-            _ if size == 1 || alignment > 1 => self.a.copy(C, A),
-            _ => self.a.rm(Two::Lea, C, at(A, size as i32 - 1)),
-        }
         data_entry(&mut self.a, write);
-        // Entries are those of whole pages: low bits that are left make the comparison fail.
-        self.a.imm(Imm::And, true, C, -0x1000 | i32::from(alignment - 1));
-        self.a.rm(Two::Cmp, C, at(B, 0));
-        let miss = self.a.jcc(cc::NE);
+        // The distance from the entry's page, which is an offset in it if that is the address's.
+        self.a.rm(Two::Sub, A, at(B, 0));
+        let miss = if alignment > 1 {
+            // An aligned access cannot leave its page.
+            self.a.test_imm(A, !(0x1000 - i32::from(alignment)));
+            self.a.jcc(cc::NE)
+        } else {
+            self.a.compare_imm(A, 0x1000 - size as i32);
+            self.a.jcc(cc::A)
+        };
         self.a.rm(Two::Add, A, at(B, 8));
         miss
     }

@@ -487,15 +487,13 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
 fn find_stack(a: &mut Assembler) {
     a.rm(Two::Add, A, field::stack_page());
     data_entry(a, true);
-    a.copy(C, A);
-    a.imm(Imm::And, true, C, -0x1000);
-    a.rm(Two::Cmp, C, at(B, 0));
-    let unknown = a.jcc(cc::NE);
+    a.rm(Two::Load, C, at(B, 0));
+    a.rr(Two::Sub, A, C);
+    a.compare_imm(A, 0xfff);
+    let unknown = a.jcc(cc::A);
     a.rm(Two::Load, B, at(B, 8));
     a.rm(Two::Store, C, field::stack_page());
-    a.rr(Two::Add, C, B);
-    a.rm(Two::Store, C, field::stack_host());
-    a.imm(Imm::And, false, A, 0xfff);
+    a.rm(Two::Store, B, field::stack_host());
     a.rr32(Two::Cmp, A, A);
     a.bind(unknown);
     a.ret();

@@ -37,18 +37,15 @@ pub enum Class {
     Slow = 3,
 }
 
-/// One entry: the linear page, and what to add to a linear address to get the host's.
+/// One entry: the linear page's address and the host's. An access is permitted if its address less the page's is no more
+/// than what leaves room for it in a page: one comparison tells the page, the permission, and that the access does not leave it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Entry {
+    /// In a row without an entry this is a page that belongs in another row. So the distance of an address that leads to this one is at
+    /// least a page.
     tag: u64,
-    addend: u64,
-}
-
-impl Entry {
-    fn host_page(&self) -> u64 {
-        self.tag.wrapping_add(self.addend)
-    }
+    host: u64,
 }
 
 /// One entry of a table of fetches. That it is there means that an instruction fetch from the page, by the privilege that
@@ -202,9 +199,8 @@ impl Tlb {
 
     #[inline(always)]
     fn find(entry: &Entry, linear: u64, size: u64) -> Option<*mut u8> {
-        // An access that leaves the page has a last byte whose page differs from the tag.
-        (linear.wrapping_add(size - 1) & !0xfff == entry.tag)
-            .then(|| linear.wrapping_add(entry.addend) as *mut u8)
+        let offset = linear.wrapping_sub(entry.tag);
+        (offset <= 0x1000 - size).then(|| entry.host.wrapping_add(offset) as *mut u8)
     }
 
     /// Addresses of a class's tables for reads and for writes, for translated code: [`ENTRIES`] of [`Entry`] each, indexed
@@ -247,7 +243,7 @@ impl Tlb {
         }
         self.counters.fills += 1;
         let tag = linear & !0xfff;
-        self.current.fill(class, Entry { tag, addend: (host as u64).wrapping_sub(tag) }, grant, page);
+        self.current.fill(class, Entry { tag, host: host as u64 & !0xfff }, grant, page);
     }
 
     /// Remembers a page for fetches.

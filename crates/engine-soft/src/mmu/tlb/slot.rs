@@ -7,19 +7,23 @@ const CLASSES: usize = 4;
 
 /// What a table is made of.
 trait Row: Copy {
-    const EMPTY: Self;
+    /// What is in a row that holds nothing.
+    fn empty(index: usize) -> Self;
 }
 
-/// No address equals it whose bits 5 to 11 are clear: translated code compares a page's address together with the low bits
-/// that must be clear in an aligned address.
-const NO_PAGE: u64 = 0x800;
-
 impl Row for Entry {
-    const EMPTY: Self = Self { tag: NO_PAGE, addend: 0 };
+    #[inline(always)]
+    fn empty(index: usize) -> Self {
+        Self { tag: (index as u64 ^ 1) << 12, host: 0 }
+    }
 }
 
 impl Row for FetchEntry {
-    const EMPTY: Self = Self { tag: NO_PAGE, physical: 0 };
+    #[inline(always)]
+    fn empty(_: usize) -> Self {
+        // No page has this address.
+        Self { tag: 0x800, physical: 0 }
+    }
 }
 
 /// A direct-mapped table, with marks that make it cheap to empty. `WORDS` is a 64th of `ROWS`.
@@ -37,7 +41,7 @@ type FetchTable = Table<FetchEntry, FETCH_ENTRIES, { FETCH_ENTRIES / 64 }>;
 
 impl<E: Row, const ROWS: usize, const WORDS: usize> Table<E, ROWS, WORDS> {
     fn new() -> Self {
-        let rows = vec![E::EMPTY; ROWS].into_boxed_slice();
+        let rows = (0..ROWS).map(E::empty).collect();
         Self { rows, filled: [0; WORDS], global: [0; WORDS] }
     }
 
@@ -61,6 +65,20 @@ impl<E: Row, const ROWS: usize, const WORDS: usize> Table<E, ROWS, WORDS> {
         self.global[index / 64] |= u64::from(global) << (index % 64);
     }
 
+    /// Whether the row for an address holds no page, or the address's own.
+    fn is_free_for(&self, linear: u64, tag: impl Fn(&E) -> u64) -> bool {
+        let tag = tag(self.row(linear));
+        tag == linear & !0xfff || Self::index(tag) != Self::index(linear)
+    }
+
+    /// Empties the row for an address if `stale` picks it.
+    fn drop_row(&mut self, linear: u64, stale: impl Fn(&E) -> bool) {
+        let index = Self::index(linear);
+        if stale(&self.rows[index]) {
+            self.rows[index] = E::empty(index);
+        }
+    }
+
     /// Empties the table, but for global pages if those are to stay.
     fn clear(&mut self, keep_global: bool) {
         for word in 0..WORDS {
@@ -68,13 +86,15 @@ impl<E: Row, const ROWS: usize, const WORDS: usize> Table<E, ROWS, WORDS> {
             let mut gone = self.filled[word] & !kept;
             self.filled[word] = kept;
             self.global[word] = kept;
-            let rows = &mut self.rows[64 * word..64 * word + 64];
+            let first = 64 * word;
+            let rows = &mut self.rows[first..first + 64];
             if gone.count_ones() > 24 && kept == 0 {
-                rows.fill(E::EMPTY);
+                rows.iter_mut().zip(first..).for_each(|(row, index)| *row = E::empty(index));
                 continue;
             }
             while gone != 0 {
-                rows[gone.trailing_zeros() as usize] = E::EMPTY;
+                let at = gone.trailing_zeros() as usize;
+                rows[at] = E::empty(first + at);
                 gone &= gone - 1;
             }
         }
@@ -85,9 +105,10 @@ impl<E: Row, const ROWS: usize, const WORDS: usize> Table<E, ROWS, WORDS> {
         for word in 0..WORDS {
             let mut filled = self.filled[word];
             while filled != 0 {
-                let row = &mut self.rows[64 * word + filled.trailing_zeros() as usize];
+                let index = 64 * word + filled.trailing_zeros() as usize;
+                let row = &mut self.rows[index];
                 if stale(row) {
-                    *row = E::EMPTY;
+                    *row = E::empty(index);
                 }
                 filled &= filled - 1;
             }
@@ -219,9 +240,7 @@ impl Slot {
         // A write leaves the read entry of another page alone: a loop that copies between pages of one row would
         // otherwise miss at every step.
         let read = &mut self.read[class as usize];
-        if grant != Grant::Write
-            || matches!(read.row(entry.tag).tag, tag if tag == NO_PAGE || tag == entry.tag)
-        {
+        if grant != Grant::Write || read.is_free_for(entry.tag, |row| row.tag) {
             read.set(entry.tag, entry, page.global);
         }
         if write {
@@ -230,7 +249,7 @@ impl Slot {
         let contents = self.contents(page);
         contents.note(entry.tag, page.size);
         if write {
-            contents.written.insert(entry.host_page() >> 12);
+            contents.written.insert(entry.host >> 12);
         }
     }
 
@@ -271,26 +290,17 @@ impl Slot {
         }
         let page = linear & !0xfff;
         for table in self.read.iter_mut().chain(&mut self.write) {
-            let row = &mut table.rows[DataTable::index(page)];
-            if row.tag == page {
-                *row = Entry::EMPTY;
-            }
+            table.drop_row(page, |row| row.tag == page);
         }
         for table in &mut self.fetch {
-            let row = &mut table.rows[FetchTable::index(page)];
-            if row.tag == page {
-                *row = FetchEntry::EMPTY;
-            }
+            table.drop_row(page, |row| row.tag == page);
         }
         self.local.may_have_code_at(page) || self.global.may_have_code_at(page)
     }
 
     /// Forgets the write entry of one page in one class.
     pub(super) fn forget_write(&mut self, class: Class, linear: u64) {
-        let row = &mut self.write[class as usize].rows[DataTable::index(linear)];
-        if row.tag == linear & !0xfff {
-            *row = Entry::EMPTY;
-        }
+        self.write[class as usize].drop_row(linear, |row| row.tag == linear & !0xfff);
     }
 
     /// Whether a global page may lie in the same half of the address space as `linear`.
@@ -303,7 +313,7 @@ impl Slot {
         let number = host_page >> 12;
         if self.local.written.may_hold(number) || self.global.written.may_hold(number) {
             for table in &mut self.write {
-                table.drop_rows(|entry| entry.tag != NO_PAGE && entry.host_page() == host_page);
+                table.drop_rows(|entry| entry.host == host_page);
             }
         }
     }
