@@ -197,6 +197,12 @@ impl Cache {
         self.targets.as_ptr() as u64
     }
 
+    /// How often the cell has followed its branch that did most.
+    #[cfg(test)]
+    pub(super) fn most_turns(&self) -> u64 {
+        self.cells.iter().map(|cell| cell.turns).max().unwrap_or(0)
+    }
+
     /// Address of the cells.
     pub(super) fn cells(&self) -> u64 {
         self.cells.as_ptr() as u64

@@ -15,7 +15,7 @@ use super::asm::{Mem, Two, cc};
 use super::emit::Emitter;
 use super::native::Kind;
 use super::operand::adds_base;
-use super::registers::{A, B, C, Home, home};
+use super::registers::{A, B, Home, home};
 use super::special::StackCheck;
 use crate::interp::op::{RIP, ZERO};
 use crate::vector::pass::Level;
@@ -216,8 +216,8 @@ impl Emitter<'_> {
         let mut stack = None;
         if let Some((alignment, address)) = row.alignment {
             let address = self.row_address(row.base, address as i32);
-            self.a.rm(Two::Lea, C, address);
-            self.a.test_low(C, alignment - 1);
+            self.a.rm(Two::Lea, A, address);
+            self.a.test_low(A, alignment - 1);
             misaligned = Some(self.a.jcc(cc::NE));
         }
         if row.base == STACK_POINTER {
@@ -254,10 +254,10 @@ impl Emitter<'_> {
             if let Some(row) = self.rows.last_mut() {
                 (row.again, row.limit) = (back as u32, limit as u16);
             }
-            self.lead_to_fixed([site], self.stubs.misses.row_of_stack, C, id);
+            self.lead_to_fixed([site], self.stubs.misses.row_of_stack, B, id);
         }
         if misaligned.or(missed).is_some() {
-            self.lead_to_fixed([misaligned, missed].into_iter().flatten(), self.stubs.misses.row, C, id);
+            self.lead_to_fixed([misaligned, missed].into_iter().flatten(), self.stubs.misses.row, B, id);
         }
         Some(row.end)
     }

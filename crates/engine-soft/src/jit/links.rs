@@ -5,7 +5,7 @@ use super::cold::Side;
 use super::emit::Emitter;
 use super::registers::{A, B, C, STACK};
 use super::state::field;
-use super::stubs::{CELLS, Cell, enter_page, fetch_entry};
+use super::stubs::{CELLS, Cell, enter_page, fetch_entry, load_table};
 use iced_x86::OpKind;
 use ringfence_memory::GuestAddress;
 
@@ -31,7 +31,7 @@ pub(super) struct Guard {
     pub(super) misses: [usize; 2],
     /// Where those branches go once it is linked.
     pub(super) elsewhere: usize,
-    /// Of a call, where it comes back. The guest's return address is in [`C`] then, not yet on the host's stack.
+    /// Of a call, where it comes back.
     back: Option<usize>,
 }
 
@@ -147,7 +147,6 @@ impl Emitter<'_> {
     /// Makes what is emitted next the target of a call that comes `back` to where the call in line would.
     fn call_ahead(&mut self, back: Option<usize>) {
         if let Some(back) = back {
-            self.a.push(C);
             let site = self.a.call();
             self.a.jmp_to(back as i64);
             self.a.bind(site);
@@ -189,13 +188,14 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// Pushes the address behind step `i` to `slot`. Leaves it in [`C`].
+    /// Pushes the address behind step `i` to `slot`, and to the host's stack. Uses [`B`].
     fn push_return(&mut self, i: usize, slot: Mem) {
         let next = self.at(i).0.next as i32;
-        self.a.rm(Two::Load, C, field::page());
-        self.a.rm(Two::Lea, C, at(C, next));
-        self.a.rm(Two::Store, C, slot);
+        self.a.rm(Two::Load, B, field::page());
+        self.a.rm(Two::Lea, B, at(B, next));
+        self.a.rm(Two::Store, B, slot);
         self.a.rm(Two::Lea, STACK, at(STACK, -8));
+        self.a.push(B);
     }
 
     /// Where the return from a call at step `i` comes back: takes the guest's return address, which is in [`A`] as well, off
@@ -215,7 +215,6 @@ impl Emitter<'_> {
         self.push_return(i, slot);
         self.save_flags();
         let guard = page_offset(target).is_none().then(|| self.enter_other_page(other_page));
-        self.a.push(C);
         let site = self.a.call();
         let guard = guard.map(|guard| Guard { back: Some(self.a.here()), ..guard });
         self.links.push(NewLink { site, stub: 0, target, guard });
@@ -224,7 +223,7 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// The target of an indirect branch, looked up: its address is in [`A`], its code's in [`B`].
+    /// The target of an indirect branch, looked up: its address is in [`A`], its code's in [`B`]. Uses [`C`].
     fn indirect_target(&mut self, i: usize, sites: &mut Vec<usize>) -> Option<()> {
         let (step, op) = self.at(i);
         if step.instruction.op0_kind() == OpKind::Memory {
@@ -251,7 +250,7 @@ impl Emitter<'_> {
         self.a.rm(Two::Load, B, host);
         let cell = (self.first_cell + self.cells) as u16;
         let id = self.site_back(i, |site| site.limit = cell);
-        self.lead_to_fixed([other, stale], self.stubs.misses.cell, C, id);
+        self.lead_to_fixed([other, stale], self.stubs.misses.cell, B, id);
         self.cells += 1;
         Some(())
     }
@@ -266,6 +265,7 @@ impl Emitter<'_> {
         let mut sites = Vec::new();
         self.indirect_target(i, &mut sites)?;
         enter_page(&mut self.a);
+        load_table(&mut self.a);
         self.a.jmp_reg(B);
         self.slow(i, sites);
         Some(())
@@ -286,6 +286,7 @@ impl Emitter<'_> {
         self.a.rm(Two::Store, C, at(A, 0));
         self.a.rm(Two::Lea, STACK, at(STACK, -8));
         self.a.push(C);
+        load_table(&mut self.a);
         self.a.call_reg(B);
         self.come_back(i);
         self.slow(i, sites);
@@ -307,7 +308,7 @@ impl Emitter<'_> {
         self.a.ret();
         // It does not match the call on top.
         let id = self.site(i);
-        self.lead_to_fixed([site], self.stubs.ret, C, id);
+        self.lead_to_fixed([site], self.stubs.ret, B, id);
         self.slow_unless_covered(i, check);
         Some(())
     }

@@ -9,7 +9,7 @@ use super::emit::load_flags;
 use super::helper::{SITE_SHIFT, Site, marks};
 use super::registers::{A, B, C, PIN};
 use super::state::field;
-use super::stubs::{Cell, load_registers, reason, spill, store_registers};
+use super::stubs::{Cell, load_registers, load_table, reason, spill, store_registers};
 use crate::interp::cpu::Cpu;
 use crate::vector::pass::{LEVELS, Level};
 
@@ -18,16 +18,16 @@ use crate::vector::pass::{LEVELS, Level};
 pub(super) struct Misses {
     /// Jumped to with a site in [`A`]: runs its handler and goes on behind it.
     pub(super) slow: usize,
-    /// Jumped to with a site in [`C`] and the distance of an address from the stack's page in [`A`]: makes the page of that address the stack's
+    /// Jumped to with a site in [`B`] and the distance of an address from the stack's page in [`A`]: makes the page of that address the stack's
     /// and goes on with the check; or as `slow`.
     pub(super) stack: usize,
-    /// Jumped to with a row's distance from the first in [`C`]: runs it apart.
+    /// Jumped to with a row's distance from the first in [`B`]: runs it apart.
     pub(super) row: usize,
     /// As `stack`, for a row; or as `row`.
     pub(super) row_of_stack: usize,
-    /// Jumped to with a site in [`C`], an indirect branch whose cell does not know the linear address in [`A`].
+    /// Jumped to with a site in [`B`], an indirect branch whose cell does not know the linear address in [`A`].
     pub(super) cell: usize,
-    /// Jumped to with a site in [`C`]: brings vector registers into the host's.
+    /// Jumped to with a site in [`A`]: brings vector registers into the host's.
     pub(super) load: usize,
     /// Jumped to: the interpreter is to execute what is at RIP.
     pub(super) give_up: usize,
@@ -126,6 +126,7 @@ fn slow(a: &mut Assembler, around: &Around) -> usize {
     let ready = a.here();
     find_place(a, B, at(C, SITE_BACK));
     load_flags(a, C);
+    load_table(a);
     a.jmp_reg(B);
 
     a.bind(missing);
@@ -145,9 +146,9 @@ fn slow(a: &mut Assembler, around: &Around) -> usize {
 }
 
 /// Tries the check of the stack again with another page, and goes on with it if that is of use; control comes to what is emitted next
-/// otherwise. What it is about is in [`C`], and put by; `find` brings the address of its record to [`C`], where these fields are.
+/// otherwise. What it is about is in [`B`], and put by; `find` brings the address of its record to [`C`], where these fields are.
 fn try_stack(a: &mut Assembler, around: &Around, find: fn(&mut Assembler), [again, limit]: [i32; 2]) {
-    a.rm32(Two::Store, C, field::link());
+    a.rm32(Two::Store, B, field::link());
     a.call_to(around.stack as i64);
     let unknown = a.jcc(cc::NE);
     find(a);
@@ -155,6 +156,7 @@ fn try_stack(a: &mut Assembler, around: &Around, find: fn(&mut Assembler), [agai
     a.rr(Two::Cmp, A, B);
     let beyond = a.jcc(cc::A);
     find_place(a, B, at(C, again));
+    load_table(a);
     a.jmp_reg(B);
     a.bind(unknown);
     a.bind(beyond);
@@ -172,14 +174,15 @@ fn stack(a: &mut Assembler, around: &Around, slow: usize) -> usize {
 fn row(a: &mut Assembler, around: &Around) -> (usize, usize) {
     let of_stack = a.here();
     try_stack(a, around, find_row, [offset_of!(Row, again) as i32, offset_of!(Row, limit) as i32]);
-    a.rm32(Two::Load, C, field::link());
+    a.rm32(Two::Load, B, field::link());
     let start = a.here();
-    a.rm32(Two::Store, C, field::link());
+    a.rm32(Two::Store, B, field::link());
     find_row(a);
     a.rm32(Two::Load, B, at(C, offset_of!(Row, code) as i32));
     a.rr32(Two::Test, B, B);
     let none = a.jcc(cc::E);
     a.rm(Two::Add, B, field::arena());
+    load_table(a);
     a.jmp_reg(B);
 
     a.bind(none);
@@ -207,18 +210,34 @@ fn row(a: &mut Assembler, around: &Around) -> (usize, usize) {
 
 fn cell(a: &mut Assembler, around: &Around) -> usize {
     let start = a.here();
-    a.rm32(Two::Store, C, field::link());
+    a.rm32(Two::Store, B, field::link());
     a.call_to(around.look_up as i64);
     let unknown = a.jcc(cc::NE);
     find_site(a);
     a.load_word(C, at(C, SITE_LIMIT));
-    a.rm(Two::Lea, C, Mem { base: Some(C), index: Some((C, 1)), disp: 0 });
-    a.rm(Two::Lea, C, Mem { base: None, index: Some((C, 3)), disp: 0 });
+    a.shl32(C, CELL_SHIFT);
     a.rm(Two::Add, C, field::cells());
+    let turns = at(C, offset_of!(Cell, turns) as i32);
+    let [_, context, _] = Cell::at_c(0);
+    a.push(RAX);
+    a.rm(Two::Load, RAX, field::context());
+    a.rm(Two::Cmp, RAX, context);
+    a.pop(RAX);
+    let same = a.jcc(cc::E);
+    a.store_imm32_wide(turns, 0);
+    let fill = a.here();
     Cell::fill(a, Cell::at_c(0));
+    let filled = a.here();
     find_site(a);
     find_place(a, C, at(C, SITE_BACK));
-    a.jmp_reg(C);
+    a.rm(Two::Store, C, field::onward());
+    a.jmp_mem(field::onward());
+    // Where a branch goes to many places, a comparison that sometimes holds costs more than it saves.
+    a.bind(same);
+    a.imm_mem(Imm::Cmp, turns, TURNS);
+    a.jcc_to(cc::AE, filled as i64);
+    a.imm_mem(Imm::Add, turns, 1);
+    a.jmp_to(fill as i64);
     a.bind(unknown);
     a.rm32(Two::Load, A, field::link());
     a.call_to(around.interpret as i64);
@@ -226,17 +245,21 @@ fn cell(a: &mut Assembler, around: &Around) -> usize {
     start
 }
 
-const _: () = assert!(size_of::<Cell>() == 3 << 3);
+/// How often a cell follows its branch to another place, circumstances being the same.
+pub(super) const TURNS: i32 = 16;
+const CELL_SHIFT: u8 = 5;
+const _: () = assert!(size_of::<Cell>() == 1 << CELL_SHIFT);
 
 fn load(a: &mut Assembler, around: &Around) -> usize {
     let start = a.here();
-    a.rm32(Two::Store, C, field::link());
+    a.rm32(Two::Store, A, field::link());
     find_site(a);
     a.load_byte(B, at(C, SITE_LEVEL));
     load_level(a, around);
     let refused = a.jcc(cc::NE);
     find_site(a);
     find_place(a, B, at(C, SITE_BACK));
+    load_table(a);
     a.jmp_reg(B);
 
     a.bind(refused);

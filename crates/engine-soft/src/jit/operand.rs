@@ -2,13 +2,13 @@
 
 use iced_x86::{EncodingKind, Instruction, Register};
 
-use super::asm::{Mem, Reg, Two, at, cc};
+use super::asm::{Mem, Reg, Two, cc};
 use super::emit::Emitter;
 use super::helper::Site;
 use super::registers::{A, B, C, Home, home, sized};
 use super::rewrite::{Registers, rewrite};
 use super::state::field;
-use super::stubs::data_entry;
+use super::stubs::{data_entry, load_table};
 use crate::interp::op::{Op, RIP, ZERO, register_number};
 
 pub(super) const FS: u8 = 4;
@@ -87,9 +87,9 @@ impl Emitter<'_> {
     /// [`B`]; changes flags.
     pub(super) fn check(&mut self, size: usize, alignment: u8, write: bool) -> usize {
         self.host_flags = false;
-        data_entry(&mut self.a, write);
+        let [tag, host] = data_entry(&mut self.a, write);
         // The distance from the entry's page, which is an offset in it if that is the address's.
-        self.a.rm(Two::Sub, A, at(B, 0));
+        self.a.rm(Two::Sub, A, tag);
         let miss = if alignment > 1 {
             // An aligned access cannot leave its page.
             self.a.test_imm(A, !(0x1000 - i32::from(alignment)));
@@ -98,7 +98,7 @@ impl Emitter<'_> {
             self.a.compare_imm(A, 0x1000 - size as i32);
             self.a.jcc(cc::A)
         };
-        self.a.rm(Two::Add, A, at(B, 8));
+        self.a.rm(Two::Add, A, host);
         miss
     }
 
@@ -208,6 +208,9 @@ impl Emitter<'_> {
             if write {
                 self.a.rm(Two::Store, reg, field::register(number));
             }
+        }
+        if placed[..count].iter().any(|&(_, reg, _)| reg == C) {
+            load_table(&mut self.a);
         }
         self.flags_changed(i);
         self.slow_unless_covered(i, check);

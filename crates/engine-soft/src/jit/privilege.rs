@@ -66,11 +66,11 @@ pub(super) fn system_call(a: &mut Assembler, ways: Ways) -> usize {
     let open = a.jcc(cc::NE);
     a.test_imm32(field::cr4(), Cr4::SMAP.bits() as u32);
     let off = a.jcc(cc::E);
-    use_tables(a, Class::Kernel, field::kernel_tables(false));
+    use_table(a, Class::Kernel, field::kernel_table(false));
     let chosen = a.jmp();
     a.bind(open);
     a.bind(off);
-    use_tables(a, Class::KernelAc, field::kernel_tables(true));
+    use_table(a, Class::KernelAc, field::kernel_table(true));
     a.bind(chosen);
     change(a, false);
     a.rm(Two::Load, A, field::msr(msr::LSTAR));
@@ -96,7 +96,7 @@ pub(super) fn system_return(a: &mut Assembler, ways: Ways) -> usize {
     declined.push(a.jcc(cc::NE));
     a.imm(Imm::And, false, B, SYSRET_FLAGS as i32);
     store_rflags(a);
-    use_tables(a, Class::User, field::user_tables());
+    use_table(a, Class::User, field::user_table());
     change(a, true);
     a.copy(A, RCX);
     a.jmp_to(ways.dispatch as i64);
@@ -161,13 +161,11 @@ fn store_rflags(a: &mut Assembler) {
     a.rm(Two::Store, B, field::flags());
 }
 
-/// Makes a class that whose accesses ask these tables. Uses [`A`].
-fn use_tables(a: &mut Assembler, class: Class, [reads, writes]: [Mem; 2]) {
+/// Makes a class that whose accesses ask this table. Uses [`A`].
+fn use_table(a: &mut Assembler, class: Class, table: Mem) {
     a.store_byte(field::class(), class as u8);
-    a.rm(Two::Load, A, reads);
-    a.rm(Two::Store, A, field::read_table());
-    a.rm(Two::Load, A, writes);
-    a.rm(Two::Store, A, field::write_table());
+    a.rm(Two::Load, A, table);
+    a.rm(Two::Store, A, field::data_table());
 }
 
 /// CPL, CS, SS and what follows from them but for the class, and forgets the guest's calls. Uses [`A`].

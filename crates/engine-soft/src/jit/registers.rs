@@ -6,7 +6,8 @@
 //! | `r12 r13 r14` | the guest's registers of the same names |
 //! | `r11` | the guest's `rsp` (5 to 7% of operands, and every push, pop, call and return) |
 //! | `r15` | the address of `Cpu::regs`, from which all other state is addressed |
-//! | `r8 r9 r10` | scratch: an address and a TLB entry, or guest registers on the way from and to memory |
+//! | `r8 r9` | scratch: an address and a row of the soft TLB, or guest registers on the way from and to memory |
+//! | `r10` | the address of the soft TLB's table that loads and stores ask |
 //! | `rsp` | the host's stack |
 //!
 //! The guest's `r8` to `r11` and `r15`, 1 to 2% of operands each, stay in `Cpu::regs`.
@@ -21,10 +22,12 @@ pub(super) const PIN: Reg = Reg(15);
 pub(super) const STACK: Reg = Reg(11);
 /// Addresses.
 pub(super) const A: Reg = Reg(8);
-/// TLB entries; second scratch.
+/// Rows of the soft TLB; second scratch.
 pub(super) const B: Reg = Reg(9);
-/// Third scratch.
-pub(super) const C: Reg = Reg(10);
+/// The table of the soft TLB for loads and stores.
+pub(super) const TABLE: Reg = Reg(10);
+/// [`TABLE`] as a third scratch register: whoever uses it loads the table again ([`super::stubs::load_table`]).
+pub(super) const C: Reg = TABLE;
 
 /// Where a guest register is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

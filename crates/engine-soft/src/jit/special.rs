@@ -6,6 +6,7 @@ use super::asm::{Imm, Mem, RAX, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::registers::{A, B, C, Home, STACK, home, sized};
 use super::state::field;
+use super::stubs::load_table;
 
 const RDX: Reg = Reg(2);
 const RBP: Reg = Reg(5);
@@ -59,7 +60,7 @@ impl Emitter<'_> {
     pub(super) fn slow_unless_covered(&mut self, i: usize, check: Option<StackCheck>) {
         if let Some(StackCheck { site, back, limit }) = check {
             let id = self.site_back(i, |site| (site.again, site.limit) = (back as u32, limit as u16));
-            self.lead_to_fixed([site], self.stubs.misses.stack, C, id);
+            self.lead_to_fixed([site], self.stubs.misses.stack, B, id);
         }
     }
 
@@ -154,6 +155,7 @@ impl Emitter<'_> {
         }
         let instruction = Instruction::with1(code, sized(C, size)).ok()?;
         self.encode(&instruction)?;
+        load_table(&mut self.a);
         self.flags_changed(i);
         self.slow(i, sites);
         Some(())

@@ -78,10 +78,10 @@ pub struct State {
     pub(super) vectors: u64,
     /// Address of the word that says whether something waits for the CPU.
     pub(super) inbox: u64,
-    /// Tables of the soft TLB for reads and writes below CPL 3: without and with access to user pages.
-    pub(super) kernel_tables: [(u64, u64); 2],
-    /// Tables for reads and writes at CPL 3.
-    pub(super) user_tables: (u64, u64),
+    /// Tables of the soft TLB for loads and stores below CPL 3: without and with access to user pages.
+    pub(super) kernel_tables: [u64; 2],
+    /// The table for loads and stores at CPL 3.
+    pub(super) user_table: u64,
     /// What SYSCALL and SYSRET put in place for CPL 0 and CPL 3.
     pub(super) privileges: [Privilege; 2],
     /// The value of STAR whose segments are there.
@@ -109,10 +109,8 @@ pub struct State {
     /// The page that the guest's stack was last found in, writable: its linear address, and the host's.
     pub(super) stack_page: u64,
     pub(super) stack_host: u64,
-    /// Table of the soft TLB for reads by the current class.
-    pub(crate) read_table: u64,
-    /// Table for writes.
-    pub(crate) write_table: u64,
+    /// Table of the soft TLB for loads and stores by the current class. It is in a register of its own as well.
+    pub(super) data_table: u64,
     /// Linear address of the guest page whose code runs.
     pub(super) page: u64,
     /// Instructions that may still be executed. Taken off by a unit when it is entered.
@@ -144,8 +142,8 @@ impl State {
             base: 0,
             vectors: 0,
             inbox: 0,
-            kernel_tables: [(0, 0); 2],
-            user_tables: (0, 0),
+            kernel_tables: [0; 2],
+            user_table: 0,
             privileges: segments_of(0).map(|segments| Privilege { segments, context: 0, fetch_table: 0 }),
             star: 0,
             stale_flag: 0,
@@ -160,8 +158,7 @@ impl State {
             stack_page: NO_STACK,
             stack_host: 0,
             no_stack: 0,
-            read_table: 0,
-            write_table: 0,
+            data_table: 0,
             page: 0,
             budget: 0,
         }
@@ -217,7 +214,7 @@ impl Cpu {
     /// Which tables the soft TLB answers from; called where the class, the privilege or the address space changes.
     #[inline(always)]
     pub(crate) fn select_tables(&mut self) {
-        (self.translated.read_table, self.translated.write_table) = self.tlb.tables(self.class);
+        self.translated.data_table = self.tlb.table(self.class);
         self.translated.fetch_table = self.tlb.fetch_table(self.cpl == 3);
         self.translated.forget_stack();
     }
@@ -228,8 +225,8 @@ impl Cpu {
     pub(super) fn prepare_privileges(&mut self) {
         let contexts = [self.jump_context_of(false), self.jump_context_of(true)];
         let state = &mut self.translated;
-        state.kernel_tables = [self.tlb.tables(Class::Kernel), self.tlb.tables(Class::KernelAc)];
-        state.user_tables = self.tlb.tables(Class::User);
+        state.kernel_tables = [self.tlb.table(Class::Kernel), self.tlb.table(Class::KernelAc)];
+        state.user_table = self.tlb.table(Class::User);
         for (user, privilege) in [false, true].into_iter().zip(&mut state.privileges) {
             privilege.context = contexts[usize::from(user)];
             privilege.fetch_table = self.tlb.fetch_table(user);
@@ -301,8 +298,8 @@ pub(super) mod field {
     use super::*;
 
     fields!(
-        read_table,
-        write_table,
+        data_table,
+        user_table,
         budget,
         page,
         jumps,
@@ -337,11 +334,6 @@ pub(super) mod field {
         at_distance(offset_of!(Cpu, translated) + offset)
     }
 
-    /// The tables for accesses at CPL 3: reads, then writes.
-    pub(in super::super) fn user_tables() -> [Mem; 2] {
-        [0, 8].map(|at| of_state(offset_of!(State, user_tables) + at))
-    }
-
     fn privilege(user: bool, offset: usize) -> Mem {
         of_state(offset_of!(State, privileges) + usize::from(user) * size_of::<Privilege>() + offset)
     }
@@ -370,10 +362,9 @@ pub(super) mod field {
         at_distance(offset_of!(Cpu, flat) + SegmentRegister::Cs as usize)
     }
 
-    /// The tables for supervisor accesses, without and with access to user pages: reads, then writes.
-    pub(in super::super) fn kernel_tables(user_pages: bool) -> [Mem; 2] {
-        let tables = offset_of!(State, kernel_tables) + 16 * usize::from(user_pages);
-        [0, 8].map(|at| of_state(tables + at))
+    /// The table for supervisor accesses, without or with access to user pages.
+    pub(in super::super) fn kernel_table(user_pages: bool) -> Mem {
+        of_state(offset_of!(State, kernel_tables) + 8 * usize::from(user_pages))
     }
 
     fn segment(segment: u8) -> usize {

@@ -12,6 +12,7 @@ use super::emit::Emitter;
 use super::operand::adds_base;
 use super::registers::{A, B, C};
 use super::state::field;
+use super::stubs::load_table;
 use crate::interp::op::prefix;
 
 const RCX: Reg = Reg(1);
@@ -53,8 +54,8 @@ impl Emitter<'_> {
         self.a.test_imm32(field::flags(), (Rflags::DF | Rflags::TF).bits() as u32);
         let mut sites = vec![self.a.jcc(cc::NE)];
         if shape.repeated {
-            self.a.rm(Two::Lea, C, at(RCX, -1));
-            self.a.compare_imm(C, MOST - 1);
+            self.a.rm(Two::Lea, A, at(RCX, -1));
+            self.a.compare_imm(A, MOST - 1);
             sites.push(self.a.jcc(cc::A));
         }
         sites
@@ -63,10 +64,10 @@ impl Emitter<'_> {
     /// The host's address of what `pointer` points at to [`A`]: one element, or the first of RCX that lie in one page.
     fn check_elements(&mut self, pointer: Reg, shape: Shape, write: bool, sites: &mut Vec<usize>) {
         if shape.repeated {
-            self.a.rr32(Two::Load, C, pointer);
-            self.a.imm(Imm::And, false, C, 0xfff);
-            self.a.rm(Two::Lea, C, Mem { base: Some(C), index: Some((RCX, shape.scale)), disp: 0 });
-            self.a.compare_imm(C, 0x1000);
+            self.a.rr32(Two::Load, A, pointer);
+            self.a.imm(Imm::And, false, A, 0xfff);
+            self.a.rm(Two::Lea, A, Mem { base: Some(A), index: Some((RCX, shape.scale)), disp: 0 });
+            self.a.compare_imm(A, 0x1000);
             sites.push(self.a.jcc(cc::A));
         }
         self.a.copy(A, pointer);
@@ -103,6 +104,7 @@ impl Emitter<'_> {
         self.a.copy(RDI, A);
         self.host_string(0xaa, shape);
         self.a.copy(RDI, C);
+        load_table(&mut self.a);
         self.slow(i, sites);
         Some(())
     }
@@ -123,6 +125,7 @@ impl Emitter<'_> {
         self.host_string(0xa4, shape);
         self.a.copy(RDI, C);
         self.a.rm(Two::Load, RSI, field::slot());
+        load_table(&mut self.a);
         self.slow(i, sites);
         Some(())
     }

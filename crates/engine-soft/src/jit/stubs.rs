@@ -9,16 +9,19 @@ use std::mem::offset_of;
 use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
 use super::misses::{self, Around, Misses};
 use super::privilege::{self, Ways};
-use super::registers::{A, B, C, PIN, STACK, resident};
+use super::registers::{A, B, C, PIN, STACK, TABLE, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
-use crate::mmu::tlb::{ENTRIES, FETCH_ENTRIES};
+use crate::mmu::tlb::{DataRow, ENTRIES, FETCH_ENTRIES};
 use crate::vector::pass::{LEVELS, Level, host_has_avx512, offset};
 
 /// log2 of the number of jump targets remembered.
 pub(super) const JUMP_BITS: u32 = 15;
 /// log2 of the size of [`Jump`] and of an entry of the soft TLB.
 const ENTRY_SHIFT: u8 = 4;
+/// log2 of the size of a row of the soft TLB for loads and stores: an entry for reads and one for writes.
+const ROW_SHIFT: u8 = 5;
+const _: () = assert!(size_of::<DataRow>() == 1 << ROW_SHIFT);
 
 /// The code for a guest physical address.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +43,8 @@ pub(super) struct Cell {
     pub(super) context: u64,
     /// The host's address.
     pub(super) host: u64,
+    /// How often it has followed its branch to another place.
+    pub(super) turns: u64,
 }
 
 impl Cell {
@@ -118,7 +123,7 @@ pub(super) struct Stubs {
     /// Called with a site in [`A`]: runs its handler.
     pub(super) interpret: usize,
     /// Called with a linear address in [`A`], which stays: "equal" and the host's address of its code in [`B`] if there is
-    /// some. Uses [`C`].
+    /// some. Loads [`TABLE`].
     pub(super) look_up: usize,
     /// Jumped to with a linear address in [`A`].
     pub(super) dispatch: usize,
@@ -126,7 +131,7 @@ pub(super) struct Stubs {
     pub(super) budget: usize,
     /// Jumped to with a link in [`A`]: it is not linked yet. RIP is left to Rust.
     pub(super) link: usize,
-    /// Jumped to with a return address in [`A`] that is not the one on top, and the site in [`C`].
+    /// Jumped to with a return address in [`A`] that is not the one on top, and the site in [`B`].
     pub(super) ret: usize,
     /// Jumped to with the address of the next instruction in [`A`] and the site in [`C`]: SYSCALL.
     pub(super) system_call: usize,
@@ -161,24 +166,33 @@ pub(super) fn load_registers(a: &mut Assembler) {
     for (number, reg) in resident() {
         a.rm(Two::Load, reg, field::register(number));
     }
+    load_table(a);
 }
 
-/// Finds the entry for the linear address in [`A`] in one of the soft TLB's tables: it is at [`B`] then. Changes flags.
-fn table_entry(a: &mut Assembler, entries: usize, table: Mem) {
-    // The shift leaves the page number where it is an entry's offset.
-    a.shifted(B, A, 12 - ENTRY_SHIFT);
-    a.imm(Imm::And, false, B, (entries as i32 - 1) << ENTRY_SHIFT);
-    a.rm(Two::Add, B, table);
+/// The soft TLB's table to its register; changes no flag.
+pub(super) fn load_table(a: &mut Assembler) {
+    a.rm(Two::Load, TABLE, field::data_table());
 }
 
-/// [`table_entry`] for instruction fetches.
+/// The offset to [`B`] of the row for the linear address in [`A`], in a table of the soft TLB. Changes flags.
+fn row_offset(a: &mut Assembler, rows: usize, shift: u8) {
+    // The shift leaves the page number where it is a row's offset.
+    a.shifted(B, A, 12 - shift);
+    a.imm(Imm::And, false, B, (rows as i32 - 1) << shift);
+}
+
+/// Finds the soft TLB's entry for a fetch from the linear address in [`A`]: it is at [`B`] then. Changes flags.
 pub(super) fn fetch_entry(a: &mut Assembler) {
-    table_entry(a, FETCH_ENTRIES, field::fetch_table());
+    row_offset(a, FETCH_ENTRIES, ENTRY_SHIFT);
+    a.rm(Two::Add, B, field::fetch_table());
 }
 
-/// [`table_entry`] for reads or writes.
-pub(super) fn data_entry(a: &mut Assembler, write: bool) {
-    table_entry(a, ENTRIES, if write { field::write_table() } else { field::read_table() });
+/// Finds the entry for a read or a write at the linear address in [`A`]: where the addresses of the linear page and of the host's are.
+/// Uses [`B`]; changes flags.
+pub(super) fn data_entry(a: &mut Assembler, write: bool) -> [Mem; 2] {
+    row_offset(a, ENTRIES, ROW_SHIFT);
+    let entry = i32::from(write) << ENTRY_SHIFT;
+    [entry, entry + 8].map(|disp| Mem { base: Some(TABLE), index: Some((B, 0)), disp })
 }
 
 /// Makes the page of the address in [`A`] the one whose code runs.
@@ -204,6 +218,7 @@ fn look_up(a: &mut Assembler) {
     a.rm(Two::Cmp, B, field::context());
     let stale = a.jcc(cc::NE);
     a.rm(Two::Load, B, host);
+    load_table(a);
     a.ret();
 
     a.bind(other);
@@ -235,6 +250,7 @@ fn look_up(a: &mut Assembler) {
     a.rr32(Two::Cmp, A, A); // equal
     a.bind(unknown);
     a.bind(not_there);
+    load_table(a);
     a.ret();
 }
 
@@ -486,13 +502,14 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
 /// The code of [`Around::stack`].
 fn find_stack(a: &mut Assembler) {
     a.rm(Two::Add, A, field::stack_page());
-    data_entry(a, true);
-    a.rm(Two::Load, C, at(B, 0));
-    a.rr(Two::Sub, A, C);
+    let [tag, host] = data_entry(a, true);
+    a.rm(Two::Sub, A, tag);
     a.compare_imm(A, 0xfff);
     let unknown = a.jcc(cc::A);
-    a.rm(Two::Load, B, at(B, 8));
-    a.rm(Two::Store, C, field::stack_page());
+    a.rm(Two::Lea, C, tag);
+    a.rm(Two::Load, B, at(C, 0));
+    a.rm(Two::Store, B, field::stack_page());
+    a.rm(Two::Load, B, at(C, host.disp - tag.disp));
     a.rm(Two::Store, B, field::stack_host());
     a.rr32(Two::Cmp, A, A);
     a.bind(unknown);
@@ -503,7 +520,7 @@ fn find_stack(a: &mut Assembler) {
 /// thunks do) matches the next.
 fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize) -> usize {
     let start = a.here();
-    a.rm32(Two::Store, C, field::link());
+    a.rm32(Two::Store, B, field::link());
     a.rm(Two::Cmp, RSP, field::base());
     let empty = a.jcc(cc::AE);
     a.rm(Two::Lea, RSP, at(RSP, 16));

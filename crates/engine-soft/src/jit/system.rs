@@ -11,8 +11,9 @@ use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::operand::{FS, GS};
 use super::privilege::{forget_stack, load_rflags, not_canonical};
-use super::registers::{A, B, C, Home, STACK, home};
+use super::registers::{A, B, C, Home, STACK, TABLE, home};
 use super::state::field;
+use super::stubs::load_table;
 use crate::mmu::tlb::Class;
 
 impl Emitter<'_> {
@@ -83,11 +84,8 @@ impl Emitter<'_> {
             self.a.imm_mem32(Imm::And, field::flags(), !flag);
         }
         self.a.store_byte(field::class(), to as u8);
-        let [reads, writes] = field::kernel_tables(allow);
-        self.a.rm(Two::Load, A, reads);
-        self.a.rm(Two::Store, A, field::read_table());
-        self.a.rm(Two::Load, A, writes);
-        self.a.rm(Two::Store, A, field::write_table());
+        self.a.rm(Two::Load, TABLE, field::kernel_table(allow));
+        self.a.rm(Two::Store, TABLE, field::data_table());
         // The page of the stack was found with the other rights.
         forget_stack(&mut self.a);
         if let Some(clear) = clear {
@@ -210,6 +208,7 @@ impl Emitter<'_> {
         self.save_flags();
         let (slot, check) = self.check_push(i);
         load_rflags(&mut self.a, B);
+        load_table(&mut self.a);
         self.a.imm(Imm::And, true, B, !((Rflags::VM | Rflags::RF).bits() as i32));
         self.a.rm(Two::Store, B, slot);
         self.a.rm(Two::Lea, STACK, at(STACK, -8));
@@ -256,6 +255,7 @@ impl Emitter<'_> {
         self.a.sar(true, C, if wide { 6 } else { 5 });
         let index = super::asm::Mem { base: Some(A), index: Some((C, if wide { 3 } else { 2 })), disp: 0 };
         self.a.rm(Two::Lea, A, index);
+        load_table(&mut self.a);
         let site = self.check(size, 1, instruction.mnemonic() != iced_x86::Mnemonic::Bt);
         let from = self.fetch(number, C);
         self.a.copy(C, from);
@@ -266,6 +266,7 @@ impl Emitter<'_> {
         super::operand::place_memory(&mut instruction, 0);
         instruction.set_op1_register(super::registers::sized(C, size));
         self.encode(&instruction)?;
+        load_table(&mut self.a);
         self.flags_changed(i);
         self.slow(i, [site]);
         Some(())

@@ -7,7 +7,7 @@
 use super::asm::{Imm, cc};
 use super::emit::Emitter;
 use super::helper::marks;
-use super::registers::C;
+use super::registers::A;
 use super::state::field;
 use crate::vector::pass::Level;
 
@@ -51,6 +51,6 @@ impl Emitter<'_> {
         let id = self.site_back(step, |site| {
             site.marks = if side == Side::Before { marks::ENDS } else { marks::DONE }
         });
-        self.lead_to_fixed([missing], self.stubs.misses.load, C, id);
+        self.lead_to_fixed([missing], self.stubs.misses.load, A, id);
     }
 }

@@ -48,6 +48,11 @@ pub struct Entry {
     host: u64,
 }
 
+/// Of a page, what reads ask and what writes ask.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(crate) struct DataRow([Entry; 2]);
+
 /// One entry of a table of fetches. That it is there means that an instruction fetch from the page, by the privilege that
 /// the table is for, is permitted and reads that physical page.
 #[derive(Clone, Copy, Debug)]
@@ -203,11 +208,11 @@ impl Tlb {
         (offset <= 0x1000 - size).then(|| entry.host.wrapping_add(offset) as *mut u8)
     }
 
-    /// Addresses of a class's tables for reads and for writes, for translated code: [`ENTRIES`] of [`Entry`] each, indexed
-    /// by the low bits of the page number. They hold until the next [`Tlb::switch`].
+    /// Address of a class's table for reads and writes, for translated code: [`ENTRIES`] of [`DataRow`], indexed by the low bits of the
+    /// page number. It holds until the next [`Tlb::switch`].
     #[inline(always)]
-    pub(crate) fn tables(&self, class: Class) -> (u64, u64) {
-        self.current.tables(class)
+    pub(crate) fn table(&self, class: Class) -> u64 {
+        self.current.table(class)
     }
 
     /// Address of the table of fetches at CPL 3 (`user`) or below, for translated code: [`FETCH_ENTRIES`] of [`FetchEntry`],

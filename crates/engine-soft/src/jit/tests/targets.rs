@@ -3,6 +3,7 @@
 use ringfence_memory::GuestAddress;
 
 use super::*;
+use crate::jit::misses::TURNS;
 use crate::jit::stubs::{jump_index, reason};
 
 /// Two functions whose physical addresses share the rows of the table of jump targets.
@@ -54,6 +55,15 @@ fn targets_in_turn_are_found_in_translated_code() {
     assert_eq!(m.cpu.regs[3], 1000 * 101);
     let unknown = jit.exits[reason::LOOKUP as usize];
     assert!(unknown < 30, "left {unknown} times");
+}
+
+#[test]
+fn branch_to_places_in_turn_is_not_followed_for_ever() {
+    let (_, jit) = run(2000, &[], [1, 100]);
+    assert_eq!(jit.cache.most_turns(), TURNS as u64);
+    // With the TLB flushed after each call, circumstances are others every time.
+    let (m, jit) = run(2000, &[0x0f, 0x01, 0x3e], [1, 100]);
+    assert_eq!((m.cpu.regs[3], jit.cache.most_turns()), (1000 * 101, 0));
 }
 
 #[test]

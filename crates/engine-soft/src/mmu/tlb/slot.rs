@@ -1,48 +1,97 @@
 //! The tables of one address space.
 
 use super::filter::Filter;
-use super::{Class, ENTRIES, Entry, FETCH_ENTRIES, FetchEntry, Grant, Page, Space};
+use super::{Class, DataRow, ENTRIES, Entry, FETCH_ENTRIES, FetchEntry, Grant, Page, Space};
 
 const CLASSES: usize = 4;
 
-/// What a table is made of.
+/// The entries that a page of loads and stores has in its row. They lie in one line of the host's cache, since most pages that are
+/// written are read.
+pub(super) const READ: usize = 0;
+pub(super) const WRITE: usize = 1;
+
+/// What a table is made of: a row for each page number's low bits, with an entry of each kind.
 trait Row: Copy {
-    /// What is in a row that holds nothing.
-    fn empty(index: usize) -> Self;
+    type Entry: Copy;
+    /// An entry of a row that holds nothing.
+    fn empty(index: usize) -> Self::Entry;
+    /// A row of such entries.
+    fn none(index: usize) -> Self;
+    fn entry(&self, kind: usize) -> &Self::Entry;
+    fn entry_mut(&mut self, kind: usize) -> &mut Self::Entry;
 }
 
-impl Row for Entry {
+impl Row for DataRow {
+    type Entry = Entry;
+
     #[inline(always)]
-    fn empty(index: usize) -> Self {
-        Self { tag: (index as u64 ^ 1) << 12, host: 0 }
+    fn empty(index: usize) -> Entry {
+        Entry { tag: (index as u64 ^ 1) << 12, host: 0 }
+    }
+
+    fn none(index: usize) -> Self {
+        Self([Self::empty(index); 2])
+    }
+
+    #[inline(always)]
+    fn entry(&self, kind: usize) -> &Entry {
+        &self.0[kind]
+    }
+
+    #[inline(always)]
+    fn entry_mut(&mut self, kind: usize) -> &mut Entry {
+        &mut self.0[kind]
     }
 }
 
 impl Row for FetchEntry {
+    type Entry = Self;
+
     #[inline(always)]
     fn empty(_: usize) -> Self {
         // No page has this address.
         Self { tag: 0x800, physical: 0 }
     }
+
+    fn none(index: usize) -> Self {
+        Self::empty(index)
+    }
+
+    #[inline(always)]
+    fn entry(&self, _: usize) -> &Self {
+        self
+    }
+
+    #[inline(always)]
+    fn entry_mut(&mut self, _: usize) -> &mut Self {
+        self
+    }
 }
 
-/// A direct-mapped table, with marks that make it cheap to empty. `WORDS` is a 64th of `ROWS`.
-struct Table<E, const ROWS: usize, const WORDS: usize> {
-    /// On the heap from the first, since it is too large for a stack.
-    rows: Box<[E]>,
-    /// Rows that have been written since they were last emptied.
+/// Which rows hold an entry of a kind.
+#[derive(Clone, Copy)]
+struct Marks<const WORDS: usize> {
+    /// Those that have been written since they were last emptied.
     filled: [u64; WORDS],
     /// Those of them that hold a global page.
     global: [u64; WORDS],
 }
 
-type DataTable = Table<Entry, ENTRIES, { ENTRIES / 64 }>;
-type FetchTable = Table<FetchEntry, FETCH_ENTRIES, { FETCH_ENTRIES / 64 }>;
+/// A direct-mapped table, with marks that make it cheap to empty. `WORDS` is a 64th of `ROWS`.
+struct Table<R, const KINDS: usize, const ROWS: usize, const WORDS: usize> {
+    /// On the heap from the first, since it is too large for a stack.
+    rows: Box<[R]>,
+    /// For each kind of entry.
+    marks: [Marks<WORDS>; KINDS],
+}
 
-impl<E: Row, const ROWS: usize, const WORDS: usize> Table<E, ROWS, WORDS> {
+type DataTable = Table<DataRow, 2, ENTRIES, { ENTRIES / 64 }>;
+type FetchTable = Table<FetchEntry, 1, FETCH_ENTRIES, { FETCH_ENTRIES / 64 }>;
+
+impl<R: Row, const KINDS: usize, const ROWS: usize, const WORDS: usize> Table<R, KINDS, ROWS, WORDS> {
     fn new() -> Self {
-        let rows = (0..ROWS).map(E::empty).collect();
-        Self { rows, filled: [0; WORDS], global: [0; WORDS] }
+        let marks = [Marks { filled: [0; WORDS], global: [0; WORDS] }; KINDS];
+        Self { rows: (0..ROWS).map(R::none).collect(), marks }
     }
 
     #[inline(always)]
@@ -51,64 +100,62 @@ impl<E: Row, const ROWS: usize, const WORDS: usize> Table<E, ROWS, WORDS> {
     }
 
     #[inline(always)]
-    fn row(&self, linear: u64) -> &E {
-        &self.rows[Self::index(linear)]
+    fn entry(&self, kind: usize, linear: u64) -> &R::Entry {
+        self.rows[Self::index(linear)].entry(kind)
     }
 
     #[inline(always)]
-    fn set(&mut self, linear: u64, row: E, global: bool) {
+    fn set(&mut self, kind: usize, linear: u64, entry: R::Entry, global: bool) {
         let index = Self::index(linear);
         let bit = 1 << (index % 64);
-        self.rows[index] = row;
-        self.filled[index / 64] |= bit;
-        self.global[index / 64] &= !bit;
-        self.global[index / 64] |= u64::from(global) << (index % 64);
+        *self.rows[index].entry_mut(kind) = entry;
+        let marks = &mut self.marks[kind];
+        marks.filled[index / 64] |= bit;
+        marks.global[index / 64] &= !bit;
+        marks.global[index / 64] |= u64::from(global) << (index % 64);
     }
 
-    /// Whether the row for an address holds no page, or the address's own.
-    fn is_free_for(&self, linear: u64, tag: impl Fn(&E) -> u64) -> bool {
-        let tag = tag(self.row(linear));
+    /// Whether the row for an address has no page of a kind, or the address's own.
+    fn is_free_for(&self, kind: usize, linear: u64, tag: impl Fn(&R::Entry) -> u64) -> bool {
+        let tag = tag(self.entry(kind, linear));
         tag == linear & !0xfff || Self::index(tag) != Self::index(linear)
     }
 
-    /// Empties the row for an address if `stale` picks it.
-    fn drop_row(&mut self, linear: u64, stale: impl Fn(&E) -> bool) {
+    /// Empties an entry for an address if `stale` picks it.
+    fn drop_one(&mut self, kind: usize, linear: u64, stale: impl Fn(&R::Entry) -> bool) {
         let index = Self::index(linear);
-        if stale(&self.rows[index]) {
-            self.rows[index] = E::empty(index);
+        let entry = self.rows[index].entry_mut(kind);
+        if stale(entry) {
+            *entry = R::empty(index);
         }
     }
 
     /// Empties the table, but for global pages if those are to stay.
     fn clear(&mut self, keep_global: bool) {
-        for word in 0..WORDS {
-            let kept = if keep_global { self.global[word] } else { 0 };
-            let mut gone = self.filled[word] & !kept;
-            self.filled[word] = kept;
-            self.global[word] = kept;
-            let first = 64 * word;
-            let rows = &mut self.rows[first..first + 64];
-            if gone.count_ones() > 24 && kept == 0 {
-                rows.iter_mut().zip(first..).for_each(|(row, index)| *row = E::empty(index));
-                continue;
-            }
-            while gone != 0 {
-                let at = gone.trailing_zeros() as usize;
-                rows[at] = E::empty(first + at);
-                gone &= gone - 1;
+        for (kind, marks) in self.marks.iter_mut().enumerate() {
+            for word in 0..WORDS {
+                let kept = if keep_global { marks.global[word] } else { 0 };
+                let mut gone = marks.filled[word] & !kept;
+                marks.filled[word] = kept;
+                marks.global[word] = kept;
+                while gone != 0 {
+                    let index = 64 * word + gone.trailing_zeros() as usize;
+                    *self.rows[index].entry_mut(kind) = R::empty(index);
+                    gone &= gone - 1;
+                }
             }
         }
     }
 
-    /// Empties the rows that `stale` picks.
-    fn drop_rows(&mut self, stale: impl Fn(&E) -> bool) {
+    /// Empties the entries of a kind that `stale` picks.
+    fn drop_entries(&mut self, kind: usize, stale: impl Fn(&R::Entry) -> bool) {
         for word in 0..WORDS {
-            let mut filled = self.filled[word];
+            let mut filled = self.marks[kind].filled[word];
             while filled != 0 {
                 let index = 64 * word + filled.trailing_zeros() as usize;
-                let row = &mut self.rows[index];
-                if stale(row) {
-                    *row = E::empty(index);
+                let entry = self.rows[index].entry_mut(kind);
+                if stale(entry) {
+                    *entry = R::empty(index);
                 }
                 filled &= filled - 1;
             }
@@ -177,8 +224,7 @@ impl Contents {
 
 /// The tables of one address space.
 pub(super) struct Slot {
-    read: [DataTable; CLASSES],
-    write: [DataTable; CLASSES],
+    data: [DataTable; CLASSES],
     fetch: [FetchTable; 2],
     local: Contents,
     global: Contents,
@@ -195,8 +241,7 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn new(epoch: u32) -> Box<Self> {
         Box::new(Self {
-            read: std::array::from_fn(|_| DataTable::new()),
-            write: std::array::from_fn(|_| DataTable::new()),
+            data: std::array::from_fn(|_| DataTable::new()),
             fetch: std::array::from_fn(|_| FetchTable::new()),
             local: NOTHING,
             global: NOTHING,
@@ -207,9 +252,8 @@ impl Slot {
         })
     }
 
-    pub(super) fn tables(&self, class: Class) -> (u64, u64) {
-        let (read, write) = (&self.read[class as usize], &self.write[class as usize]);
-        (read.rows.as_ptr() as u64, write.rows.as_ptr() as u64)
+    pub(super) fn table(&self, class: Class) -> u64 {
+        self.data[class as usize].rows.as_ptr() as u64
     }
 
     pub(super) fn fetch_table(&self, user: bool) -> u64 {
@@ -218,17 +262,17 @@ impl Slot {
 
     #[inline(always)]
     pub(super) fn read(&self, class: Class, linear: u64) -> &Entry {
-        self.read[class as usize].row(linear)
+        self.data[class as usize].entry(READ, linear)
     }
 
     #[inline(always)]
     pub(super) fn write(&self, class: Class, linear: u64) -> &Entry {
-        self.write[class as usize].row(linear)
+        self.data[class as usize].entry(WRITE, linear)
     }
 
     #[inline(always)]
     pub(super) fn fetch(&self, user: bool, linear: u64) -> &FetchEntry {
-        self.fetch[usize::from(user)].row(linear)
+        self.fetch[usize::from(user)].entry(0, linear)
     }
 
     fn contents(&mut self, page: Page) -> &mut Contents {
@@ -239,12 +283,12 @@ impl Slot {
         let write = grant != Grant::Read;
         // A write leaves the read entry of another page alone: a loop that copies between pages of one row would
         // otherwise miss at every step.
-        let read = &mut self.read[class as usize];
-        if grant != Grant::Write || read.is_free_for(entry.tag, |row| row.tag) {
-            read.set(entry.tag, entry, page.global);
+        let table = &mut self.data[class as usize];
+        if grant != Grant::Write || table.is_free_for(READ, entry.tag, |read| read.tag) {
+            table.set(READ, entry.tag, entry, page.global);
         }
         if write {
-            self.write[class as usize].set(entry.tag, entry, page.global);
+            table.set(WRITE, entry.tag, entry, page.global);
         }
         let contents = self.contents(page);
         contents.note(entry.tag, page.size);
@@ -254,7 +298,7 @@ impl Slot {
     }
 
     pub(super) fn fill_fetch(&mut self, user: bool, entry: FetchEntry, page: Page) {
-        self.fetch[usize::from(user)].set(entry.tag, entry, page.global);
+        self.fetch[usize::from(user)].set(0, entry.tag, entry, page.global);
         self.contents(page).note_code(entry.tag, page.size);
         self.own_kernel_code |= !user && !page.global;
     }
@@ -265,7 +309,7 @@ impl Slot {
         let gone = self.local.any || self.global.any && !keep_global;
         let coded = self.local.coded || self.global.coded && !keep_global;
         if gone {
-            for table in self.read.iter_mut().chain(&mut self.write) {
+            for table in &mut self.data {
                 table.clear(keep_global);
             }
             for table in &mut self.fetch {
@@ -289,18 +333,19 @@ impl Slot {
             return self.flush(false);
         }
         let page = linear & !0xfff;
-        for table in self.read.iter_mut().chain(&mut self.write) {
-            table.drop_row(page, |row| row.tag == page);
+        for table in &mut self.data {
+            table.drop_one(READ, page, |entry| entry.tag == page);
+            table.drop_one(WRITE, page, |entry| entry.tag == page);
         }
         for table in &mut self.fetch {
-            table.drop_row(page, |row| row.tag == page);
+            table.drop_one(0, page, |entry| entry.tag == page);
         }
         self.local.may_have_code_at(page) || self.global.may_have_code_at(page)
     }
 
     /// Forgets the write entry of one page in one class.
     pub(super) fn forget_write(&mut self, class: Class, linear: u64) {
-        self.write[class as usize].drop_row(linear, |row| row.tag == linear & !0xfff);
+        self.data[class as usize].drop_one(WRITE, linear, |entry| entry.tag == linear & !0xfff);
     }
 
     /// Whether a global page may lie in the same half of the address space as `linear`.
@@ -312,8 +357,8 @@ impl Slot {
     pub(super) fn protect(&mut self, host_page: u64) {
         let number = host_page >> 12;
         if self.local.written.may_hold(number) || self.global.written.may_hold(number) {
-            for table in &mut self.write {
-                table.drop_rows(|entry| entry.host == host_page);
+            for table in &mut self.data {
+                table.drop_entries(WRITE, |entry| entry.host == host_page);
             }
         }
     }
