@@ -1,10 +1,10 @@
 //! One check for several accesses: instructions in a row whose memory operands all lie at small distances from the same
-//! register, or the same sum of registers.
+//! register, or the same sum of registers, or from one of a few such *bases*.
 //!
-//! Prologues and epilogues, stack frames and structures are such rows. The check covers the span from the lowest to the
-//! highest byte, which must lie in one page; the row itself then runs without interruption, with its host address in
-//! [`A`]. Where the check fails, the same instructions run from a second translation, each with a check of its own
-//! ([`super::apart`]).
+//! Prologues and epilogues, stack frames, structures, and sums over arrays are such rows. The checks are made at its start: each covers
+//! the span from the lowest to the highest byte of a base, which must lie in one page. The row itself then runs without interruption and
+//! keeps its flags in the host's, with the host address of the base in use in [`A`] and others in the vCPU. Where a check fails, the same
+//! instructions run from a second translation, each with a check of its own ([`super::apart`]).
 
 use std::ops::Range;
 
@@ -17,6 +17,7 @@ use super::native::Kind;
 use super::operand::adds_base;
 use super::registers::{A, B, Home, home};
 use super::special::StackCheck;
+use super::state::field;
 use crate::interp::op::{RIP, ZERO};
 use crate::vector::pass::Level;
 
@@ -24,8 +25,8 @@ use crate::vector::pass::Level;
 const MAX_SPAN: i64 = 1024;
 const RSP: u8 = 4;
 
-/// A row being emitted.
-#[derive(Clone, Copy, Debug)]
+/// A base of a row being emitted.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Group {
     /// Distance of the span's first byte from the register's value at the row's start.
     lowest: i64,
@@ -60,17 +61,99 @@ struct Base {
 
 const STACK_POINTER: Base = Base { register: RSP, index: ZERO as u8, scale: 0 };
 
-/// A row: the steps up to `end`, and what to check.
-struct Row {
-    end: usize,
+impl Base {
+    /// Its registers, one bit each.
+    fn registers(self) -> u32 {
+        1 << self.register | 1 << self.index
+    }
+}
+
+/// What a row accesses from one base.
+#[derive(Clone, Copy, Debug)]
+struct Span {
     base: Base,
     lowest: i64,
     highest: i64,
     write: bool,
     /// What some address must be a multiple of, and that address's distance from the register.
     alignment: Option<(u8, i64)>,
+    /// How far the register has moved.
+    moved: i64,
+    /// The row comes back to it from another base.
+    again: bool,
+}
+
+impl Span {
+    fn new(base: Base) -> Self {
+        Self {
+            base,
+            lowest: i64::MAX,
+            highest: i64::MIN,
+            write: false,
+            alignment: None,
+            moved: 0,
+            again: false,
+        }
+    }
+
+    /// Adds an access; `None` if one check cannot cover it as well.
+    fn add(&mut self, access: &Access) -> Option<()> {
+        let at = access.from + self.moved;
+        self.lowest = self.lowest.min(at);
+        self.highest = self.highest.max(access.to + self.moved);
+        self.write |= access.write;
+        if access.alignment > 1 {
+            match self.alignment {
+                // One address that is a multiple of the larger number settles them all.
+                Some((alignment, other)) => {
+                    let settled = alignment == access.alignment && (at - other) % i64::from(alignment) == 0;
+                    settled.then_some(())?;
+                }
+                None => self.alignment = Some((access.alignment, at)),
+            }
+        }
+        (self.highest - self.lowest <= MAX_SPAN).then_some(())
+    }
+
+    fn size(&self) -> i32 {
+        (self.highest - self.lowest) as i32
+    }
+}
+
+/// Most bases of a row.
+pub(super) const BASES: usize = 3;
+/// Most instructions of a row.
+const MOST_STEPS: usize = 64;
+
+/// A row: the steps up to `end`, and what to check, that of the first access first.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    end: usize,
+    spans: [Span; BASES],
+    count: usize,
     /// The vector registers that it wants.
     level: Option<Level>,
+}
+
+impl Row {
+    fn spans(&self) -> &[Span] {
+        &self.spans[..self.count]
+    }
+
+    fn find(&self, base: Base) -> Option<usize> {
+        self.spans().iter().position(|span| span.base == base)
+    }
+
+    /// The registers of its bases.
+    fn registers(&self) -> u32 {
+        self.spans().iter().fold(0, |all, span| all | span.base.registers())
+    }
+
+    /// Those of its bases besides the stack pointer alone.
+    fn others(&self) -> u32 {
+        let others = self.spans().iter().filter(|span| span.base != STACK_POINTER);
+        others.fold(0, |all, span| all | span.base.registers())
+    }
 }
 
 impl Emitter<'_> {
@@ -109,14 +192,17 @@ impl Emitter<'_> {
         }
     }
 
-    /// Whether step `i` leaves the registers of `base` and the scratch register [`A`] alone.
-    fn spares(&self, i: usize, base: Base) -> bool {
+    /// Whether step `i` leaves the registers of a row's bases and the scratch register [`A`] alone.
+    fn spares(&self, i: usize, row: &Row) -> bool {
         let step = &self.source.steps[i];
         let scratch = match step.kind {
             Kind::Nothing => true,
             Kind::Same | Kind::Vector => step.slots <= 2,
-            Kind::Pop => return step.op.dst != RSP,
-            Kind::Push | Kind::Call | Kind::Return => return true,
+            // The distance from the stack pointer is counted.
+            Kind::Pop | Kind::Push | Kind::Call | Kind::Return => {
+                let changes = self.changes(i);
+                return changes & row.others() == 0 && (step.kind != Kind::Pop || step.op.dst != RSP);
+            }
             Kind::Address => {
                 let op = &step.op;
                 let in_register = |n: u8| n == 17 || n < 16 && home(n) != Home::Slot;
@@ -124,8 +210,14 @@ impl Emitter<'_> {
             }
             _ => false,
         };
-        let counted = 1_u32 << base.register | 1_u32 << base.index;
-        scratch && u32::from(step.changes) & counted == 0
+        scratch && self.changes(i) & row.registers() == 0
+    }
+
+    /// The registers that step `i` may change.
+    fn changes(&self, i: usize) -> u32 {
+        let step = &self.source.steps[i];
+        let stack = matches!(step.kind, Kind::Pop | Kind::Push | Kind::Call | Kind::Return);
+        u32::from(step.changes) | u32::from(stack) << RSP
     }
 
     /// Whether step `i` has an operand in memory.
@@ -134,65 +226,62 @@ impl Emitter<'_> {
         matches!(step.kind, Kind::Same | Kind::Vector) && step.facts.memory.is_some()
     }
 
-    /// The row that starts with step `i`, if there is one of at least two accesses.
+    /// The row that starts with step `i`, if there is one of at least two accesses. With several bases it must save more than it
+    /// costs: a base is come back to, or the flags need not be put by between accesses.
     fn row(&self, i: usize) -> Option<Row> {
         let first = self.access(i)?;
-        let mut row = Row {
-            end: i,
-            base: first.base,
-            lowest: first.from,
-            highest: first.to,
-            write: false,
-            alignment: None,
-            level: None,
-        };
-        let (mut moved, mut accesses) = (0, 0);
-        let mut wanted = None;
-        for n in i..self.source.steps.len() {
+        let mut row = Row { end: i, spans: [Span::new(first.base); BASES], count: 1, level: None };
+        let (mut accesses, mut runs, mut current) = (0, 1, 0);
+        let (mut changed, mut wanted, mut keeps_flags) = (0, None, false);
+        let mut best = None;
+        for n in i..self.source.steps.len().min(i + MOST_STEPS) {
             let step = &self.source.steps[n];
             let kind = step.kind;
             if n > i && (step.unit != 0 || step.label || self.source.steps[n - 1].last) {
                 break;
             }
             wanted = wanted.max(step.facts.passed.map(|passed| passed.level));
-            if let Some(access) = self.access(n) {
-                if access.base != row.base {
+            let Some(access) = self.access(n) else {
+                if self.touches_memory(n) || !self.spares(n, &row) {
                     break;
                 }
-                let lowest = row.lowest.min(access.from + moved);
-                let highest = row.highest.max(access.to + moved);
-                if highest - lowest > MAX_SPAN || !self.spares(n, row.base) {
-                    break;
+                changed |= self.changes(n);
+                continue;
+            };
+            let place = match row.find(access.base) {
+                Some(place) => place,
+                None if row.count < BASES && changed & access.base.registers() == 0 => {
+                    row.spans[row.count] = Span::new(access.base);
+                    row.count += 1;
+                    row.count - 1
                 }
-                if access.alignment > 1 {
-                    let at = access.from + moved;
-                    match row.alignment {
-                        // One address that is a multiple of the larger number settles them all.
-                        Some((alignment, other)) if alignment == access.alignment => {
-                            if (at - other) % i64::from(alignment) != 0 {
-                                break;
-                            }
-                        }
-                        Some(_) => break,
-                        None => row.alignment = Some((access.alignment, at)),
-                    }
-                }
-                (row.lowest, row.highest) = (lowest, highest);
-                row.write |= access.write;
-                row.level = wanted;
-                row.end = n + 1;
-                accesses += 1;
-                match kind {
-                    Kind::Push => moved -= 8,
-                    Kind::Pop => moved += 8,
-                    Kind::Call | Kind::Return => break,
-                    _ => {}
-                }
-            } else if self.touches_memory(n) || !self.spares(n, row.base) {
+                None => break,
+            };
+            if row.spans[place].add(&access).is_none() || !self.spares(n, &row) {
+                break;
+            }
+            if place != current {
+                (runs, current) = (runs + 1, place);
+                row.spans[place].again = true;
+                keeps_flags |= step.effect.before(step.wanted) != 0;
+            }
+            accesses += 1;
+            changed |= self.changes(n);
+            match kind {
+                Kind::Push => row.spans[place].moved -= 8,
+                Kind::Pop => row.spans[place].moved += 8,
+                _ => {}
+            }
+            (row.level, row.end) = (wanted, n + 1);
+            let saves = if row.count == 1 { accesses >= 2 } else { runs > row.count || keeps_flags };
+            if saves {
+                best = Some(row);
+            }
+            if matches!(kind, Kind::Call | Kind::Return) {
                 break;
             }
         }
-        (accesses >= 2).then_some(row)
+        best
     }
 
     /// The address `displacement` from what a row counts from. Uses [`A`] and [`B`].
@@ -211,38 +300,33 @@ impl Emitter<'_> {
             self.want_level(level, i);
         }
         let first = self.level;
-        let (mut misaligned, mut missed) = (None, None);
-        let span = (row.highest - row.lowest) as i32;
-        let mut stack = None;
-        if let Some((alignment, address)) = row.alignment {
-            let address = self.row_address(row.base, address as i32);
-            self.a.rm(Two::Lea, A, address);
-            self.a.test_low(A, alignment - 1);
-            misaligned = Some(self.a.jcc(cc::NE));
-        }
-        if row.base == STACK_POINTER {
-            stack = Some(self.check_stack(row.lowest as i32, span));
-        } else {
-            let address = self.row_address(row.base, row.lowest as i32);
-            self.a.rm(Two::Lea, A, address);
-            missed = Some(self.check(span as usize, 1, row.write));
-        }
+        let (stack, misses) = self.check_spans(row.spans());
         let stored = self.stored_flags;
-        self.group = Some(Group { lowest: row.lowest, moved: 0 });
+        let mut groups = [Group::default(); BASES];
+        for (group, span) in groups.iter_mut().zip(row.spans()) {
+            group.lowest = span.lowest;
+        }
+        let mut current = 0;
+        self.group = Some(groups[0]);
         let mut done = Some(());
         for n in i..row.end {
+            let place = self.access(n).and_then(|access| row.find(access.base));
+            if let Some(place) = place.filter(|&place| place != current) {
+                self.a.rm(Two::Load, A, field::base_host(place));
+                current = place;
+                self.group = Some(groups[place]);
+            }
             let kind = self.source.steps[n].kind;
             done = self.native(n, kind);
             if done.is_none() {
                 break;
             }
-            if let Some(group) = &mut self.group {
-                match kind {
-                    Kind::Push => group.moved -= 8,
-                    Kind::Pop => group.moved += 8,
-                    _ => {}
-                }
+            match kind {
+                Kind::Push => groups[current].moved -= 8,
+                Kind::Pop => groups[current].moved += 8,
+                _ => {}
             }
+            self.group = Some(groups[current]);
         }
         self.group = None;
         if done.is_none() {
@@ -256,10 +340,35 @@ impl Emitter<'_> {
             }
             self.lead_to_fixed([site], self.stubs.misses.row_of_stack, B, id);
         }
-        if misaligned.or(missed).is_some() {
-            self.lead_to_fixed([misaligned, missed].into_iter().flatten(), self.stubs.misses.row, B, id);
+        if !misses.is_empty() {
+            self.lead_to_fixed(misses, self.stubs.misses.row, B, id);
         }
         Some(row.end)
+    }
+
+    /// The checks of a row: the host address of the first base is in [`A`] then, those that the row comes to later are in the vCPU.
+    /// Returns the check of the stack, and the branches taken where others fail.
+    fn check_spans(&mut self, spans: &[Span]) -> (Option<StackCheck>, Vec<usize>) {
+        let (mut stack, mut misses) = (None, Vec::new());
+        for (place, span) in spans.iter().enumerate().rev() {
+            if let Some((alignment, address)) = span.alignment {
+                let address = self.row_address(span.base, address as i32);
+                self.a.rm(Two::Lea, A, address);
+                self.a.test_low(A, alignment - 1);
+                misses.push(self.a.jcc(cc::NE));
+            }
+            if span.base == STACK_POINTER {
+                stack = Some(self.check_stack(span.lowest as i32, span.size()));
+            } else {
+                let address = self.row_address(span.base, span.lowest as i32);
+                self.a.rm(Two::Lea, A, address);
+                misses.push(self.check(span.size() as usize, 1, span.write));
+            }
+            if span.again {
+                self.a.rm(Two::Store, A, field::base_host(place));
+            }
+        }
+        (stack, misses)
     }
 
     /// Notes what is to be known of a row that has just been emitted, if it must run apart: its distance from the first in bytes.

@@ -9,6 +9,7 @@ use ringfence_x86::segment::Segment;
 use ringfence_x86::{Exception, SegmentRegister, msr};
 
 use super::asm::{Mem, at};
+use super::group::BASES;
 use super::registers::PIN;
 use crate::code::StaleCode;
 use crate::interp::cpu::Cpu;
@@ -72,6 +73,8 @@ pub struct State {
     pub(super) epoch: u32,
     /// Host address of a stack slot that has been checked.
     pub(super) slot: u64,
+    /// Host addresses of what a row accesses.
+    pub(super) base_hosts: [u64; BASES],
     /// The host's stack pointer while no call of the guest is remembered.
     pub(super) base: u64,
     /// Address of the guest's vector registers when they are not in the host's.
@@ -139,6 +142,7 @@ impl State {
             targets: 0,
             epoch: 0,
             slot: 0,
+            base_hosts: [0; BASES],
             base: 0,
             vectors: 0,
             inbox: 0,
@@ -332,6 +336,11 @@ pub(super) mod field {
 
     fn of_state(offset: usize) -> Mem {
         at_distance(offset_of!(Cpu, translated) + offset)
+    }
+
+    /// The host address of a row's base.
+    pub(in super::super) fn base_host(place: usize) -> Mem {
+        of_state(offset_of!(State, base_hosts) + 8 * place)
     }
 
     fn privilege(user: bool, offset: usize) -> Mem {

@@ -4,6 +4,7 @@ mod generate;
 mod hole;
 mod privilege;
 mod programs;
+mod rows;
 mod shadow;
 mod stack;
 mod tables;

@@ -2,7 +2,7 @@
 
 use ringfence_oracle::Random;
 
-use super::{CODE_LEN, DATA, vectors};
+use super::{CODE_LEN, DATA, rows, vectors};
 
 /// A program.
 pub(super) struct Program {
@@ -383,6 +383,16 @@ pub(super) fn program(random: &mut Random, vectors: bool) -> Program {
             25 if random.chance(50) => control(random),
             25 => base(random),
             23 => vec![0xe2, random.pick(&[0xfe, 0x00, 0x02])],
+            26 | 76 => {
+                let mut row = rows::row(random);
+                let last = row.pop().unwrap_or_default();
+                for bytes in row {
+                    code[at..at + bytes.len()].copy_from_slice(&bytes);
+                    at += bytes.len();
+                    starts.push(at);
+                }
+                last
+            }
             26..76 if vectors => vectors::instruction(random),
             _ => from_table(random),
         };
