@@ -3,7 +3,11 @@
 //! Reading never trusts a length: everything is got by checked slices, and what does not fit is no packet. Lengths of IP
 //! headers bound what is behind them; trailing bytes (Ethernet's padding) are cut.
 
+pub(crate) mod extensions;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use extensions::HOP_OPTIONS;
 
 /// The header before each frame on the link: `struct virtio_net_hdr_v1` (virtio 1.2 5.1.6), little endian.
 pub const VNET: usize = 12;
@@ -116,7 +120,7 @@ pub(crate) struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Reads the packet behind an Ethernet header. IPv6 extension headers are refused, but for the one of pieces.
+    /// Reads the packet behind an Ethernet header, and behind the extension headers of IPv6.
     pub(crate) fn read(ethertype: u16, bytes: &'a [u8]) -> Option<Self> {
         match ethertype {
             IPV4 => {
@@ -152,6 +156,11 @@ impl<'a> Packet<'a> {
                     hops: bytes[7],
                     fragment: None,
                 };
+                // Options for each hop come first or not at all (RFC 8200 4.1).
+                if packet.protocol == HOP_OPTIONS {
+                    packet.skip_options()?;
+                }
+                packet.skip_extensions()?;
                 if packet.protocol == FRAGMENT {
                     let place = be16(packet.payload, 2)?;
                     let fragment = Fragment {
@@ -163,6 +172,9 @@ impl<'a> Packet<'a> {
                     packet.payload = packet.payload.get(8..)?;
                     // A whole packet with such a header is a packet (RFC 6946).
                     packet.fragment = (place & !6 != 0).then_some(fragment);
+                    if packet.fragment.is_none() {
+                        packet.skip_extensions()?;
+                    }
                 }
                 Some(packet)
             }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, socket_with};
 
+use crate::user::resolver::Asked;
 use crate::user::tcp::Key;
 
 /// At most so many at a time; the one longest unused makes room for a new one.
@@ -29,8 +30,8 @@ pub(crate) struct Datagrams {
     pub(crate) socket: UdpSocket,
     pub(crate) token: u64,
     pub(crate) used: Instant,
-    /// The resolver behind it, while that has not answered.
-    pub(crate) asked: Option<SocketAddr>,
+    /// The question to a resolver that has no answer yet.
+    pub(crate) asked: Option<Asked>,
 }
 
 impl Datagrams {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::spec::{Backend, NetSpec};
 use crate::user::addresses::{GATEWAY, GATEWAY6, GUEST};
 use crate::user::stack::Stack;
+use crate::wire::extensions::{HOP_OPTIONS, OPTIONS, ROUTING};
 use crate::wire::{
     ETH, FRAGMENT, ICMP, ICMP6, MAX_MESSAGE, Offloads, SYN, Segment, TCP, UDP, VNET, headers, sum,
 };
@@ -94,7 +95,8 @@ impl Playground {
     fn piece(&mut self, body: &[u8]) {
         let [kind, place, payload @ ..] = body else { return };
         let place = u16::from(place & 0x7f) | u16::from(place >> 7) << 15;
-        let protocol = [TCP, UDP, ICMP, ICMP6][usize::from(kind >> 1 & 3)];
+        let behind = [[TCP, UDP, ICMP, ICMP6], [HOP_OPTIONS, ROUTING, OPTIONS, FRAGMENT]];
+        let protocol = behind[usize::from(kind >> 6 & 1)][usize::from(kind >> 1 & 3)];
         let message = piece(kind & 1 == 0, protocol, place, kind >> 3 & 7, payload);
         self.stack.message(&message, self.now);
     }

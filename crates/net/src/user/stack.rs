@@ -26,6 +26,7 @@ use ringfence_helper::Link;
 
 mod connections;
 mod datagrams;
+mod questions;
 mod waiting;
 
 use waiting::watch;
@@ -73,7 +74,7 @@ pub(crate) struct Stack {
     sweep: Option<Instant>,
     datagrams: HashMap<(Kind, Key), Datagrams>,
     tidy: Option<Instant>,
-    resolver: Resolver,
+    pub(crate) resolver: Resolver,
     listeners: Vec<(TcpListener, u16)>,
     udp_forwards: Vec<(UdpSocket, u16)>,
     callers: HashMap<u16, Caller>,
@@ -188,7 +189,7 @@ impl Stack {
             Some(fragment) => {
                 let payload = self.fragments.add(&packet, fragment, now)?;
                 // A card finishes no checksum over several pieces.
-                self.packet(&Packet { payload: &payload, fragment: None, ..packet }, false, now)
+                self.packet(&packet.joined(&payload)?, false, now)
             }
         }
     }
@@ -280,6 +281,7 @@ impl Stack {
             }
         }
         if self.tidy.is_some_and(|tidy| tidy <= now) {
+            self.ask_others(now);
             let stale = |(key, socket): (&(Kind, Key), &Datagrams)| socket.is_stale(now).then_some(*key);
             let stale: Vec<_> = self.datagrams.iter().filter_map(stale).collect();
             stale.into_iter().for_each(|key| self.forget(key));

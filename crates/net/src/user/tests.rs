@@ -1,6 +1,9 @@
 //! A hostile guest, frame by frame, with programs of this host on loopback at the other end.
 
+mod extensions;
+mod names;
 mod packets;
+mod restricted;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};

@@ -1,6 +1,7 @@
 //! The guest's TCP connections, and those of clients of forwarded ports.
 
 use std::hash::BuildHasher;
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -64,17 +65,7 @@ impl Stack {
     }
 
     pub(super) fn call_out(&mut self, key: Key, syn: &Segment<'_>, now: Instant) -> Option<()> {
-        let to = self.host(key.remote, now)?;
-        #[cfg(feature = "fuzzing")]
-        let to = self.lead(to);
-        let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).ok()?;
-        match connect(&socket, &to) {
-            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-            Err(_) => return None,
-        }
-        let stream = TcpStream::from(socket);
+        let stream = self.try_ways(key.remote, now, begin_connecting)?;
         let token = self.token();
         prepare(&stream);
         let isn = self.random.hash_one((token, key)) as u32;
@@ -132,6 +123,17 @@ impl Stack {
             flow.call(&mut self.out, now);
             self.adopt(key, flow);
         }
+    }
+}
+
+/// A socket on its way to be connected.
+fn begin_connecting(to: SocketAddr) -> io::Result<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    match connect(&socket, &to) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket.into()),
+        Err(error) => Err(error.into()),
     }
 }
 

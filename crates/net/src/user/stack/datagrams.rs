@@ -16,9 +16,6 @@ use crate::wire::{Packet, be16};
 impl Stack {
     pub(super) fn forget(&mut self, key: (Kind, Key)) {
         if let Some(socket) = self.datagrams.remove(&key) {
-            if let Some(server) = socket.asked {
-                self.resolver.failed(server);
-            }
             self.tokens.remove(&socket.token);
         }
     }
@@ -58,50 +55,63 @@ impl Stack {
             return None;
         }
         if !self.datagrams.contains_key(&(kind, key)) {
-            let to = match kind {
-                Kind::Udp => self.host(key.remote, now)?,
-                // Any port but zero: only the address counts.
-                Kind::Echo => match way(SocketAddr::new(key.remote.ip(), 1)) {
-                    Way::Host(to) => SocketAddr::new(to.ip(), 0),
-                    _ => return None,
-                },
-            };
-            #[cfg(feature = "fuzzing")]
-            let to = self.lead(to);
-            if self.datagrams.len() >= datagram::MAX {
-                let oldest = self.datagrams.iter().min_by_key(|(_, socket)| socket.used).map(|(key, _)| *key);
-                oldest.into_iter().for_each(|key| self.forget(key));
-            }
-            let token = self.token();
-            let opened = Datagrams::open(kind, key, to, token, now);
-            if let (Err(error), Kind::Echo) = (&opened, kind)
-                && error.kind() == io::ErrorKind::PermissionDenied
-                && !std::mem::replace(&mut self.no_echo, true)
-            {
-                eprintln!(
-                    "ringfence: this host does not let its users ping (net.ipv4.ping_group_range), so the guest \
-                     can ping its gateway only"
-                );
-            }
-            let mut socket = opened.ok()?;
-            if kind == Kind::Udp && way(key.remote) == Way::Resolver {
-                socket.asked = Some(to);
-            }
-            watch(&self.epoll, socket.socket.as_fd(), token, (false, false), (true, false));
-            self.tokens.insert(token, Socket::Datagrams(kind, key));
-            self.datagrams.insert((kind, key), socket);
-            self.tidy = self.tidy.or(Some(now + TIDY));
+            self.open(kind, key, now)?;
         }
         let socket = self.datagrams.get_mut(&(kind, key))?;
         socket.used = now;
         let sent = socket.socket.send(body);
+        self.note_question(kind, key, body, now);
         if sent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-            self.refused(kind, key);
+            self.refused(kind, key, now);
         }
         Some(())
     }
 
-    pub(super) fn refused(&mut self, kind: Kind, key: Key) {
+    /// Makes the socket for two ends; the one longest unused makes room for it.
+    pub(super) fn open(&mut self, kind: Kind, key: Key, now: Instant) -> Option<()> {
+        if self.datagrams.len() >= datagram::MAX {
+            let oldest = self.datagrams.iter().min_by_key(|(_, socket)| socket.used).map(|(key, _)| *key);
+            oldest.into_iter().for_each(|key| self.forget(key));
+        }
+        let token = self.token();
+        let socket = match kind {
+            // A host may be without a way to one of the resolvers.
+            Kind::Udp => self.try_ways(key.remote, now, |to| Datagrams::open(kind, key, to, token, now))?,
+            // Any port but zero: only the address counts.
+            Kind::Echo => match way(SocketAddr::new(key.remote.ip(), 1)) {
+                Way::Host(to) => {
+                    let to = SocketAddr::new(to.ip(), 0);
+                    #[cfg(feature = "fuzzing")]
+                    let to = self.lead(to);
+                    let opened = Datagrams::open(kind, key, to, token, now);
+                    self.note_refusal(&opened);
+                    opened.ok()?
+                }
+                _ => return None,
+            },
+        };
+        watch(&self.epoll, socket.socket.as_fd(), token, (false, false), (true, false));
+        self.tokens.insert(token, Socket::Datagrams(kind, key));
+        self.datagrams.insert((kind, key), socket);
+        self.tidy = self.tidy.or(Some(now + TIDY));
+        Some(())
+    }
+
+    /// Tells the user, once, that the host lets nobody ping.
+    fn note_refusal(&mut self, opened: &io::Result<Datagrams>) {
+        let refused = opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        if refused && !std::mem::replace(&mut self.no_echo, true) {
+            eprintln!(
+                "ringfence: this host does not let its users ping (net.ipv4.ping_group_range), so the guest can ping \
+                 its gateway only"
+            );
+        }
+    }
+
+    pub(super) fn refused(&mut self, kind: Kind, key: Key, now: Instant) {
+        if self.ask_next((kind, key), now) {
+            return;
+        }
         self.forget((kind, key));
         if kind == Kind::Udp {
             let (ips, message) = datagram::unreachable(key);
@@ -127,7 +137,7 @@ impl Stack {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => return self.refused(kind, key),
+                Err(_) => return self.refused(kind, key, now),
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::user::fragments::{Fragments, cut};
 use crate::wire::{Packet, be16, icmp, sum};
 
 /// The packet in frames of pieces: its payload.
-fn join(frames: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn join(frames: &[Vec<u8>]) -> Vec<u8> {
     let mut fragments = Fragments::default();
     let mut whole = None;
     for frame in frames {
@@ -54,7 +54,7 @@ fn long_datagrams_go_out_whole_and_answers_come_in_pieces() {
     }
 }
 
-fn packet(frame: &[u8]) -> Packet<'_> {
+pub(super) fn packet(frame: &[u8]) -> Packet<'_> {
     Packet::read(be16(frame, VNET + 12).unwrap(), &frame[VNET + ETH..]).unwrap()
 }
 
