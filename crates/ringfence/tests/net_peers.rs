@@ -119,13 +119,20 @@ fn guest_talks_over_ipv6(image: &str) {
         "for i in $(seq 200); do ip -6 addr show dev eth0 | grep fd52:696e:6766: | grep -vq tentative && break; sleep 0.1; done
          /mnt/t/net tcp [fd52:696e:6766::2]:{port} 50 300000 {seed}
          /mnt/t/net udp [fd52:696e:6766::2]:{port} 3 {sizes} {seed}
+         /mnt/t/net options [fd52:696e:6766::2]:{port}
          ping -6 -c 3 -q -s 5000 fd52:696e:6766::2 | grep -o ' 0% packet loss'
          /mnt/t/net tcp [::ffff:10.0.2.2]:{port} 1 1 1; /mnt/t/net tcp [fd52:696e:6766::9]:{port} 1 1 1"
     );
     let run = finish(&mut machine(image, "user", folder.path(), &script));
     run.expect(0, &[]);
     assert_eq!(sums(&run.out).len(), 2, "{run:#?}");
-    assert_eq!(sums(&run.out).iter().sum::<u64>(), sum.load(Ordering::SeqCst), "what the host has seen");
+    let options: u64 = b"with options".iter().map(|byte| u64::from(*byte)).sum();
+    assert!(run.out.contains("ok with options"), "{run:#?}");
+    assert_eq!(
+        sums(&run.out).iter().sum::<u64>() + options,
+        sum.load(Ordering::SeqCst),
+        "what the host has seen"
+    );
     assert!(run.out.contains(" 0% packet loss"), "{run:#?}");
     let failed = run.out.lines().filter(|line| line.starts_with("failed: ")).count();
     assert_eq!(failed, 2, "nobody is at 127.0.0.1 or at another address: {run:#?}");
