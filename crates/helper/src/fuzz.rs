@@ -114,19 +114,20 @@ pub fn run(input: &[u8]) {
     playground.receive(LONGEST);
 }
 
+/// So many inputs of `len` arbitrary bytes each, the same ones every time: what tests try without a fuzzer.
+pub fn inputs(count: usize, len: usize) -> impl Iterator<Item = Vec<u8>> {
+    let mut state = 1_u64;
+    let mut byte = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    (0..count).map(move |_| (0..len).map(|_| byte()).collect())
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn arbitrary_input_does_no_harm() {
-        let mut state = 1_u64;
-        for _ in 0..3000 {
-            let bytes: Vec<u8> = (0..400)
-                .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    (state >> 56) as u8
-                })
-                .collect();
-            super::run(&bytes);
-        }
+        super::inputs(3000, 400).for_each(|input| super::run(&input));
     }
 }

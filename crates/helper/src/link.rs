@@ -123,7 +123,7 @@ impl Link {
     }
 
     /// Receives a message into `buffer`, as much of it as there is room for. `None` when the other end is closed, which with rings is
-    /// noticed by waiting ([`Link::after_sleep`]). Waits if `wait`.
+    /// noticed by waiting ([`Link::wait`]). Waits if `wait`.
     ///
     /// # Errors
     /// `WouldBlock` when there is none; `InvalidData` when the other end has broken the rings' rules.
@@ -149,32 +149,35 @@ impl Link {
 
     /// Waits for a message or the end.
     fn sleep(&self) -> io::Result<()> {
-        if self.before_sleep(PollFlags::IN).is_empty() {
-            let mut fds = [PollFd::from_borrowed_fd(self.as_fd(), self.watched(PollFlags::IN))];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+        self.wait(PollFlags::IN, |watched, at_once| {
+            if at_once {
+                return Ok(PollFlags::empty());
             }
-            let seen = fds[0].revents();
-            self.after_sleep(PollFlags::IN, seen);
-        }
-        Ok(())
+            let mut fds = [PollFd::from_borrowed_fd(self.as_fd(), watched)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => Ok(fds[0].revents()),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .map(drop)
     }
 
-    /// What the socket is to be watched for by who wants `wanted`, `IN` or `OUT`, of the link.
-    pub fn watched(&self, wanted: PollFlags) -> PollFlags {
-        if self.rings.is_some() { PollFlags::IN } else { wanted }
-    }
-
-    /// To be called before the socket is watched: what of `wanted` is there already, with no need to wait, and `HUP` if the link is of no
-    /// more use. Only one thread at a time waits for a link.
-    pub fn before_sleep(&self, wanted: PollFlags) -> PollFlags {
-        self.rings.as_ref().map_or(PollFlags::empty(), |rings| rings.before_sleep(&self.socket, wanted))
-    }
-
-    /// To be called after that with what the socket was `seen` ready for: what the link is ready for.
-    pub fn after_sleep(&self, wanted: PollFlags, seen: PollFlags) -> PollFlags {
-        self.rings.as_ref().map_or(seen, |rings| rings.after_sleep(&self.socket, wanted, !seen.is_empty()))
+    /// Waits, among other things, for what is `wanted` of the link, `IN` or `OUT`: what it is ready for, and `HUP` if it is of no more
+    /// use. `sleep` does the waiting. It is given what to watch the link's socket for, and whether that is all it is to do, since the
+    /// link is ready as it is; and says what the socket was ready for. Only one thread at a time waits for a link.
+    ///
+    /// # Errors
+    /// Those of `sleep`.
+    pub fn wait(
+        &self,
+        wanted: PollFlags,
+        sleep: impl FnOnce(PollFlags, bool) -> io::Result<PollFlags>,
+    ) -> io::Result<PollFlags> {
+        let Some(rings) = &self.rings else { return sleep(wanted, false) };
+        let at_once = !rings.before_sleep(&self.socket, wanted).is_empty();
+        // Whatever is wanted, the other end rings for it.
+        let seen = sleep(PollFlags::IN, at_once)?;
+        Ok(rings.after_sleep(&self.socket, wanted, !seen.is_empty()))
     }
 
     /// The rule of the rings that the other end has broken, after which the link is of no use.

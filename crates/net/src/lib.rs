@@ -23,9 +23,9 @@ mod helper;
 mod limit;
 mod spec;
 mod tap;
-#[cfg(not(feature = "fuzzing"))]
+#[cfg(not(any(test, feature = "fuzzing")))]
 mod user;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod user;
 pub mod wire;
 

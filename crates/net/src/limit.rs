@@ -1,8 +1,9 @@
 //! Limits of bytes and packets per second in one direction.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ringfence_rate::Limiter as Rates;
+use rustix::event::Timespec;
 
 /// Both limits, where set.
 #[derive(Debug)]
@@ -29,4 +30,13 @@ impl Limiter {
     pub(crate) fn take(&mut self, len: usize) {
         self.0.take(len as u64, len.div_ceil(PACKET) as u64);
     }
+}
+
+/// How long to wait from `now` to `at`, for the kernel: in whole milliseconds, not less.
+pub(crate) fn time_until(at: Instant, now: Instant) -> Timespec {
+    let left = match at.saturating_duration_since(now) {
+        Duration::ZERO => Duration::ZERO,
+        left => left + Duration::from_micros(999),
+    };
+    Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_millis()) * 1_000_000 }
 }

@@ -4,12 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::error::NetError;
-use crate::limit::Limiter;
+use crate::limit::{Limiter, time_until};
 use crate::spec::NetSpec;
 use crate::wire::{CONTROL, MAX_MESSAGE, Offloads, VNET};
 use ringfence_helper::Link;
@@ -89,27 +89,20 @@ fn pass(link: &Link, tap: &File, spec: &NetSpec) -> io::Result<()> {
         wanted.set(PollFlags::IN, open[0]);
         wanted.set(PollFlags::OUT, waiting.is_some());
         let tap_flags = if open[1] && waiting.is_none() { PollFlags::IN } else { PollFlags::empty() };
-        let mut fds = [
-            PollFd::from_borrowed_fd(link.as_fd(), link.watched(wanted)),
-            PollFd::from_borrowed_fd(tap.as_fd(), tap_flags),
-        ];
-        let until = match link.before_sleep(wanted) {
-            ready if ready.is_empty() => retries.into_iter().flatten().min(),
-            _ => Some(now),
-        };
-        let timeout = until.map(|at| {
-            let left = match at.saturating_duration_since(now) {
-                Duration::ZERO => Duration::ZERO,
-                left => left + Duration::from_micros(999),
-            };
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
-        });
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let [from_link, from_tap] = [fds[0].revents(), fds[1].revents()];
-        let from_link = link.after_sleep(wanted, from_link);
+        let mut from_tap = PollFlags::empty();
+        let from_link = link.wait(wanted, |watched, at_once| {
+            let mut fds = [
+                PollFd::from_borrowed_fd(link.as_fd(), watched),
+                PollFd::from_borrowed_fd(tap.as_fd(), tap_flags),
+            ];
+            let until = if at_once { Some(now) } else { retries.into_iter().flatten().min() };
+            match poll(&mut fds, until.map(|at| time_until(at, now)).as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            from_tap = fds[1].revents();
+            Ok(fds[0].revents())
+        })?;
         if from_link.contains(PollFlags::HUP) {
             return link.fault().map_or(Ok(()), |fault| Err(io::Error::other(fault)));
         }

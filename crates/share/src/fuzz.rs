@@ -143,21 +143,9 @@ fn step(server: &Server, bytes: &mut Bytes<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn random_guests_harm_nobody() {
         let place = tempfile::tempdir().unwrap();
-        let mut x = 0x9e37_79b9_7f4a_7c15_u64;
-        for _ in 0..300 {
-            let random = |_| {
-                x ^= x << 13;
-                x ^= x >> 7;
-                x ^= x << 17;
-                x as u8
-            };
-            let input: Vec<u8> = (0..2000).map(random).collect();
-            run(place.path(), &input);
-        }
+        ringfence_helper::fuzz::inputs(300, 2000).for_each(|input| super::run(place.path(), &input));
     }
 }

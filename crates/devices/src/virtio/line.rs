@@ -87,13 +87,19 @@ impl Line {
     /// # Errors
     /// The host cannot wait.
     pub(super) fn wait(&self, wanted: PollFlags) -> io::Result<PollFlags> {
+        if !self.is_up() {
+            return self.sleep(None, false);
+        }
+        self.link.wait(wanted, |watched, at_once| self.sleep(Some(watched), at_once))
+    }
+
+    /// Waits until somebody wakes the thread or, if it is `watched` for something, for the link's socket: what that is ready for.
+    fn sleep(&self, watched: Option<PollFlags>, at_once: bool) -> io::Result<PollFlags> {
         let mut fds = [
             PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.link.as_fd(), self.link.watched(wanted)),
+            PollFd::from_borrowed_fd(self.link.as_fd(), watched.unwrap_or(PollFlags::empty())),
         ];
-        let up = self.is_up();
-        let fds = if up { &mut fds[..] } else { &mut fds[..1] };
-        let at_once = up && !self.link.before_sleep(wanted).is_empty();
+        let fds = if watched.is_some() { &mut fds[..] } else { &mut fds[..1] };
         match poll(fds, at_once.then_some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -101,7 +107,7 @@ impl Line {
         if !fds[0].revents().is_empty() {
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         }
-        Ok(fds.get(1).map_or(PollFlags::empty(), |fd| self.link.after_sleep(wanted, fd.revents())))
+        Ok(fds.get(1).map_or(PollFlags::empty(), PollFd::revents))
     }
 }
 

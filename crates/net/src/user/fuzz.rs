@@ -198,15 +198,6 @@ pub fn run(mut data: &[u8]) {
 mod tests {
     #[test]
     fn arbitrary_input_does_no_harm() {
-        let mut state = 1_u64;
-        for _ in 0..1000 {
-            let bytes: Vec<u8> = (0..2000)
-                .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    (state >> 56) as u8
-                })
-                .collect();
-            super::run(&bytes);
-        }
+        ringfence_helper::fuzz::inputs(1000, 2000).for_each(|input| super::run(&input));
     }
 }

@@ -7,7 +7,7 @@ pub(crate) mod addresses;
 mod datagram;
 mod dhcp;
 mod fragments;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod neighbour;
 pub(crate) mod outlet;

@@ -84,7 +84,7 @@ pub(crate) struct Stack {
     fragments: Fragments,
     buffer: Vec<u8>,
     /// All connections lead to the fuzzer's server.
-    #[cfg(feature = "fuzzing")]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) detour: bool,
 }
 
@@ -123,7 +123,7 @@ impl Stack {
             no_echo: false,
             fragments: Fragments::default(),
             buffer: vec![0; 65_536],
-            #[cfg(feature = "fuzzing")]
+            #[cfg(any(test, feature = "fuzzing"))]
             detour: false,
         };
         let flags = epoll::EventFlags::IN;
@@ -299,7 +299,7 @@ impl Stack {
         20_000 + self.next_port
     }
 
-    #[cfg(feature = "fuzzing")]
+    #[cfg(any(test, feature = "fuzzing"))]
     fn lead(&self, to: SocketAddr) -> SocketAddr {
         if self.detour { super::fuzz::detour(to) } else { to }
     }

@@ -81,7 +81,7 @@ impl Stack {
             Kind::Echo => match way(SocketAddr::new(key.remote.ip(), 1)) {
                 Way::Host(to) => {
                     let to = SocketAddr::new(to.ip(), 0);
-                    #[cfg(feature = "fuzzing")]
+                    #[cfg(any(test, feature = "fuzzing"))]
                     let to = self.lead(to);
                     let opened = Datagrams::open(kind, key, to, token, now);
                     self.note_refusal(&opened);

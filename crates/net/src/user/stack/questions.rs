@@ -26,9 +26,9 @@ impl Stack {
         let asks = way(remote) == Way::Resolver;
         let (mut to, turns) = (first, if asks { self.resolver.count() } else { 1 });
         for _ in 0..turns {
-            #[cfg(feature = "fuzzing")]
+            #[cfg(any(test, feature = "fuzzing"))]
             let led = self.lead(to);
-            #[cfg(not(feature = "fuzzing"))]
+            #[cfg(not(any(test, feature = "fuzzing")))]
             let led = to;
             match open(led) {
                 Ok(opened) => return Some(opened),

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFlags, epoll};
 
 use super::{LINK, Stack};
+use crate::limit::time_until;
 
 impl Stack {
     /// Waits for something to do: what the link is ready for, of frames, unless the limit holds them back, and room, when there is
@@ -21,51 +22,38 @@ impl Stack {
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, reading);
         wanted.set(PollFlags::OUT, self.out.is_full());
-        self.watch_link(wanted);
         let now = Instant::now();
-        let until = match self.out.link.before_sleep(wanted) {
-            ready if ready.is_empty() => until,
-            _ => Some(now),
-        };
         let soonest = [self.sweep, self.tidy, self.out.retry, until].into_iter().flatten().min();
-        let timeout = soonest.map(|at| {
-            // Rounded up: the kernel counts in milliseconds.
-            let left = match at.saturating_duration_since(now) {
-                Duration::ZERO => Duration::ZERO,
-                left => left + Duration::from_micros(999),
-            };
-            rustix::event::Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: i64::from(left.subsec_millis()) * 1_000_000,
+        let (epoll, link, link_watched) = (&self.epoll, &self.out.link, &mut self.link_watched);
+        link.wait(wanted, |watched, at_once| {
+            if std::mem::replace(link_watched, watched) != watched {
+                let mut flags = epoll::EventFlags::empty();
+                flags.set(epoll::EventFlags::IN, watched.contains(PollFlags::IN));
+                flags.set(epoll::EventFlags::OUT, watched.contains(PollFlags::OUT));
+                let _ = epoll::modify(epoll, link, epoll::EventData::new_u64(LINK), flags);
             }
-        });
-        events.clear();
-        match epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let mut seen = PollFlags::empty();
-        events.retain(|event| {
-            let (token, flags) = (event.data.u64(), event.flags);
-            if token == LINK {
-                seen.set(PollFlags::IN, flags.contains(epoll::EventFlags::IN));
-                seen.set(PollFlags::OUT, flags.contains(epoll::EventFlags::OUT));
-                seen.set(PollFlags::HUP, flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR));
+            let until = if at_once { Some(now) } else { soonest };
+            events.clear();
+            let timeout = until.map(|at| time_until(at, now));
+            match epoll::wait(epoll, spare_capacity(events), timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
             }
-            token != LINK
-        });
-        Ok(self.out.link.after_sleep(wanted, seen))
-    }
-
-    pub(super) fn watch_link(&mut self, wanted: PollFlags) {
-        let watched = self.out.link.watched(wanted);
-        if self.link_watched != watched {
-            self.link_watched = watched;
-            let mut flags = epoll::EventFlags::empty();
-            flags.set(epoll::EventFlags::IN, watched.contains(PollFlags::IN));
-            flags.set(epoll::EventFlags::OUT, watched.contains(PollFlags::OUT));
-            let _ = epoll::modify(&self.epoll, &self.out.link, epoll::EventData::new_u64(LINK), flags);
-        }
+            let mut seen = PollFlags::empty();
+            events.retain(|event| {
+                let (token, flags) = (event.data.u64(), event.flags);
+                if token == LINK {
+                    seen.set(PollFlags::IN, flags.contains(epoll::EventFlags::IN));
+                    seen.set(PollFlags::OUT, flags.contains(epoll::EventFlags::OUT));
+                    seen.set(
+                        PollFlags::HUP,
+                        flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR),
+                    );
+                }
+                token != LINK
+            });
+            Ok(seen)
+        })
     }
 }
 
