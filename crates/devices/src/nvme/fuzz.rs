@@ -7,8 +7,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use ringfence_disk::{DiskOptions, DiskSpec, IoEngine, open};
+use ringfence_disk::{BlockDevice, DiskInfo, DiskOptions, DiskSpec, IoEngine, Operation, Request, open};
 use ringfence_engine::{Bus, InterruptSink, Stateful};
 use ringfence_memory::{GuestAddress, GuestMemory, GuestRange, RegionKind, RegionSpec};
 
@@ -75,21 +76,46 @@ struct Guest {
     tails: [u32; QUEUES as usize + 1],
 }
 
+/// A disk that counts the transfers between it and the guest's memory.
+#[derive(Debug)]
+struct Counted {
+    disk: Arc<dyn BlockDevice>,
+    transfers: AtomicU64,
+}
+
+impl BlockDevice for Counted {
+    fn info(&self) -> DiskInfo {
+        self.disk.info()
+    }
+
+    fn submit(&self, request: Request) {
+        if matches!(request.operation, Operation::Read { .. } | Operation::Write { .. }) {
+            self.transfers.fetch_add(1, Ordering::Relaxed);
+        }
+        self.disk.submit(request);
+    }
+
+    fn kick(&self) {
+        self.disk.kick();
+    }
+}
+
 /// Runs the bytes against a controller whose first namespace is the file `image`, some whole blocks of 4096 bytes,
-/// which is written to.
+/// which is written to. Tells how many transfers there were between the file and the guest's memory.
 ///
 /// # Panics
 /// If the file cannot be used, or when something that must hold does not.
-pub fn run(image: &Path, bytes: &[u8]) {
+pub fn run(image: &Path, bytes: &[u8]) -> u64 {
     let spec = DiskSpec { engine: IoEngine::Sync, ..DiskSpec::new(image) };
     let disk = open(&DiskOptions::new(spec)).expect("the image can be opened");
     let size = disk.info().size;
+    let disk = Arc::new(Counted { disk, transfers: AtomicU64::new(0) });
     let region = |start, len, kind| RegionSpec { range: GuestRange::new(start, len), kind };
     let memory = GuestMemory::new(&[region(0, RAM, RegionKind::Ram), region(ROM, 0x2000, RegionKind::Rom)]);
     let memory = Arc::new(memory.expect("a little memory can be had"));
     memory.fill(GuestAddress(ROM), ROM_BYTE, 0x2000).expect("the ROM is there");
     let namespace = |block_size| NamespaceConfig {
-        disk: Arc::clone(&disk),
+        disk: Arc::clone(&disk) as _,
         block_size: Some(block_size),
         uuid: [block_size as u8; 16],
     };
@@ -111,6 +137,7 @@ pub fn run(image: &Path, bytes: &[u8]) {
         guest.step(&mut bytes);
     }
     guest.check(size, image);
+    disk.transfers.load(Ordering::Relaxed)
 }
 
 impl Guest {

@@ -1,5 +1,6 @@
 //! What a device's registers and queues are, and who may do what to them when.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ringfence_memory::{GuestAddress, GuestMemory};
@@ -83,6 +84,8 @@ pub(super) struct Core {
     pub(super) vectors: u16,
     reporter: Mutex<Option<Reporter>>,
     pub(super) state: Mutex<State>,
+    /// Chains that went back to the driver since the function was made.
+    pub(super) given_back: AtomicU64,
     /// Signalled when nothing is in flight any more.
     idle: Condvar,
 }
@@ -111,6 +114,7 @@ impl Core {
             vectors,
             reporter: Mutex::new(Some(reporter)),
             state: Mutex::new(State::new(sizes)),
+            given_back: AtomicU64::new(0),
             idle: Condvar::new(),
         })
     }
@@ -177,6 +181,7 @@ impl Core {
             return;
         };
         let vector = queue.vector;
+        self.given_back.fetch_add(chains.len() as u64, Ordering::Relaxed);
         match queue.put(&self.memory, chains, events) {
             Ok(true) => self.interrupt(state, vector, isr::QUEUE),
             Ok(false) => (),
@@ -193,6 +198,7 @@ impl Core {
             drop(state);
             return self.finish(index, &[chain], 1);
         };
+        self.given_back.fetch_add(1, Ordering::Relaxed);
         if let Err(why) = queue.put_untold(&self.memory, chain) {
             self.fail(&mut state, why);
         }

@@ -19,8 +19,8 @@ use crate::virtio::share::{Share, ShareConfig};
 use crate::virtio::vsock::{Vsock, VsockConfig};
 
 /// Runs `input` against `device`, the other end of whose link `serve` is given.
-fn run_helped(make: impl FnOnce(Link) -> SharedDevice, serve: impl FnOnce(Link) + Send, input: &[u8]) {
-    run_on(Link::pair(), make, serve, input);
+fn run_helped(make: impl FnOnce(Link) -> SharedDevice, serve: impl FnOnce(Link) + Send, input: &[u8]) -> u64 {
+    run_on(Link::pair(), make, serve, input)
 }
 
 /// The same on a link whose ends are there.
@@ -29,18 +29,19 @@ fn run_on(
     make: impl FnOnce(Link) -> SharedDevice,
     serve: impl FnOnce(Link) + Send,
     input: &[u8],
-) {
+) -> u64 {
     let (link, other) = ends.expect("a link");
     let end = other.try_clone().expect("a link");
     std::thread::scope(|scope| {
         scope.spawn(|| serve(other));
-        run(make(link), input);
+        let given_back = run(make(link), input);
         end.shutdown();
-    });
+        given_back
+    })
 }
 
 /// A shared folder, made anew at `folder`.
-pub(super) fn share(folder: &Path, input: &[u8]) {
+pub(super) fn share(folder: &Path, input: &[u8]) -> u64 {
     let _ = std::fs::remove_dir_all(folder);
     std::fs::create_dir_all(folder).expect("the place is ours");
     let spec = ShareSpec { folder: folder.to_owned(), tag: "fuzz".to_owned(), read_only: false };
@@ -49,22 +50,22 @@ pub(super) fn share(folder: &Path, input: &[u8]) {
         let config = ShareConfig { tag: "fuzz".to_owned(), link, reporter: Arc::new(|_| ()) };
         Arc::new(Share::new(config).expect("a thread")) as _
     };
-    run_helped(make, |link| ringfence_share::serve(&link, &server).expect("the link is there"), input);
+    run_helped(make, |link| ringfence_share::serve(&link, &server).expect("the link is there"), input)
 }
 
 /// Sockets at `socket`.
-pub(super) fn vsock(socket: &Path, input: &[u8]) {
+pub(super) fn vsock(socket: &Path, input: &[u8]) -> u64 {
     let spec = VsockSpec { cid: 3, socket: socket.to_owned() };
     let make = |link| {
         let config = VsockConfig { cid: 3, link, reporter: Arc::new(|_| ()) };
         Arc::new(Vsock::new(config).expect("a thread")) as _
     };
     let serve = |link| ringfence_vsock::serve(link, &spec, &mut || ()).expect("the place is ours");
-    run_helped(make, serve, input);
+    run_helped(make, serve, input)
 }
 
 /// A console and two ports, one at the socket `path`, with a program there that comes and says something.
-pub(super) fn console(path: &Path, input: &[u8]) {
+pub(super) fn console(path: &Path, input: &[u8]) -> u64 {
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).expect("the place is ours");
     let mut program = UnixStream::connect(path).expect("somebody listens");
@@ -80,8 +81,9 @@ pub(super) fn console(path: &Path, input: &[u8]) {
             PortConfig { name: "b".to_owned(), end: output },
         ],
     };
-    run(Arc::new(Console::new(config).expect("a thread")), input);
+    let given_back = run(Arc::new(Console::new(config).expect("a thread")), input);
     let _ = program.read(&mut [0; 4096]);
+    given_back
 }
 
 /// Takes some bytes, then none, then some again.
@@ -97,7 +99,7 @@ impl SerialOutput for Few {
 }
 
 /// A card whose frames come back to it, with one pair of queues or some.
-pub(super) fn net(input: &[u8]) {
+pub(super) fn net(input: &[u8]) -> u64 {
     let pairs = 1 + u16::from(input.first().copied().unwrap_or(0) & 3);
     let make = |link| {
         let config = NetConfig { mac: [2; 6], mtu: 1500, pairs, link, reporter: Arc::new(|_| ()) };
@@ -110,5 +112,5 @@ pub(super) fn net(input: &[u8]) {
             let _ = link.send(&[IoSlice::new(&buffer[..len])]);
         }
     };
-    run_on(Link::pair_with_rings(MAX_MESSAGE), make, serve, input);
+    run_on(Link::pair_with_rings(MAX_MESSAGE), make, serve, input)
 }

@@ -5,6 +5,7 @@ mod subjects;
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ringfence_engine::{SavedState, Stateful};
 use subjects::{SUBJECTS, Subject};
 
 use super::driver::SIZE;
@@ -288,5 +289,63 @@ fn resets_of_queues_and_devices_under_load_end() {
         driver.check_rom();
         subject.start();
         subject.works();
+    }
+}
+
+/// A state as text and back.
+fn through_text(saved: &SavedState) -> SavedState {
+    serde_json::from_str(&serde_json::to_string(saved).unwrap()).unwrap()
+}
+
+#[test]
+fn saved_state_of_every_device_goes_on_and_what_cannot_be_is_refused() {
+    for &(name, make) in SUBJECTS {
+        let subject = ready(make);
+        let driver = &subject.driver;
+        subject.works();
+        driver.function.quiesce();
+        let saved = through_text(&driver.function.save());
+        assert_eq!(saved, driver.function.save(), "{name} stands still");
+        crate::Device::reset(&*driver.function);
+        assert_ne!(driver.function.save(), saved, "{name}");
+        driver.function.restore(&saved).unwrap();
+        // The driver notices nothing.
+        subject.works();
+        for (path, value) in [
+            ("/registers/status", serde_json::json!(255)),
+            ("/registers/driver_features", serde_json::json!(1_u64 << 63)),
+            ("/registers/queues/0/size", serde_json::json!(7)),
+            ("/registers/queues/0/device", serde_json::json!(RAM)),
+            ("/registers/queues", serde_json::json!([])),
+            ("/registers/postponed", serde_json::json!([[99, 0, 0]])),
+            ("/endpoint", serde_json::json!({})),
+        ] {
+            let mut wrong = saved.clone();
+            *wrong.fields.pointer_mut(path).unwrap() = value;
+            assert!(driver.function.restore(&wrong).is_err(), "{name}: {path}");
+            subject.works();
+        }
+        assert!(lock(&driver.told).is_empty(), "{name}: {:?}", lock(&driver.told));
+    }
+}
+
+#[test]
+fn every_device_is_saved_under_load_and_begins_anew() {
+    for &(name, make) in SUBJECTS {
+        for round in 0..20 {
+            let subject = ready(make);
+            let driver = &subject.driver;
+            for _ in 0..round % 5 {
+                subject.load.iter().for_each(|(queue, chain)| driver.submit(*queue, chain));
+            }
+            driver.function.quiesce();
+            let saved = through_text(&driver.function.save());
+            crate::Device::reset(&*driver.function);
+            driver.function.restore(&saved).unwrap();
+            (0..driver.queues()).for_each(|queue| subject.stir(queue));
+            subject.start();
+            subject.works();
+            assert!(lock(&driver.told).is_empty(), "{name}: {:?}", lock(&driver.told));
+        }
     }
 }

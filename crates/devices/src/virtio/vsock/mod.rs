@@ -9,7 +9,8 @@
 //! The process is told when the driver begins anew, which ends all connections. They are not saved either: a driver
 //! that is restored is told by an event that it has none any more (5.10.6.7).
 //!
-//! If the process dies, the user is told, and the guest's packets go nowhere; the machine lives on.
+//! If the process dies, the user is told, the driver hears by the same event that its connections are gone, and its packets go nowhere; the
+//! machine lives on.
 
 #[cfg(test)]
 mod tests;
@@ -98,7 +99,7 @@ struct Shared {
     /// How often the driver has begun anew.
     life: AtomicU32,
     /// The driver is to be told that it has no connections any more.
-    restored: AtomicBool,
+    cut: AtomicBool,
     /// A packet waits for receive chains.
     starving: AtomicBool,
 }
@@ -131,7 +132,7 @@ impl Vsock {
             stopped: Mutex::default(),
             active: AtomicBool::new(false),
             life: AtomicU32::new(0),
-            restored: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
             starving: AtomicBool::new(false),
         };
         Ok(Self { shared: Threaded::start("vsock", shared)? })
@@ -256,16 +257,18 @@ impl Shared {
         if let Some(port) = self.port.get() {
             // Packets that wait go nowhere, but their chains go back.
             self.transmit(port);
+            self.cut.store(self.active.load(Ordering::SeqCst), Ordering::SeqCst);
+            self.tell_cut(port);
         }
     }
 
-    /// Tells a driver that was restored that its connections are gone, when it has a chain for that.
-    fn tell_restored(&self, port: &Port) {
-        if !self.restored.load(Ordering::SeqCst) {
+    /// Tells a driver whose connections are gone so, when it has a chain for that.
+    fn tell_cut(&self, port: &Port) {
+        if !self.cut.load(Ordering::SeqCst) {
             return;
         }
         if let Some(chain) = port.take(EVENT) {
-            self.restored.store(false, Ordering::SeqCst);
+            self.cut.store(false, Ordering::SeqCst);
             let written = chain.write(0, &TRANSPORT_RESET.to_le_bytes());
             chain.complete(written as u32);
         }
@@ -317,7 +320,7 @@ impl VirtioDevice for Vsock {
         self.shared.active.store(true, Ordering::SeqCst);
         self.shared.line.wake();
         if let Some(port) = self.shared.port.get() {
-            self.shared.tell_restored(port);
+            self.shared.tell_cut(port);
         }
     }
 
@@ -330,7 +333,7 @@ impl VirtioDevice for Vsock {
         }
         match queue {
             TRANSMIT => self.shared.transmit(port),
-            EVENT => self.shared.tell_restored(port),
+            EVENT => self.shared.tell_cut(port),
             _ if self.shared.starving.load(Ordering::SeqCst) => self.shared.line.wake(),
             _ => {}
         }
@@ -343,7 +346,7 @@ impl VirtioDevice for Vsock {
         }
         if queue.is_none() && !saving && self.shared.active.swap(false, Ordering::SeqCst) {
             self.shared.life.fetch_add(1, Ordering::SeqCst);
-            self.shared.restored.store(false, Ordering::SeqCst);
+            self.shared.cut.store(false, Ordering::SeqCst);
             self.shared.tell(INACTIVE);
             self.shared.line.wake();
         }
@@ -359,7 +362,7 @@ impl VirtioDevice for Vsock {
         if saved.cid != self.shared.cid {
             return Err(invalid(name, "the guest has another cid"));
         }
-        self.shared.restored.store(true, Ordering::SeqCst);
+        self.shared.cut.store(true, Ordering::SeqCst);
         Ok(())
     }
 }

@@ -118,8 +118,12 @@ fn restored_driver_is_told_that_its_connections_are_gone() {
 #[test]
 fn machine_outlives_the_process() {
     let Linked { driver, other, told } = lab();
+    driver.submit(EVENT, &[(INBOX, 4, true)]);
+    driver.put(INBOX, &[0xff; 4]);
     drop(other);
     driver.wait("the message", || !lock(&told).is_empty());
+    // All connections are gone, and the driver can tell whoever waits for an answer.
+    assert_eq!((driver.wait_for(EVENT), driver.get(INBOX, 4)), (4, vec![0; 4]));
     for _ in 0..20 {
         driver.submit(TRANSMIT, &[(DATA, 100, false)]);
         assert_eq!(driver.wait_for(TRANSMIT), 0);

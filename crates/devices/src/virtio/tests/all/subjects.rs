@@ -17,7 +17,7 @@ use crate::device::lock;
 use crate::serial::SerialOutput;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, BlkConfig};
-use crate::virtio::console::{Console, ConsoleConfig, Size};
+use crate::virtio::console::{Console, ConsoleConfig, PortConfig, PortEnd, Size};
 use crate::virtio::guest::{Buffer, DATA};
 use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::rng::Rng;
@@ -40,6 +40,8 @@ pub(super) struct Subject {
     inward: &'static [u16],
     /// For each queue that is looked at, what becomes of chains of the odd shapes.
     pub(super) ends: Ends,
+    /// More of those, where that depends on what is in the chain.
+    others: &'static [u16],
     /// Chains that make work, by queue.
     pub(super) load: Load,
     works: fn(&Self),
@@ -70,6 +72,7 @@ impl Subject {
             other: None,
             inward: &[],
             ends,
+            others: &[],
             load,
             works,
             message: |_| Vec::new(),
@@ -84,7 +87,7 @@ impl Subject {
 
     /// Queues whose chains the device takes.
     pub(super) fn looked_at(&self) -> impl Iterator<Item = u16> + use<> {
-        self.ends.iter().map(|(queue, _)| *queue)
+        self.ends.iter().map(|(queue, _)| *queue).chain(self.others.iter().copied())
     }
 
     /// Has the device look at a queue.
@@ -147,6 +150,7 @@ pub(super) const SUBJECTS: &[Maker] = &[
     ("share", share),
     ("vsock", vsock),
     ("console", console),
+    ("ports", ports),
 ];
 
 fn echo() -> Subject {
@@ -287,4 +291,26 @@ fn console() -> Subject {
         subject.driver.wait("the text", || lock(&screen.0).ends_with(b"some text"));
     });
     Subject { _kept: Box::new(screen), ..subject }
+}
+
+fn ports() -> Subject {
+    let end = PortEnd::Output(Arc::new(Screen::default()));
+    let ports = vec![PortConfig { name: "a".to_owned(), end }];
+    let device = Console::new(ConsoleConfig { ports, ..ConsoleConfig::default() }).unwrap();
+    // What is written before anybody hears it is for nobody; messages of the device wait until there are some.
+    const WRITTEN: [End; 6] = [Done, Done, Done, Done, Broken, Done];
+    let ends = &[(1, WRITTEN), (2, [Waits; 6]), (5, WRITTEN)];
+    const LOAD: Load = &[(1, &[(DATA, 72, false)]), (2, &[(ANSWER, 64, true)]), (5, &[(DATA, 72, false)])];
+    let subject = Subject::new(Arc::new(device), ends, LOAD, |subject| {
+        // The driver is ready (5.3.6.2), and is told of the port.
+        subject.driver.put(REQUEST, &[0xff, 0xff, 0xff, 0xff, 0, 0, 1, 0]);
+        subject.driver.submit(3, &[(REQUEST, 8, false)]);
+        assert_eq!(subject.driver.wait_for(3), 0);
+        subject.driver.submit(2, &[(ANSWER, 64, true)]);
+        assert_eq!(
+            (subject.driver.wait_for(2), subject.driver.get(ANSWER, 8)),
+            (8, vec![1, 0, 0, 0, 1, 0, 1, 0])
+        );
+    });
+    Subject { others: &[3], ..subject }
 }
