@@ -374,6 +374,67 @@ fn limit_holds_a_transfer_back() {
 }
 
 #[test]
+fn packets_pass_at_a_low_rate_in_each_direction() {
+    const COUNT: usize = 15;
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let to = IpEndpoint::from(SocketAddr::from(([10, 0, 2, 2], server.local_addr().unwrap().port())));
+    let mut guest = Guest::new("user,pps=5");
+    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 32], vec![0; 8192]);
+    let handle = guest.sockets.add(udp::Socket::new(buffer(), buffer()));
+    let socket = guest.sockets.get_mut::<udp::Socket<'_>>(handle);
+    socket.bind(5000).unwrap();
+    (0..COUNT).for_each(|n| socket.send_slice(&[n as u8], to).unwrap());
+    let (begun, mut got, mut guests_end) = (Instant::now(), 0, None);
+    guest.until(|_| {
+        while let Ok((_, from)) = server.recv_from(&mut [0]) {
+            (got, guests_end) = (got + 1, Some(from));
+        }
+        (got == COUNT).then_some(())
+    });
+    // A second's worth passes at once, the rest by the rate. The question for the gateway's address was one more.
+    let up = begun.elapsed();
+    assert!((Duration::from_millis(1950)..Duration::from_secs(6)).contains(&up), "{up:?}");
+    let (begun, mut got) = (Instant::now(), 0);
+    (0..COUNT).for_each(|n| assert_eq!(server.send_to(&[n as u8], guests_end.unwrap()).unwrap(), 1));
+    guest.until(|guest| {
+        let socket = guest.sockets.get_mut::<udp::Socket<'_>>(handle);
+        while let Ok((data, _)) = socket.recv() {
+            assert_eq!(data, [got as u8], "in order");
+            got += 1;
+        }
+        (got == COUNT).then_some(())
+    });
+    let down = begun.elapsed();
+    assert!((Duration::from_millis(1950)..Duration::from_secs(6)).contains(&down), "{down:?}");
+}
+
+#[test]
+fn bytes_go_out_at_a_low_rate() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut guest = Guest::new("user,bps=50K");
+    let handle = guest.connect(server.local_addr().unwrap().port(), 40_006);
+    guest.until(|guest| guest.tcp(handle).may_send().then_some(()));
+    let (mut stream, _) = server.accept().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let (begun, mut sent, mut got, data) = (Instant::now(), 0, 0, bytes(150_000, 3));
+    guest.until(|guest| {
+        let socket = guest.tcp(handle);
+        if socket.can_send() {
+            sent += socket.send_slice(&data[sent..]).unwrap();
+        }
+        let mut buffer = vec![0; 65_536];
+        while let Ok(len @ 1..) = stream.read(&mut buffer) {
+            assert!(buffer[..len] == data[got..got + len]);
+            got += len;
+        }
+        (got == data.len()).then_some(())
+    });
+    let time = begun.elapsed();
+    assert!((Duration::from_millis(1900)..Duration::from_secs(8)).contains(&time), "{time:?}");
+}
+
+#[test]
 fn hostile_frames_leave_it_working() {
     let (echo, thread) = mirror();
     let mut guest = Guest::new("user");
