@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringfence_fuzz::image;
+use ringfence_fuzz::{image, note_transfers};
 
 fuzz_target!(|input: &[u8]| {
-    ringfence_devices::nvme::fuzz::run(image(), input);
+    note_transfers("nvme", ringfence_devices::nvme::fuzz::run(image(), input));
 });

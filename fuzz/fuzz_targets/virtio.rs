@@ -2,8 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringfence_fuzz::{image, place};
+use ringfence_fuzz::{image, note_transfers, place};
 
 fuzz_target!(|input: &[u8]| {
-    ringfence_devices::virtio::fuzz::run_any(image(), place(), input);
+    let (device, chains) = ringfence_devices::virtio::fuzz::run_any(image(), place(), input);
+    note_transfers(device, chains);
 });

@@ -1,11 +1,12 @@
 //! What fuzz targets share: for the software engine a vCPU in memory of its own, with arbitrary bytes as code; for disks an
 //! image.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use ringfence_engine::{Bus, ClockMode, VirtualClock};
 use ringfence_engine_soft::code::CodeMap;
@@ -100,6 +101,20 @@ pub fn guest(header: &[u8], code: &[u8]) -> Option<Interpreter> {
         machine.cpu.set_cpl(3);
     }
     Some(machine)
+}
+
+/// Notes that a device has worked on the guest's memory `count` times, and says what each has done so far whenever the number of runs
+/// has doubled: `.ci/fuzz` shows the last of it.
+pub fn note_transfers(device: &'static str, count: u64) {
+    static SO_FAR: Mutex<(u64, BTreeMap<&str, u64>)> = Mutex::new((0, BTreeMap::new()));
+    let mut so_far = SO_FAR.lock().expect("nobody panics here and goes on");
+    let (runs, devices) = &mut *so_far;
+    *runs += 1;
+    *devices.entry(device).or_default() += count;
+    if runs.is_power_of_two() {
+        let list: Vec<String> = devices.iter().map(|(device, count)| format!("{device} {count}")).collect();
+        eprintln!("DMA after {runs} runs: {}", list.join(", "));
+    }
 }
 
 /// Sees to it that a peer that has gone makes a write fail, as in a Rust program, and does not end the process: the fuzzer's
