@@ -51,6 +51,7 @@ fn pc() -> Pc {
         crate::fw_cfg::FwCfg::new(crate::fw_cfg::FwCfgItems::new(), memory),
         crate::pvpanic::PvPanic::new(power()),
         crate::debug_exit::DebugExit::new(0xf4, power()),
+        crate::watchdog::Watchdog::new(clock(), &bench.timers, || ()),
     ];
     let placements = devices.iter().flat_map(|device| Arc::clone(device).placements());
     let bus = SystemBus::new(placements.chain(crate::bus::delay_ports())).unwrap();
@@ -78,6 +79,7 @@ fn all_devices_answer_where_the_platform_says() {
         (0x505, 1),
         (0x510, 12),
         (0x600, 0x40),
+        (0x660, 8),
         (0xcf8, 8),
     ];
     assert_eq!(taken, expected);
