@@ -45,6 +45,11 @@ fn button_ends_the_command_of_the_image_in_memory() {
 }
 
 #[test]
+fn button_ends_the_command_with_linux_6_12() {
+    command_is_told_and_its_status_passed_on("shell:6.12");
+}
+
+#[test]
 fn button_ends_the_command_of_the_image_on_disk() {
     command_is_told_and_its_status_passed_on("debian");
 }

@@ -89,6 +89,15 @@ fn large_files_and_many_files_cross_unchanged() {
 
 #[test]
 fn there_is_no_way_out_and_read_only_is_kept() {
+    no_way_out_and_read_only("shell");
+}
+
+#[test]
+fn there_is_no_way_out_and_read_only_is_kept_with_linux_6_12() {
+    no_way_out_and_read_only("shell:6.12");
+}
+
+fn no_way_out_and_read_only(image: &str) {
     let place = tempfile::tempdir().unwrap();
     let (folder, fixed) = (place.path().join("a"), place.path().join("b"));
     fs::create_dir(&folder).unwrap();
@@ -114,7 +123,7 @@ for what in 'echo x >/mnt/fixed/text' 'echo x >/mnt/fixed/new' 'rm /mnt/fixed/te
     sh -c "$what" 2>&1 | grep -o 'Read-only file system' || echo "went: $what"
 done
 "#;
-    let run = run(&[shared(&folder, "t"), shared(&fixed, "fixed,readonly")], script);
+    let run = run_image(image, &[shared(&folder, "t"), shared(&fixed, "fixed,readonly")], script);
     run.expect(0, &[]);
     let expected = ["guest", "fixed t", "../secret", "no device", "pipe here", "755", "fixed"].join(" ");
     let expected = format!("{expected}{}", "Read-only file system ".repeat(8));
@@ -126,6 +135,75 @@ done
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 3, "nothing beside the folders");
     assert_eq!(fs::metadata(folder.join("su")).unwrap().permissions().mode() & 0o7777, 0o755);
     assert_eq!(fs::symlink_metadata(folder.join("hard")).unwrap().nlink(), 2);
+}
+
+/// What an ordinary user's guest sees of owners, and what becomes of its own.
+const OWNERS: &str = r#"
+cd /mnt/t
+stat -c '%u:%g' mine
+[ ! -e other ] || stat -c 'other %u:%g' other
+touch new && chown 0:0 new && stat -c '%u:%g' new
+chown 1000 new 2>&1 | grep -o 'Operation not permitted'
+chown 0:5 new 2>&1 | grep -o 'Operation not permitted'
+# Whoever makes it in the guest, it is the one user's.
+mkdir open && chmod 777 open && setuidgid 1000 sh -c 'echo text >open/made && mkdir open/folder && ln -s made open/link'
+stat -c '%u:%g' open/made open/folder open/link
+chmod 6755 new; stat -c %a new
+"#;
+
+#[test]
+fn ordinary_users_files_are_roots_in_the_guest_and_what_the_guest_makes_is_theirs() {
+    ensure("shell");
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::write(folder.path().join("mine"), "").unwrap();
+    let me = fs::metadata(folder.path().join("mine")).unwrap();
+    let root = me.uid() == 0;
+    let mut command = ringfence();
+    if root {
+        // As an ordinary user sees the world: root's files are that user's, others' are nobody's.
+        fs::write(folder.path().join("other"), "").unwrap();
+        std::os::unix::fs::chown(folder.path().join("other"), Some(12_345), Some(12_345)).unwrap();
+        let probe = std::process::Command::new("unshare")
+            .args(["--map-user=1000", "--map-group=1000", "true"])
+            .output();
+        if !probe.is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: this host has no namespaces of users");
+            return;
+        }
+        let program = command.get_program().to_owned();
+        command = std::process::Command::new("unshare");
+        command.args(["--map-user=1000", "--map-group=1000"]).arg(program).stdin(std::process::Stdio::null());
+    }
+    command.args([
+        "run",
+        "shell",
+        "--timeout",
+        "200",
+        "--net",
+        "none",
+        "--share",
+        &shared(folder.path(), "t"),
+    ]);
+    let run = finish(command.args(["--", "sh", "-c", OWNERS]));
+    run.expect(0, &[]);
+    let lines: Vec<&str> = run.out.lines().map(str::trim).collect();
+    let mut expected = vec!["0:0"];
+    expected.extend(root.then_some("other 65534:65534"));
+    expected.extend([
+        "0:0",
+        "Operation not permitted",
+        "Operation not permitted",
+        "0:0",
+        "0:0",
+        "0:0",
+        "755",
+    ]);
+    assert_eq!(lines, expected, "{run:#?}");
+    for name in ["new", "open/made", "open/folder", "open/link"] {
+        let made = fs::symlink_metadata(folder.path().join(name)).unwrap();
+        assert_eq!((made.uid(), made.gid()), (me.uid(), me.gid()), "{name}");
+    }
 }
 
 #[test]
@@ -141,11 +219,20 @@ fn folder_that_cannot_be_shared_is_refused_with_the_reason() {
 
 #[test]
 fn machine_outlives_the_process_of_its_folder() {
+    outlives_the_process("shell");
+}
+
+#[test]
+fn machine_outlives_the_process_of_its_folder_with_linux_6_12() {
+    outlives_the_process("shell:6.12");
+}
+
+fn outlives_the_process(image: &str) {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("text"), "here").unwrap();
-    ensure("shell");
+    ensure(image);
     let mut child = ringfence()
-        .args(["run", "--timeout", "120", "--net", "none", "--share", &shared(folder.path(), "t"), "--", "sh", "-c"])
+        .args(["run", image, "--timeout", "120", "--net", "none", "--share", &shared(folder.path(), "t"), "--", "sh", "-c"])
         .arg("cat /mnt/t/text; echo; while cat /mnt/t/text >/dev/null 2>&1; do sleep 0.1; done; cat /mnt/t/text; exit 7")
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())

@@ -151,6 +151,46 @@ fn host_connects_to_the_guest_with_linux_6_12() {
     host_connects("shell:6.12");
 }
 
+fn outlives_the_process_of_vsock(image: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    program("vsock", folder.path());
+    let listener = UnixListener::bind(folder.path().join("s_1234")).unwrap();
+    // One connection waits for an answer when it happens; the next finds nobody.
+    let script = "/mnt/t/vsock send 1234 1 1000 7; /mnt/t/vsock send 1234 1 1000 7; exit 7";
+    let mut machine = machine(image, folder.path(), script);
+    let child = machine.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.read_exact(&mut [0; 1000]).unwrap();
+    let is_helper = |pid: &i32| {
+        let read = |what| fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
+        read("status").contains(&format!("PPid:\t{}\n", child.id()))
+            && read("cmdline").contains("vsock-helper")
+    };
+    let pids = fs::read_dir("/proc").unwrap();
+    let helper = pids.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).find(is_helper);
+    let pid = rustix::process::Pid::from_raw(helper.unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "the program of the host notices too");
+    let run = Finished::from(child.wait_with_output().unwrap());
+    run.expect(7, &["the process of vsock has ended"]);
+    let failed: Vec<&str> =
+        run.out.lines().map(str::trim).filter(|line| line.starts_with("failed: ")).collect();
+    assert_eq!(failed.len(), 2, "{run:#?}");
+    // By which of its calls it notices first.
+    let told = ["Connection reset", "not connected"].iter().any(|text| failed[0].contains(text));
+    assert!(told && failed[1].contains("timed out"), "{run:#?}");
+}
+
+#[test]
+fn machine_outlives_the_process_of_vsock() {
+    outlives_the_process_of_vsock("shell");
+}
+
+#[test]
+fn machine_outlives_the_process_of_vsock_with_linux_6_12() {
+    outlives_the_process_of_vsock("shell:6.12");
+}
+
 #[test]
 fn socket_that_cannot_be_is_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
