@@ -98,7 +98,7 @@ fn virtio_disk_keeps_data_and_takes_discards_on_both_kernels() {
     else {
         return;
     };
-    for kernel in ["shell", "shell:6.12"] {
+    for kernel in KERNELS {
         ensure(kernel);
         let folder = tempfile::tempdir().unwrap();
         let image = ext4(folder.path(), &mke2fs);
@@ -154,6 +154,8 @@ while :; do
 done
 "#;
 
+const KERNELS: [&str; 2] = ["shell", "shell:6.12"];
+
 /// Machines to kill for each kind of disk; `RINGFENCE_KILLS` says otherwise.
 const KILLS: u64 = 30;
 const VIRTIO_KILLS: u64 = 10;
@@ -196,15 +198,16 @@ fn kill_machines(bus: &str, kills: u64) {
     kill_all(&ext4(folder.path(), &mke2fs), bus, kills, Path::to_owned);
 }
 
-/// Kills machines with the image as their disk; `judge` gives the disk's bytes after each.
+/// Kills machines of the two kernels in turn with the image as their disk; `judge` gives the disk's bytes after each.
 fn kill_all(image: &Path, options: &str, kills: u64, judge: impl Fn(&Path) -> PathBuf) {
     let (Some(e2fsck), Some(debugfs)) = (tool("e2fsck"), tool("debugfs")) else { return };
-    ensure("shell");
+    KERNELS.iter().for_each(|kernel| ensure(kernel));
     let kills = std::env::var("RINGFENCE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(kills);
     let mut records = 0;
     for round in 0..kills {
         let tag = nonce();
         let mut child = machine(image, options)
+            .arg(KERNELS[round as usize % 2])
             .args(["--append", &format!("tag={tag}"), "--", "sh", "-c", WRITE])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
