@@ -61,6 +61,7 @@ struct Attached {
 }
 
 const RAW: Attached = Attached { options: "", device: "/dev/nvme1n1", reason: true };
+const RAW_ON_VIRTIO: Attached = Attached { options: ",bus=virtio", device: "/dev/vda", reason: false };
 const QCOW2: Attached = Attached { options: ",format=qcow2", ..RAW };
 const QCOW2_ON_VIRTIO: Attached =
     Attached { options: ",format=qcow2,bus=virtio", device: "/dev/vda", reason: false };
@@ -100,6 +101,11 @@ fn fill(
 #[test]
 fn full_host_gives_the_guest_an_error_and_the_machine_lives_on() {
     fill_host(&RAW, "truncate -s 64M");
+}
+
+#[test]
+fn full_host_gives_the_guest_of_a_virtio_disk_an_error_and_the_machine_lives_on() {
+    fill_host(&RAW_ON_VIRTIO, "truncate -s 64M");
 }
 
 /// The command that makes a qcow2 image of 64 MiB.
