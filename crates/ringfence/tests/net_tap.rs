@@ -103,3 +103,47 @@ fn guest_and_host_talk_over_a_tap_device() {
 fn guest_and_host_talk_over_a_tap_device_with_linux_6_12_and_several_queues() {
     guest_and_host_talk("shell:6.12", ",queues=2");
 }
+
+/// A server on the host's side, and the machine.
+const LIMITED: &str = r#"
+folder=$1; shift
+ip tuntap add dev tap0 mode tap && ip addr add 192.0.2.1/24 dev tap0 && ip link set tap0 up || exit 77
+"$folder/net" serve 7 >&2 &
+server=$!
+"$@"
+status=$?
+kill $server
+exit $status
+"#;
+
+/// Fifteen datagrams that go and come back one after the other, and how long that takes in hundredths of a second.
+const LIMITED_GUEST: &str = "
+ip addr flush dev eth0; ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up
+now() { cut -d' ' -f1 /proc/uptime | tr -d .; }
+sleep 3; start=$(now)
+/mnt/t/net udp 192.0.2.1:7 1 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1 7
+echo time $(($(now) - start))
+";
+
+#[test]
+fn limit_holds_on_a_tap_device() {
+    if let Some(reason) = refused() {
+        eprintln!("skipped: this host gives no namespace with a tap device: {}", reason.trim());
+        return;
+    }
+    ensure("shell");
+    let folder = tempfile::tempdir().unwrap();
+    program("net", folder.path());
+    let share = format!("{}:t", folder.path().display());
+    let mut command = Command::new("unshare");
+    command.args(["-Urn", "sh", "-c", LIMITED, "sh"]).arg(folder.path());
+    command.arg(env!("CARGO_BIN_EXE_ringfence"));
+    command.args(["run", "shell", "--timeout", "240", "--net", "tap=tap0,pps=4", "--share", &share]);
+    let run: Finished = finish(command.args(["--", "sh", "-c", LIMITED_GUEST]));
+    run.expect(0, &[]);
+    assert!(run.out.contains("ok "), "{run:#?}");
+    let time =
+        run.out.lines().find_map(|line| line.trim().strip_prefix("time ")?.parse::<u32>().ok()).unwrap();
+    // A second's worth passes at once at most, and the rest by the rate, with whatever else the kernels say.
+    assert!((260..9000).contains(&time), "{run:#?}");
+}

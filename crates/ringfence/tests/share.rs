@@ -146,7 +146,8 @@ touch new && chown 0:0 new && stat -c '%u:%g' new
 chown 1000 new 2>&1 | grep -o 'Operation not permitted'
 chown 0:5 new 2>&1 | grep -o 'Operation not permitted'
 # Whoever makes it in the guest, it is the one user's.
-mkdir open && chmod 777 open && setuidgid 1000 sh -c 'echo text >open/made && mkdir open/folder && ln -s made open/link'
+echo 'user:x:1000:1000::/:/bin/sh' >>/etc/passwd
+mkdir open && chmod 777 open && su user -c 'cd /mnt/t/open && id -u && echo text >made && mkdir folder && ln -s made link'
 stat -c '%u:%g' open/made open/folder open/link
 chmod 6755 new; stat -c %a new
 "#;
@@ -194,6 +195,7 @@ fn ordinary_users_files_are_roots_in_the_guest_and_what_the_guest_makes_is_their
         "0:0",
         "Operation not permitted",
         "Operation not permitted",
+        "1000",
         "0:0",
         "0:0",
         "0:0",
