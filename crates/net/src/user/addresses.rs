@@ -45,21 +45,37 @@ fn on_link(ip: IpAddr) -> bool {
     }
 }
 
-/// Addresses that would mean the host itself or its own link, or that are nobody's: loopback by any spelling, link-local (where
+/// Where clouds keep their machines' credentials, beside 169.254.0.0/16: Alibaba's, Amazon's two, Google's.
+const CREDENTIALS: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Addresses that would mean the host itself or its own link, or that are nobody's: loopback by any spelling, link-local and others (where
 /// clouds keep their machines' credentials), multicast, broadcast, unspecified.
 fn is_out_of_reach(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            ip.is_loopback() || ip.is_link_local() || ip.octets()[0] == 0 || ip.octets()[0] >= 224
+    CREDENTIALS.contains(&ip)
+        || match ip {
+            IpAddr::V4(ip) => {
+                ip.is_loopback() || ip.is_link_local() || ip.octets()[0] == 0 || ip.octets()[0] >= 224
+            }
+            IpAddr::V6(ip) => {
+                ip.is_loopback()
+                    || ip.is_unspecified()
+                    || ip.is_multicast()
+                    || ip.is_unicast_link_local()
+                    || ip.to_ipv4().is_some()
+                    || translated(ip).is_some_and(|ip| is_out_of_reach(ip.into()))
+            }
         }
-        IpAddr::V6(ip) => {
-            ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip.is_unicast_link_local()
-                || ip.to_ipv4().is_some()
-        }
-    }
+}
+
+/// The IPv4 address that a network with NAT64 sends a packet on to (RFC 6052 2.1).
+fn translated(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] = ip.octets() else { return None };
+    Some(Ipv4Addr::new(a, b, c, d))
 }
 
 /// The way of a packet to `remote`.
@@ -103,11 +119,22 @@ mod tests {
             "[::127.0.0.1]:80",
             "[fe80::1]:80",
             "[ff02::1]:80",
+            "100.100.100.200:80",
+            "[fd00:ec2::254]:80",
+            "[fd00:ec2::23]:80",
+            "[fd20:ce::254]:80",
+            "[64:ff9b::169.254.169.254]:80",
+            "[64:ff9b::127.0.0.1]:80",
+            "[64:ff9b::100.100.100.200]:80",
         ] {
             assert_eq!(way(text.parse().expect(text)), Way::None, "{text}");
         }
         assert_eq!(way("10.0.2.2:80".parse().unwrap()), Way::Host("127.0.0.1:80".parse().unwrap()));
         assert_eq!(way("9.9.9.9:80".parse().unwrap()), Way::Host("9.9.9.9:80".parse().unwrap()));
         assert_eq!(way("10.0.2.3:53".parse().unwrap()), Way::Resolver);
+        for text in ["100.100.100.201:80", "[fd00:ec2::253]:53", "[64:ff9b::9.9.9.9]:80", "[2001:db8::1]:80"]
+        {
+            assert_eq!(way(text.parse().unwrap()), Way::Host(text.parse().unwrap()));
+        }
     }
 }
