@@ -13,8 +13,10 @@ use super::features::Features;
 use super::handlers::Handlers;
 use super::msrs::Msrs;
 use super::op::RIP;
+use super::patterns::Patterns;
 use super::system::System;
 use super::system::apic_hooks::ApicTap;
+use super::window::Window;
 use crate::code::{CodeMap, StaleCode};
 use crate::mmu::tlb::{Class, Tlb};
 use crate::mmu::track::Tracker;
@@ -134,8 +136,10 @@ pub struct Cpu {
     pub features: Arc<Features>,
     /// Handlers of forms that have been decoded.
     pub(super) handlers: Handlers,
-    /// Bytes of code that were decoded last, for their memory.
-    pub(super) window: Vec<u8>,
+    /// Operations by pattern.
+    pub(super) patterns: Patterns,
+    /// Bytes of the code that is being decoded.
+    pub(super) window: Option<Box<Window>>,
     /// The local APIC.
     pub apic: Option<LocalApic>,
     /// Who listens to what goes on between vCPU and local APIC, or stands in for it.
@@ -236,7 +240,8 @@ impl Cpu {
             cpuid,
             features,
             handlers: Handlers::default(),
-            window: Vec::new(),
+            patterns: Patterns::default(),
+            window: None,
             apic: None,
             apic_tap: None,
             tracker: None,

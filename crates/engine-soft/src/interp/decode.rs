@@ -6,9 +6,10 @@ use ringfence_x86::Exception;
 
 use super::block::{Block, BlockKey};
 use super::cpu::{CodeSize, Cpu};
+use super::found::{find, marks};
 use super::op::{Op, prefix};
 use super::system;
-use crate::code::GRANULE;
+use super::window::{Code64, Window};
 use crate::mmu::tlb::Page;
 use crate::mmu::walk::{Access, Rights, translate};
 use crate::vector;
@@ -16,7 +17,7 @@ use crate::vector;
 /// Most instructions in a block.
 const MAX_BLOCK: usize = 32;
 /// Longest instruction in bytes (SDM 2A 2.3.11).
-const MAX_LENGTH: usize = 15;
+pub(super) const MAX_LENGTH: usize = 15;
 
 /// Physical address of the code byte at a linear address.
 ///
@@ -53,54 +54,6 @@ fn walk_fetch(cpu: &mut Cpu, linear: u64) -> Result<GuestAddress, Exception> {
     }
 }
 
-/// Bytes of one page, read by whole granules, which are marked as code before they are read.
-struct Window {
-    bytes: Vec<u8>,
-    /// Where the next granule starts.
-    next: GuestAddress,
-    page: GuestAddress,
-}
-
-impl Window {
-    fn new(start: GuestAddress) -> Self {
-        Self::within(Vec::with_capacity(128), start)
-    }
-
-    /// One in the memory of another.
-    fn within(mut bytes: Vec<u8>, start: GuestAddress) -> Self {
-        bytes.clear();
-        Self { bytes, next: start, page: start.page() }
-    }
-
-    /// Whether the page goes on behind what has been read.
-    fn has_more(&self) -> bool {
-        self.next.page() == self.page
-    }
-
-    /// Reads on until `wanted` bytes are there or the page ends.
-    fn want(&mut self, cpu: &mut Cpu, wanted: usize) {
-        let old = self.bytes.len();
-        if old >= wanted || !self.has_more() {
-            return;
-        }
-        let end = (self.next.0 + (wanted - old) as u64).next_multiple_of(GRANULE).min(self.page.0 + 0x1000);
-        let len = end - self.next.0;
-        match cpu.memory.page(self.next) {
-            Some(page) => {
-                if cpu.code.mark(self.next, len) {
-                    cpu.tlb.protect(page.host);
-                }
-                self.bytes.resize(old + len as usize, 0);
-                // The page was there a moment ago and regions never go away.
-                let _ = cpu.memory.read_bytes(self.next, &mut self.bytes[old..]);
-            }
-            // Nothing answers there: the bus floats high.
-            None => self.bytes.extend(std::iter::repeat_n(0xff, len as usize)),
-        }
-        self.next.0 = end;
-    }
-}
-
 /// Decodes a block at `linear`, whose first byte is at `address`.
 ///
 /// # Errors
@@ -108,152 +61,61 @@ impl Window {
 pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result<Block, Exception> {
     let size = cpu.code_size;
     let key = BlockKey { address, size };
-    let mut window = Window::new(address);
     let mut ops = Vec::new();
+    let mut window = Window::take(cpu);
+    window.forget();
     let mut offset = 0;
     while ops.len() < MAX_BLOCK {
-        window.want(cpu, offset + MAX_LENGTH);
-        let bytes = &window.bytes[offset..];
-        match decode_one(cpu, bytes, size) {
-            Decoded::Instruction(instruction) => {
-                ops.push(lower(cpu, &instruction, bytes));
-                offset += instruction.len();
-                if ends_block(&instruction, size) || address.page_offset() + offset as u64 >= 0x1000 {
-                    break;
-                }
-            }
-            Decoded::Bad(op) => {
-                offset += usize::from(op.length);
-                ops.push(op);
-                break;
-            }
-            Decoded::Truncated if ops.is_empty() => return straddling(cpu, linear, key, bytes),
-            Decoded::Truncated => break,
+        let code = window.at(cpu, GuestAddress(address.0 + offset));
+        let Some((op, ends)) = block_op(cpu, code, size) else { break };
+        offset += u64::from(op.length);
+        ops.push(op);
+        if ends || address.page_offset() + offset >= 0x1000 {
+            break;
         }
+    }
+    let head = if ops.is_empty() { window.at(cpu, address).bytes().to_vec() } else { Vec::new() };
+    window.put_back(cpu);
+    if ops.is_empty() {
+        return straddling(cpu, linear, key, head);
     }
     Ok(Block { key, ops: ops.into(), length: offset as u32, second_page: None })
 }
 
-/// Decodes 64-bit code from `address` on, to the end of the page or until `each` has had enough: it is given what was decoded, with
-/// the bytes from its first one on, and tells whether to go on. What is truncated is the last.
-fn walk(cpu: &mut Cpu, address: GuestAddress, each: impl FnMut(&mut Cpu, Decoded, &[u8]) -> bool) {
-    let mut window = Window::within(std::mem::take(&mut cpu.window), address);
-    walk_window(cpu, &mut window, each);
-    cpu.window = window.bytes;
-}
-
-fn walk_window(cpu: &mut Cpu, window: &mut Window, mut each: impl FnMut(&mut Cpu, Decoded, &[u8]) -> bool) {
-    let mut offset = 0;
-    loop {
-        window.want(cpu, offset + MAX_LENGTH);
-        let whole = !window.has_more();
-        let bytes = &window.bytes[offset..];
-        // Made once for all that is there: it costs as much as an instruction.
-        let mut decoder = Decoder::with_ip(64, bytes, 0, cpu.features.decoder_options());
-        let mut instruction = Instruction::default();
-        loop {
-            let at = decoder.position();
-            let rest = &bytes[at..];
-            if rest.len() < MAX_LENGTH && !whole {
-                offset += at;
-                break;
-            }
-            if rest.is_empty() {
-                return;
-            }
-            // Each looks as if it were at zero: code may be mapped anywhere.
-            decoder.set_ip(0);
-            decoder.decode_out(&mut instruction);
-            let decoded = match decoder.last_error() {
-                DecoderError::None => Decoded::Instruction(instruction),
-                _ => decode_one(cpu, rest, CodeSize::Bits64),
-            };
-            let last = !matches!(decoded, Decoded::Instruction(_));
-            if !each(cpu, decoded, rest) || last {
-                return;
-            }
+/// The operation at the start of some bytes, and whether it ends a block; `None` if they are too few.
+fn block_op(cpu: &mut Cpu, code: Code64<'_>, size: CodeSize) -> Option<(Op, bool)> {
+    if size == CodeSize::Bits64 {
+        let mut op = Op::UNDEFINED;
+        let ends = find(cpu, code, &mut Instruction::default(), &mut op)?.has(marks::ENDS);
+        return Some((op, ends));
+    }
+    let bytes = code.bytes();
+    match decode_one(cpu, bytes, size) {
+        Decoded::Instruction(instruction) => {
+            Some((lower(cpu, &instruction, bytes), ends_block(&instruction, size)))
         }
+        Decoded::Bad(op) => Some((op, true)),
+        Decoded::Truncated => None,
     }
 }
 
-/// Decodes up to `most` instructions from `address` to the end of the page, past conditional branches, and hands each to
-/// `each`, which tells whether to go on, with the bytes from its first one on, if the host takes them for the same, and with the operation that it
-/// becomes; an operation without an instruction raises an exception and is the last.
-pub fn decode_run(
-    cpu: &mut Cpu,
-    address: GuestAddress,
-    most: usize,
-    mut each: impl FnMut(Option<&Instruction>, Option<&[u8]>, Op) -> bool,
-) {
-    let mut left = most;
-    walk(cpu, address, |cpu, decoded, bytes| {
-        left -= 1;
-        match decoded {
-            Decoded::Instruction(mut instruction) => {
-                let code = instruction.code();
-                cpu.features.disguise(&mut instruction, bytes);
-                let own = (instruction.code() == code).then_some(bytes);
-                let op = lower_disguised(cpu, &instruction, bytes);
-                // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
-                let passes = instruction.is_jcc_short_or_near()
-                    && instruction.op0_kind() == iced_x86::OpKind::NearBranch64;
-                let ends = ends_block(&instruction, CodeSize::Bits64) && !passes;
-                each(Some(&instruction), own, op) && !ends && left > 0
-            }
-            Decoded::Bad(op) => each(None, None, op),
-            Decoded::Truncated => false,
-        }
-    });
-}
-
-/// Shows `look` up to `most` instructions from `address`, as long as it returns true, they can be decoded, and the page lasts.
-/// Their bytes are marked as code.
-pub fn peek(cpu: &mut Cpu, address: GuestAddress, most: usize, mut look: impl FnMut(&Instruction) -> bool) {
-    let mut left = most;
-    walk(cpu, address, |cpu, decoded, bytes| {
-        left -= 1;
-        let Decoded::Instruction(mut instruction) = decoded else { return false };
-        cpu.features.disguise(&mut instruction, bytes);
-        look(&instruction) && left > 0
-    });
-}
-
-/// The instruction of 64-bit code at `linear`, whose first byte is at `address` and whose last is in the next page, with its
-/// operation and the physical address of that page. `None` if it is another kind of instruction or cannot be fetched now.
-pub fn decode_straddling(
-    cpu: &mut Cpu,
-    linear: u64,
-    address: GuestAddress,
-) -> Option<(Instruction, Op, GuestAddress)> {
-    let mut window = Window::new(address);
-    window.want(cpu, MAX_LENGTH);
-    let head = window.bytes.len();
-    if head >= MAX_LENGTH || !matches!(decode_one(cpu, &window.bytes, CodeSize::Bits64), Decoded::Truncated) {
-        return None;
-    }
-    let second = translate_fetch(cpu, (linear | 0xfff).wrapping_add(1)).ok()?;
-    let mut tail = Window::new(second);
-    tail.want(cpu, MAX_LENGTH);
-    let mut bytes = window.bytes;
-    bytes.extend_from_slice(&tail.bytes[..MAX_LENGTH]);
-    match decode_one(cpu, &bytes, CodeSize::Bits64) {
-        Decoded::Instruction(mut instruction) => {
-            cpu.features.disguise(&mut instruction, &bytes);
-            Some((instruction, lower(cpu, &instruction, &bytes), second))
-        }
-        Decoded::Bad(_) | Decoded::Truncated => None,
-    }
+/// Bytes at the end of a page, fewer than an instruction can have, and those at the start of another.
+pub(super) fn with_tail(cpu: &mut Cpu, head: &[u8], second: GuestAddress) -> [u8; 2 * MAX_LENGTH] {
+    let mut window = Window::take(cpu);
+    window.forget();
+    let mut all = [0; 2 * MAX_LENGTH];
+    all[..head.len()].copy_from_slice(head);
+    all[head.len()..head.len() + MAX_LENGTH].copy_from_slice(window.at(cpu, second).bytes());
+    window.forget();
+    window.put_back(cpu);
+    all
 }
 
 /// A block of one instruction that straddles a page boundary; `head` is its part in the first page.
-fn straddling(cpu: &mut Cpu, linear: u64, key: BlockKey, head: &[u8]) -> Result<Block, Exception> {
+fn straddling(cpu: &mut Cpu, linear: u64, key: BlockKey, head: Vec<u8>) -> Result<Block, Exception> {
     let mask = if cpu.long_mode() { u64::MAX } else { 0xffff_ffff };
-    let head = head.to_vec();
     let second = translate_fetch(cpu, (linear | 0xfff).wrapping_add(1) & mask)?;
-    let mut tail = Window::new(second);
-    tail.want(cpu, MAX_LENGTH);
-    let mut bytes = head;
-    bytes.extend_from_slice(&tail.bytes[..MAX_LENGTH]);
+    let bytes = with_tail(cpu, &head, second);
     let op = match decode_one(cpu, &bytes, key.size) {
         Decoded::Instruction(instruction) => lower(cpu, &instruction, &bytes),
         Decoded::Bad(op) => op,
@@ -263,7 +125,7 @@ fn straddling(cpu: &mut Cpu, linear: u64, key: BlockKey, head: &[u8]) -> Result<
     Ok(Block { key, ops: Box::new([op]), length, second_page: Some(second.page()) })
 }
 
-enum Decoded {
+pub(super) enum Decoded {
     Instruction(Instruction),
     /// Raises an exception when executed.
     Bad(Op),
@@ -271,7 +133,7 @@ enum Decoded {
     Truncated,
 }
 
-fn decode_one(cpu: &Cpu, bytes: &[u8], size: CodeSize) -> Decoded {
+pub(super) fn decode_one(cpu: &Cpu, bytes: &[u8], size: CodeSize) -> Decoded {
     let window = &bytes[..bytes.len().min(MAX_LENGTH)];
     let mut decoder = Decoder::with_ip(size.bits(), window, 0, cpu.features.decoder_options());
     let instruction = decoder.decode();
@@ -321,7 +183,7 @@ fn lower(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op {
 }
 
 /// Likewise, for what the instruction really is on this processor.
-fn lower_disguised(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op {
+pub(super) fn lower_disguised(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Op {
     if !cpu.features.allows(instruction) {
         return Op::new(instruction, undefined);
     }

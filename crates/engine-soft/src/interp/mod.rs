@@ -17,18 +17,24 @@
 
 pub mod access;
 pub mod block;
+pub mod code64;
 mod counted;
 pub mod cpu;
 pub mod decode;
 pub mod event;
 pub mod features;
+pub mod found;
 pub(crate) mod handlers;
 pub mod integer;
+mod layout;
 pub(crate) mod msrs;
 pub mod op;
+mod opcodes;
+pub(crate) mod patterns;
 pub mod run;
 pub mod stack;
 mod state;
 pub mod system;
 #[cfg(test)]
 pub(crate) mod testing;
+mod window;

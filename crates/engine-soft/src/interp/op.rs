@@ -69,25 +69,34 @@ pub struct Op {
 }
 
 impl Op {
+    /// Raises #UD.
+    pub const UNDEFINED: Self = Self {
+        handler: super::decode::undefined,
+        displacement: 0,
+        address_mask: u64::MAX,
+        immediate: 0,
+        aux: 0,
+        code: Code::INVALID,
+        base: ZERO as u8,
+        index: ZERO as u8,
+        scale: 0,
+        segment: SegmentRegister::Ds as u8,
+        dst: 0,
+        src: 0,
+        third: 0,
+        prefixes: 0,
+        length: 0,
+        condition: 0,
+    };
+
     /// Takes over the operands of `instruction`.
     pub fn new(instruction: &Instruction, handler: Handler) -> Self {
         let mut op = Self {
             handler,
-            displacement: 0,
-            address_mask: u64::MAX,
-            immediate: 0,
-            aux: 0,
             code: instruction.code(),
-            base: ZERO as u8,
-            index: ZERO as u8,
-            scale: 0,
-            segment: SegmentRegister::Ds as u8,
-            dst: 0,
-            src: 0,
-            third: 0,
-            prefixes: 0,
             length: instruction.len() as u8,
             condition: condition(instruction),
+            ..Self::UNDEFINED
         };
         if instruction.has_lock_prefix() {
             op.prefixes |= prefix::LOCK;
@@ -209,6 +218,20 @@ impl Op {
             4 => 0xffff_ffff,
             _ => u64::MAX,
         };
+    }
+
+    /// Whether two are the same in everything.
+    #[cfg(debug_assertions)]
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let fields = |op: &Self| {
+            let Self {
+                handler, displacement, address_mask, immediate, aux, code, base, index, scale, ..
+            } = *op;
+            let Self { segment, dst, src, third, prefixes, length, condition, .. } = *op;
+            let bytes = [base, index, scale, segment, dst, src, third, prefixes, length, condition];
+            (handler as usize, displacement, address_mask, immediate, aux, code, bytes)
+        };
+        fields(self) == fields(other)
     }
 
     /// Whether `bit` of [`prefix`] is present.

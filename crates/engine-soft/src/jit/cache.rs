@@ -1,5 +1,7 @@
 //! Translated regions: where they are, how they are linked, and how they go away.
 
+use std::ops::Range;
+
 use ringfence_memory::GuestAddress;
 
 use super::apart::Row;
@@ -28,8 +30,8 @@ pub(super) struct Region {
     pub(super) address: GuestAddress,
     /// Granules of its page that it was made from.
     mask: u64,
-    /// Where it can be entered: guest physical addresses, and offsets in the arena.
-    entries: Vec<(GuestAddress, usize)>,
+    /// Where it can be entered: a range of the list of those addresses.
+    entries: Range<u32>,
     /// Its code, and what is rarely executed of it: offsets in the arena, and bytes.
     pub(super) code: [(usize, usize); 2],
     /// Links that lead here.
@@ -74,16 +76,37 @@ pub(super) struct Entry {
     /// Flags wanted there, if that is known.
     pub(super) wanted: Set,
     /// Offset in the arena.
-    code: usize,
+    code: u32,
 }
 
-/// A direct branch of a region.
+/// A direct branch of a region, as [`NewLink`] says. Offsets are those in the arena, which is smaller than 4 GiB.
 #[derive(Clone, Copy, Debug)]
 struct Link {
-    /// Offsets are those in the arena.
-    branch: NewLink,
+    site: u32,
+    stub: u32,
+    target: i64,
+    guard: Option<Guard>,
     /// The page that the region is in.
     page: GuestAddress,
+}
+
+/// As [`super::links::Guard`] says.
+#[derive(Clone, Copy, Debug)]
+struct Guard {
+    page: u32,
+    misses: [u32; 2],
+    elsewhere: u32,
+}
+
+impl Link {
+    fn new(link: &NewLink, page: GuestAddress) -> Self {
+        let guard = link.guard.map(|guard| Guard {
+            page: guard.page as u32,
+            misses: guard.misses.map(|miss| miss as u32),
+            elsewhere: guard.elsewhere as u32,
+        });
+        Self { site: link.site as u32, stub: link.stub as u32, target: link.target, guard, page }
+    }
 }
 
 /// Figures for `-v`.
@@ -119,6 +142,8 @@ pub(super) struct Cache {
     by_address: AddressMap<Entry>,
     by_page: AddressMap<Page>,
     links: Vec<Link>,
+    /// Addresses at which regions can be entered.
+    addresses: Vec<GuestAddress>,
     /// What handlers are called for from translated code.
     sites: Vec<Site>,
     /// Rows that may have to run apart.
@@ -156,6 +181,7 @@ impl Cache {
             by_address: AddressMap::default(),
             by_page: AddressMap::default(),
             links: Vec::new(),
+            addresses: Vec::new(),
             sites: Vec::new(),
             rows: Vec::new(),
             cells: vec![Cell::default(); CELLS].into_boxed_slice(),
@@ -230,7 +256,7 @@ impl Cache {
 
     /// Host address of an entry.
     pub(super) fn entry(&self, entry: Entry) -> u64 {
-        self.host(entry.code)
+        self.host(entry.code as usize)
     }
 
     /// The code for a physical address, if it is among the jump targets.
@@ -246,7 +272,7 @@ impl Cache {
         let index = jump_index(address.0);
         self.jumps[index + 1] = self.jumps[index];
         self.jump_entries[index + 1] = self.jump_entries[index];
-        self.jumps[index] = Jump { physical: address.0, host: self.host(entry.code) };
+        self.jumps[index] = Jump { physical: address.0, host: self.host(entry.code as usize) };
         self.jump_entries[index] = entry;
     }
 
@@ -272,21 +298,21 @@ impl Cache {
         self.sizes.interpreted += output.interpreted as u64;
         self.sizes.guest_bytes += u64::from(source.bytes);
         let (id, address) = (self.regions.len() as RegionId, source.address);
-        let first = Entry { region: id, wanted: source.wanted_before(0), code: start };
+        let first = Entry { region: id, wanted: source.wanted_before(0), code: start as u32 };
         let page = self.by_page.entry(address.page()).or_default();
         page.regions.push(id);
         page.set(address.page_offset(), true);
         self.by_address.insert(address, first);
-        let mut all = Vec::with_capacity(1 + output.entries.len());
-        all.push((address, start));
+        let entries = self.addresses.len() as u32;
+        self.addresses.push(address);
         // A region that starts with a look at another page can be entered there only.
         let others = if source.second.is_none() { &output.entries[..] } else { &[] };
         for &(step, code) in others {
             let at = GuestAddress(address.page().0 + u64::from(source.steps[step].start()));
             let wanted = source.wanted_before(step);
-            self.by_address.entry(at).or_insert(Entry { region: id, wanted, code });
+            self.by_address.entry(at).or_insert(Entry { region: id, wanted, code: code as u32 });
             page.set(at.page_offset(), true);
-            all.push((at, code));
+            self.addresses.push(at);
         }
         let instructions = source.steps.iter().position(|step| step.last).map_or(0, |last| last + 1);
         let lengths = if self.chaining {
@@ -297,7 +323,7 @@ impl Cache {
         self.regions.push(Some(Region {
             address,
             mask: source.granules,
-            entries: all,
+            entries: entries..self.addresses.len() as u32,
             code: [(start, often), (self.rare, output.code().len() - often)],
             incoming: Vec::new(),
             instructions,
@@ -337,9 +363,9 @@ impl Cache {
 
     /// Adds links of code of a page, and makes those that lead to code in the page.
     fn add_links(&mut self, links: &[NewLink], page: GuestAddress) {
-        for &link in links {
+        for link in links {
             let index = self.links.len() as u32;
-            self.links.push(Link { branch: link, page });
+            self.links.push(Link::new(link, page));
             if self.chaining
                 && link.guard.is_none()
                 && let Some(to) = self.find(GuestAddress(page.0 + link.target as u64))
@@ -378,15 +404,12 @@ impl Cache {
 
     /// Where a link is meant to lead, from the start of its page.
     pub(super) fn link_target(&self, link: u32) -> Option<i64> {
-        self.links.get(link as usize).map(|link| link.branch.target)
+        self.links.get(link as usize).map(|link| link.target)
     }
 
     /// Makes a link lead to code, which is what it is meant to lead to.
     pub(super) fn connect(&mut self, link: u32, to: Entry) {
-        let Some(&Link { branch: NewLink { site, guard, .. }, page: own }) = self.links.get(link as usize)
-        else {
-            return;
-        };
+        let Some(&Link { site, guard, page: own, .. }) = self.links.get(link as usize) else { return };
         let Some(Some(region)) = self.regions.get_mut(to.region as usize) else { return };
         let page = region.address.page();
         let guarded = guard.map(|guard| (guard, u32::try_from(page.0 >> 8)));
@@ -397,25 +420,25 @@ impl Cache {
             _ => region.incoming.push(link),
         }
         if let Some((guard, Ok(page))) = guarded {
-            self.memory.write(guard.page, &page.to_le_bytes());
+            self.memory.write(guard.page as usize, &page.to_le_bytes());
             for miss in guard.misses {
-                self.patch(miss, guard.elsewhere);
+                self.patch(miss as usize, guard.elsewhere as usize);
             }
         }
         self.sizes.links += 1;
-        self.patch(site, to.code);
+        self.patch(site as usize, to.code as usize);
     }
 
     /// Makes a link lead nowhere again.
     fn disconnect(&mut self, link: u32) {
-        let NewLink { site, stub, guard, .. } = self.links[link as usize].branch;
+        let Link { site, stub, guard, .. } = self.links[link as usize];
         match guard {
-            None => self.patch(site, stub),
+            None => self.patch(site as usize, stub as usize),
             // The branch itself is behind the change of page; its check never succeeds now.
             Some(guard) => {
-                self.memory.write(guard.page, &u32::MAX.to_le_bytes());
+                self.memory.write(guard.page as usize, &u32::MAX.to_le_bytes());
                 for miss in guard.misses {
-                    self.patch(miss, stub);
+                    self.patch(miss as usize, stub as usize);
                 }
             }
         }
@@ -445,7 +468,8 @@ impl Cache {
             for link in region.incoming {
                 self.disconnect(link);
             }
-            for (address, _) in region.entries {
+            let entries = region.entries.start as usize..region.entries.end as usize;
+            for &address in self.addresses.get(entries).unwrap_or_default() {
                 if self.by_address.get(&address).is_some_and(|entry| entry.region == id) {
                     self.by_address.remove(&address);
                     if let Some(known) = self.by_page.get_mut(&address.page()) {
@@ -471,6 +495,7 @@ impl Cache {
         self.by_address.clear();
         self.by_page.clear();
         self.links.clear();
+        self.addresses.clear();
         self.sites.clear();
         self.rows.clear();
         self.cells.fill(Cell::default());

@@ -31,7 +31,7 @@ pub(super) struct Emitter<'a> {
     pub(super) a: Assembler,
     pub(super) source: &'a Source,
     pub(super) stubs: &'a Stubs,
-    encoder: Encoder,
+    encoder: Box<Encoder>,
     /// Offset in the arena where the code will be.
     pub(super) base: usize,
     pub(super) fixed: Vec<Fixed>,
@@ -281,8 +281,10 @@ impl<'a> Emitter<'a> {
         (self.host_flags, self.stored_flags, self.level) = mark.state;
     }
 
-    pub(super) fn at(&self, i: usize) -> (&Step, &Op) {
-        (&self.source.steps[i], &self.source.steps[i].op)
+    #[inline(always)]
+    pub(super) fn at(&self, i: usize) -> (&'a Step, &'a Op) {
+        let step = &self.source.steps[i];
+        (step, &step.op)
     }
 
     /// What comes before step `i`: its label, and its unit's budget. `open`: the code before leads here.
@@ -311,7 +313,12 @@ impl<'a> Emitter<'a> {
 
     /// Translates step `i`, by its handler if need be.
     pub(super) fn step(&mut self, i: usize) -> Done {
-        let kind = self.source.steps[i].kind;
+        let step = &self.source.steps[i];
+        let kind = step.kind;
+        if kind == Kind::Same && step.stays {
+            self.put_as_it_is(step);
+            return Done { native: true, open: true };
+        }
         let mark = self.mark();
         if self.native(i, kind).is_some() {
             return Done { native: true, open: !closes(kind) };

@@ -9,7 +9,9 @@ use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Op
 use super::flags::{self, Effect};
 use super::native::{Host, Kind, kind};
 use super::rewrite::Roles;
-use crate::interp::op::register_number;
+use crate::interp::found::Found;
+use crate::interp::op::{Op, register_number};
+use crate::interp::patterns::{Pattern, table};
 use crate::vector::pass::Passed;
 
 /// What is known of a form.
@@ -30,6 +32,8 @@ pub(super) struct Facts {
     written: u8,
     /// Operands that are general-purpose registers, one bit each.
     general: u8,
+    /// The second operand is a register: it takes [`Op::src`].
+    second: bool,
     /// Where in the bytes its operands are, if they can be put in place there.
     pub(super) roles: Option<Roles>,
     /// General-purpose registers that may change without being operands, one bit each.
@@ -47,6 +51,7 @@ impl Facts {
         stores: false,
         written: 0,
         general: 0,
+        second: false,
         roles: None,
         implied: 0,
     };
@@ -82,6 +87,7 @@ impl Facts {
             memory.is_some_and(|n| written >> n & 1 != 0) || instruction.mnemonic() == Mnemonic::Xchg;
         let effect = (!flags::depends_on_operands(instruction)).then(|| flags::effect(instruction));
         let size = instruction.memory_size().size() as u16;
+        let second = instruction.op_count() > 1 && instruction.op1_kind() == OpKind::Register;
         Self {
             kind,
             passed,
@@ -91,6 +97,7 @@ impl Facts {
             stores,
             written,
             general,
+            second,
             roles: if matches!(kind, Kind::Same | Kind::Vector) { Roles::of(instruction) } else { None },
             implied,
         }
@@ -104,6 +111,27 @@ impl Facts {
     /// Whether operand `n` may be written.
     pub(super) fn writes(&self, n: u32) -> bool {
         self.written >> n & 1 != 0
+    }
+
+    /// The number of the register that operand `n` is, in an instruction of the form.
+    #[inline(always)]
+    pub(super) fn register(&self, op: &Op, n: u32) -> u8 {
+        match self.field_of(n) {
+            0 => op.dst,
+            1 => op.src,
+            _ => op.third,
+        }
+    }
+
+    /// Which of [`Op::dst`], [`Op::src`] and [`Op::third`] that is.
+    #[inline(always)]
+    fn field_of(&self, n: u32) -> usize {
+        match n {
+            0 => 0,
+            1 => 1,
+            2 if !self.second => 1,
+            _ => 2,
+        }
     }
 
     /// The operands that are general-purpose registers.
@@ -136,12 +164,47 @@ const VARIANTS: usize = 8;
 /// No form has been seen.
 const UNKNOWN: u16 = u16::MAX;
 
+/// What is known of the instructions of a pattern. All that an effect depends on is part of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Noted {
+    /// The pattern's number, or zero.
+    pattern: u64,
+    pub(super) facts: Facts,
+    pub(super) effect: Effect,
+    /// Of [`Op::dst`], [`Op::src`] and [`Op::third`]: all bits if it is an operand that is a general-purpose register, and all bits if
+    /// that may be written; otherwise none.
+    pub(super) fields: [[u32; 2]; 3],
+}
+
+impl Noted {
+    fn new(pattern: u64, facts: Facts, effect: Effect) -> Self {
+        let field = |field| {
+            let operands = (0..4).filter(|&n| facts.general >> n & 1 != 0 && facts.field_of(n) == field);
+            let mask = |there| if there { u32::MAX } else { 0 };
+            [mask(operands.clone().count() != 0), mask({ operands }.any(|n| facts.writes(n)))]
+        };
+        Self { pattern, facts, effect, fields: [field(0), field(1), field(2)] }
+    }
+}
+
+/// What is left to its handler: whatever it is, it finds the flags in the vCPU and leaves them there.
+pub(super) static INTERPRETED: Noted = Noted {
+    pattern: 0,
+    facts: Facts::INTERPRETED,
+    effect: Effect { reads: flags::ALL, changes: flags::ALL, kills: flags::ALL },
+    fields: [[0; 2]; 3],
+};
+
 /// The forms seen so far.
 pub(super) struct Forms {
     host: Host,
     /// Where in `facts` each form is.
     index: Box<[u16]>,
     facts: Vec<Facts>,
+    /// By a pattern's place.
+    noted: Box<[Noted; Pattern::PLACES]>,
+    /// Of an instruction without a pattern.
+    other: Noted,
 }
 
 impl std::fmt::Debug for Forms {
@@ -154,21 +217,37 @@ impl Forms {
     /// None seen, on a host.
     pub(super) fn new(host: Host) -> Self {
         let index = vec![UNKNOWN; VARIANTS * Code::values().len()].into_boxed_slice();
-        Self { host, index, facts: Vec::new() }
+        Self { host, index, facts: Vec::new(), noted: table(INTERPRETED), other: INTERPRETED }
+    }
+
+    /// What is known of an instruction's form, and the effect on flags of the instruction.
+    #[inline(always)]
+    pub(super) fn of(&mut self, found: &Found<'_>) -> &Noted {
+        if let Some(Pattern { number, place }) = found.pattern {
+            let place = usize::from(place) % Pattern::PLACES;
+            if self.noted[place].pattern != number {
+                self.noted[place] = self.look_up(number, found);
+            }
+            return &self.noted[place];
+        }
+        self.other = self.look_up(0, found);
+        &self.other
+    }
+
+    #[inline(never)]
+    fn look_up(&mut self, pattern: u64, found: &Found<'_>) -> Noted {
+        let instruction = found.instruction();
+        let facts = self.of_instruction(&instruction);
+        Noted::new(pattern, facts, facts.effect(&instruction))
     }
 
     /// What is known of an instruction's form.
-    pub(super) fn of(&mut self, instruction: &Instruction) -> Facts {
+    pub(super) fn of_instruction(&mut self, instruction: &Instruction) -> Facts {
         // Operands that there are not are none in memory.
         let memory = instruction.op0_kind() == OpKind::Memory
             || instruction.op1_kind() == OpKind::Memory
             || instruction.op2_kind() == OpKind::Memory
             || instruction.op3_kind() == OpKind::Memory;
-        self.of_variant(instruction, memory)
-    }
-
-    /// Likewise, if it is known whether an operand is in memory.
-    pub(super) fn of_variant(&mut self, instruction: &Instruction, memory: bool) -> Facts {
         let variant = usize::from(memory)
             | usize::from(instruction.op_mask() != Register::None) << 1
             | usize::from(instruction.is_broadcast()) << 2;
@@ -213,7 +292,7 @@ mod tests {
             if instruction.is_invalid() {
                 continue;
             }
-            let facts = forms.of(&instruction);
+            let facts = forms.of_instruction(&instruction);
             assert_eq!((facts.kind, facts.passed), kind(&instruction, &host), "{bytes:x?}");
             assert_eq!(facts.effect(&instruction), flags::effect(&instruction), "{bytes:x?}");
             if facts.kind == Kind::Interpreted {

@@ -292,7 +292,18 @@ impl Emitter<'_> {
     }
 
     /// Emits the row that starts with step `i` and returns the index behind it; `None` if there is none.
+    #[inline(always)]
     pub(super) fn try_row(&mut self, i: usize) -> Option<usize> {
+        let step = &self.source.steps[i];
+        let accesses = match step.kind {
+            Kind::Push | Kind::Call | Kind::Pop | Kind::Return => true,
+            Kind::Same | Kind::Vector => step.facts.memory.is_some(),
+            _ => false,
+        };
+        if accesses { self.emit_row(i) } else { None }
+    }
+
+    fn emit_row(&mut self, i: usize) -> Option<usize> {
         let row = self.row(i)?;
         let mark = self.mark();
         self.keep_flags(i);

@@ -6,7 +6,7 @@ use super::emit::Emitter;
 use super::registers::{A, B, C, STACK};
 use super::state::field;
 use super::stubs::{CELLS, Cell, enter_page, fetch_entry, load_table};
-use iced_x86::OpKind;
+use crate::interp::op::prefix;
 use ringfence_memory::GuestAddress;
 
 /// A direct branch that can be made to go straight to its target's code. Offsets are those in the region's code.
@@ -225,8 +225,8 @@ impl Emitter<'_> {
 
     /// The target of an indirect branch, looked up: its address is in [`A`], its code's in [`B`]. Uses [`C`].
     fn indirect_target(&mut self, i: usize, sites: &mut Vec<usize>) -> Option<()> {
-        let (step, op) = self.at(i);
-        if step.instruction.op0_kind() == OpKind::Memory {
+        let (_, op) = self.at(i);
+        if op.has(prefix::MEMORY) {
             self.address(i)?;
             sites.push(self.check(8, 1, false));
             self.a.rm(Two::Load, A, at(A, 0));

@@ -49,6 +49,7 @@ mod step;
 mod string;
 mod stubs;
 mod system;
+mod taker;
 #[cfg(test)]
 mod tests;
 mod vector;

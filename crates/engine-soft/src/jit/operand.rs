@@ -1,6 +1,6 @@
 //! Operands: addresses, checks, and guest registers that live in memory.
 
-use iced_x86::{EncodingKind, Instruction, Register};
+use iced_x86::{Code, EncodingKind, Instruction, Register};
 
 use super::asm::{Mem, Reg, Two, cc};
 use super::emit::Emitter;
@@ -8,16 +8,12 @@ use super::helper::Site;
 use super::registers::{A, B, C, Home, home, sized};
 use super::rewrite::{Registers, rewrite};
 use super::state::field;
+use super::step::Step;
 use super::stubs::{data_entry, load_table};
-use crate::interp::op::{Op, RIP, ZERO, register_number};
+use crate::interp::op::{Op, RIP, ZERO};
 
 pub(super) const FS: u8 = 4;
 pub(super) const GS: u8 = 5;
-
-/// What of a guest register an operand of 1 to 8 bytes is.
-fn guest_register(register: Register) -> Option<u8> {
-    Some(register_number(register)).filter(|&n| n < 16)
-}
 
 /// Whether the operand in memory is in FS or GS, the segments whose bases count in 64-bit mode.
 pub(super) fn adds_base(op: &Op) -> bool {
@@ -141,18 +137,26 @@ impl Emitter<'_> {
         self.place(i, if sixteen { 16 } else { 1 })
     }
 
+    /// An instruction whose bytes stay what they are.
+    #[inline(always)]
+    pub(super) fn put_as_it_is(&mut self, step: &Step) {
+        let effect = step.effect;
+        if effect.needs_flags(step.wanted) {
+            self.restore_flags(if self.group.is_some() { B } else { A });
+        }
+        self.a.put(u128::from_le_bytes(step.bytes), step.op.length.into());
+        if effect.changes != 0 {
+            self.host_flags = true;
+            self.stored_flags = false;
+        }
+    }
+
     /// The same instruction, its operands put in place. `alignment` is what the operand in memory must have.
     pub(super) fn place(&mut self, i: usize, alignment: u8) -> Option<()> {
         let (step, _) = self.at(i);
-        let (effect, wanted, facts) = (step.effect, step.wanted, step.facts);
-        if step.stays
-            && let Some((bytes, length)) = step.as_it_is()
-        {
-            if effect.needs_flags(wanted) {
-                self.restore_flags(if self.group.is_some() { B } else { A });
-            }
-            self.a.put(bytes, length);
-            self.flags_changed(i);
+        let (effect, wanted, facts) = (step.effect, step.wanted, &step.facts);
+        if step.stays {
+            self.put_as_it_is(step);
             return Some(());
         }
         let (memory, size) = (facts.memory.is_some(), facts.size.into());
@@ -177,10 +181,12 @@ impl Emitter<'_> {
         let mut registers = Registers::default();
         let mut plain = true;
         for n in facts.general() {
-            let Some(number) = guest_register(self.at(i).0.instruction.op_register(n)) else {
+            let number = self.at(i).0.register(n);
+            // AH to BH.
+            if number >= 16 {
                 plain = false;
                 continue;
-            };
+            }
             let reg = match home(number) {
                 Home::Host(reg) => reg,
                 Home::Slot => {
@@ -231,12 +237,14 @@ impl Emitter<'_> {
         let step = &self.source.steps[i];
         if let Some(roles) = &step.facts.roles
             && plain
-            && let Some((bytes, length)) = rewrite(step.bytes(), roles, registers, memory)
+            && step.same
+            && let Some((bytes, length)) =
+                rewrite(&step.bytes, step.op.length.into(), roles, registers, memory)
         {
             self.a.put(bytes, length);
             return Some(());
         }
-        let mut instruction = step.instruction;
+        let mut instruction = self.source.instruction(i);
         for (n, reg) in registers.iter() {
             instruction.set_op_register(n, sized(reg, instruction.op_register(n).size()));
         }
@@ -260,10 +268,12 @@ impl Emitter<'_> {
     /// LEA.
     pub(super) fn load_address(&mut self, i: usize) -> Option<()> {
         let (step, op) = self.at(i);
-        let (next, op, size) = (step.next, *op, step.instruction.op0_register().size());
-        if size < 4 {
-            return None;
-        }
+        let (next, op) = (step.next, *op);
+        let size = match op.code {
+            Code::Lea_r64_m => 8,
+            Code::Lea_r32_m => 4,
+            _ => return None,
+        };
         let to = home(op.dst);
         let reg = match to {
             Home::Host(reg) => reg,

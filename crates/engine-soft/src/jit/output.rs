@@ -29,7 +29,8 @@ pub(super) struct Output {
 
 /// What is of use only while a region is emitted.
 pub(super) struct Spare {
-    pub(super) encoder: Encoder,
+    /// Boxed, as it is large and all of this goes from hand to hand.
+    pub(super) encoder: Box<Encoder>,
     pub(super) fixed: Vec<Fixed>,
     pub(super) sides: Vec<Side>,
     pub(super) misses: Vec<usize>,
@@ -55,7 +56,7 @@ impl Default for Output {
             cells: 0,
             interpreted: 0,
             spare: Spare {
-                encoder: Encoder::new(64),
+                encoder: Box::new(Encoder::new(64)),
                 fixed: Vec::new(),
                 sides: Vec::new(),
                 misses: Vec::new(),

@@ -7,6 +7,7 @@
 //! Instructions are taken off the budget by *units*: a unit is entered at its first instruction only.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use ringfence_memory::GuestAddress;
 
@@ -15,11 +16,15 @@ use super::cache::{Cache, Page};
 use super::facts::Forms;
 use super::flags::{self, Set};
 use super::native::Kind;
-use super::step::Step;
+use super::step::{Step, Steps};
+use super::taker::{Taker, flags_wanted};
 use crate::code::granules;
+use crate::interp::code64::{begin, decode_run, decode_straddling};
 use crate::interp::cpu::Cpu;
-use crate::interp::decode::{decode_run, decode_straddling, peek};
+use crate::interp::features::Features;
+use crate::interp::found::{Found, decode_again};
 use crate::interp::op::RIP;
+use iced_x86::Instruction;
 
 /// What is known of the code of a page.
 pub(super) struct Known<'a, E> {
@@ -42,7 +47,7 @@ impl<'a, E: Fn(GuestAddress) -> bool> Known<'a, E> {
     }
 
     /// Whether there is code for what is at an offset in the page.
-    fn is_translated(&self, offset: u32) -> bool {
+    pub(super) fn is_translated(&self, offset: u32) -> bool {
         self.page.is_some_and(|page| page.has(offset))
     }
 
@@ -96,7 +101,11 @@ impl Place {
 pub(super) struct Source {
     /// Physical address of its first instruction.
     pub(super) address: GuestAddress,
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Steps,
+    /// Instructions that their steps' bytes do not tell, by the offset behind each.
+    odd: Vec<(u32, Instruction)>,
+    /// What the vCPU's model offers.
+    features: Option<Arc<Features>>,
     /// What is known of every offset in the page.
     places: Box<[Place; 0x1000]>,
     /// Offsets in the page where branches lead to out of the region.
@@ -120,7 +129,9 @@ impl Default for Source {
     fn default() -> Self {
         Self {
             address: GuestAddress(0),
-            steps: Vec::new(),
+            steps: Steps::default(),
+            odd: Vec::new(),
+            features: None,
             places: Box::new([Place::NOTHING; 0x1000]),
             outside: Vec::new(),
             ahead: VecDeque::new(),
@@ -157,7 +168,7 @@ impl Source {
         address: GuestAddress,
         mut with: Circumstances<'_, impl Fn(GuestAddress) -> bool>,
     ) -> Option<()> {
-        self.reset(address);
+        self.reset(cpu, address);
         (self.exact, self.straight) = (with.options.exact_flags, with.straight);
         self.ahead.push_back(address.page_offset() as u32);
         while let Some(offset) = self.ahead.pop_front() {
@@ -194,35 +205,57 @@ impl Source {
         forms: &mut Forms,
         options: &Options,
     ) {
-        self.reset(address);
+        self.reset(cpu, address);
         (self.exact, self.straight) = (options.exact_flags, false);
-        let mut next = address.page_offset() as u32;
-        decode_run(cpu, address, most, |instruction, own, op| {
-            next += u32::from(op.length);
-            self.push(Step::new(instruction, own, op, next, forms, options));
-            next < 0x1000
-        });
+        let next = address.page_offset() as u32;
+        let mut taker =
+            Taker { source: self, forms, options, next, known: None::<&Known<'_, fn(GuestAddress) -> bool>> };
+        decode_run(cpu, address, most, &mut taker);
     }
 
     /// Forgets the last region.
-    fn reset(&mut self, address: GuestAddress) {
-        for step in &self.steps {
+    fn reset(&mut self, cpu: &mut Cpu, address: GuestAddress) {
+        begin(cpu);
+        if self.features.is_none() {
+            self.features = Some(Arc::clone(&cpu.features));
+        }
+        for step in self.steps.iter() {
             self.places[step.start() as usize] = Place::NOTHING;
         }
         for &offset in &self.outside {
             self.places[offset as usize] = Place::NOTHING;
         }
         self.steps.clear();
+        self.odd.clear();
         self.outside.clear();
         self.ahead.clear();
         self.address = address;
         (self.second, self.granules, self.bytes) = (None, 0, 0);
     }
 
-    fn push(&mut self, step: Step) {
-        // No instruction starts behind the page.
-        self.places[step.start() as usize] = Place::step(self.steps.len());
-        self.steps.push(step);
+    /// Notes that the next step starts at an offset in the page. No instruction starts behind it.
+    #[inline(always)]
+    pub(super) fn put_place(&mut self, start: u32) {
+        self.places[start as usize % 0x1000] = Place::step(self.steps.len());
+    }
+
+    /// Keeps an instruction that ends at `next` if it cannot be told from its bytes.
+    #[inline(always)]
+    pub(super) fn note(&mut self, found: &Found<'_>, next: u32) {
+        if !found.is_the_hosts() && found.exists() {
+            self.odd.push((next, found.instruction()));
+        }
+    }
+
+    /// The instruction of step `i`, as if it were at zero.
+    pub(super) fn instruction(&self, i: usize) -> Instruction {
+        let step = &self.steps[i];
+        let odd = self.odd.iter().find(|(next, _)| *next == step.next);
+        match (odd, &self.features) {
+            (Some((_, instruction)), _) => *instruction,
+            (None, Some(features)) => decode_again(&step.bytes, step.op.length, features),
+            (None, None) => Instruction::default(),
+        }
     }
 
     /// The step at an offset in the page.
@@ -243,26 +276,10 @@ impl Source {
     ) {
         let start = GuestAddress(self.address.page().0 + u64::from(offset));
         let most = with.options.region - self.steps.len();
-        let mut next = offset;
-        decode_run(cpu, start, most, |instruction, own, op| {
-            next += u32::from(op.length);
-            let step = Step::new(instruction, own, op, next, with.forms, with.options);
-            let target = u32::try_from(step.target()).ok().filter(|&target| target < 0x1000);
-            match (step.kind, target) {
-                (Kind::Branch, Some(target)) if with.known.is_executed(target) => {
-                    self.ahead.push_back(target);
-                }
-                (Kind::Jump, Some(target)) => self.ahead.push_front(target),
-                (Kind::Call | Kind::CallIndirect | Kind::StoreString | Kind::MoveString, _)
-                    if next < 0x1000 =>
-                {
-                    self.ahead.push_front(next);
-                }
-                _ => {}
-            }
-            self.push(step);
-            next < 0x1000 && self.find(next).is_none() && !with.known.is_translated(next)
-        });
+        let (forms, options) = (&mut *with.forms, with.options);
+        let mut taker = Taker { source: self, forms, options, next: offset, known: Some(&with.known) };
+        decode_run(cpu, start, most, &mut taker);
+        let next = taker.next;
         if next != offset {
             self.bytes += next - offset;
             self.granules |= granules(offset.into(), (next - offset).into());
@@ -272,18 +289,40 @@ impl Source {
         }
     }
 
+    /// Notes from where to decode on because of an instruction with a target that ends at `next`.
+    #[inline(always)]
+    pub(super) fn look_ahead(
+        &mut self,
+        kind: Kind,
+        target: i64,
+        next: u32,
+        known: &Known<'_, impl Fn(GuestAddress) -> bool>,
+    ) {
+        let target = u32::try_from(target).ok().filter(|&target| target < 0x1000);
+        match (kind, target) {
+            (Kind::Branch, Some(target)) if known.is_executed(target) => self.ahead.push_back(target),
+            (Kind::Jump, Some(target)) => self.ahead.push_front(target),
+            (Kind::Call | Kind::CallIndirect | Kind::StoreString | Kind::MoveString, _) if next < 0x1000 => {
+                self.ahead.push_front(next);
+            }
+            _ => {}
+        }
+    }
+
     /// The one instruction of a region that ends in the next page.
     fn decode_straddling(&mut self, cpu: &mut Cpu, forms: &mut Forms, options: &Options) -> Option<()> {
         let linear = cpu.regs[RIP];
         let offset = self.address.page_offset();
-        let (instruction, op, second) = decode_straddling(cpu, linear, self.address)?;
-        let next = offset as u32 + u32::from(op.length);
-        let mut step = Step::new(Some(&instruction), None, op, next, forms, options);
-        step.last = true;
-        self.push(step);
+        let (address, next) = (self.address, offset as u32);
+        let mut taker =
+            Taker { source: self, forms, options, next, known: None::<&Known<'_, fn(GuestAddress) -> bool>> };
+        let second = decode_straddling(cpu, linear, address, &mut taker)?;
+        self.bytes = taker.next - next;
+        if let Some(step) = self.steps.last_mut() {
+            step.last = true;
+        }
         self.second = Some(second.page());
         self.granules = granules(offset, 0x1000 - offset);
-        self.bytes = u32::from(op.length);
         Some(())
     }
 
@@ -297,6 +336,9 @@ impl Source {
         for i in 0..self.steps.len() {
             let step = &self.steps[i];
             let branches = matches!(step.kind, Kind::Branch | Kind::Jump);
+            if !branches && !step.last {
+                continue;
+            }
             let taken = if branches { self.inside(step.target()) } else { None };
             let next = if step.last && step.kind != Kind::Jump { self.find(step.next) } else { None };
             for at in [taken, next].into_iter().flatten() {
@@ -309,14 +351,19 @@ impl Source {
     fn put_units(&mut self) {
         let mut open = false;
         for i in 0..self.steps.len() {
-            if !open || self.steps[i].label {
-                self.steps[i].unit = 1;
+            let step = &mut self.steps[i];
+            if !open || step.label {
+                step.unit = 1;
+            }
+            if step.kind != Kind::Branch {
+                open = !step.last;
+                continue;
             }
             let step = &self.steps[i];
             // Behind a branch within the region another unit starts, so that taking it needs no correction; not where that
             // would cost the flags.
-            let branches = step.kind == Kind::Branch && self.inside(step.target()).is_some();
-            let free = branches && self.following(i).is_some_and(|next| self.wanted_before(next) == 0);
+            let free = self.inside(step.target()).is_some()
+                && self.following(i).is_some_and(|next| self.wanted_before(next) == 0);
             open = !(step.last || free);
         }
         let mut behind = 0;
@@ -335,22 +382,42 @@ impl Source {
         let mut changed = true;
         while changed {
             changed = false;
+            // Those wanted before the next step.
+            let mut before = flags::ALL;
             for i in (0..self.steps.len()).rev() {
                 let step = &self.steps[i];
-                let behind = |at: &Self| match at.steps[i].last || at.straight {
-                    false => at.wanted_before(i + 1),
-                    true => at.wanted_at(at.steps[i].next.into()),
+                let leads = matches!(
+                    step.kind,
+                    Kind::Jump
+                        | Kind::Branch
+                        | Kind::Call
+                        | Kind::CallIndirect
+                        | Kind::JumpIndirect
+                        | Kind::Return
+                );
+                let wanted = if leads || step.last || self.straight {
+                    self.wanted_behind(step, before)
+                } else {
+                    before
                 };
-                let wanted = match step.kind {
-                    Kind::Jump => self.wanted_at(step.target()),
-                    Kind::Branch => self.wanted_at(step.target()) | behind(self),
-                    Kind::Call | Kind::CallIndirect | Kind::JumpIndirect | Kind::Return => flags::ALL,
-                    _ => behind(self),
-                };
+                let (exact, loops) = (self.exact, self.loops);
+                let step = &mut self.steps[i];
                 // Only what a step wants that comes later is not known yet.
-                changed |= wanted != step.wanted && step.label && self.loops;
-                self.steps[i].wanted = wanted;
+                changed |= wanted != step.wanted && step.label && loops;
+                step.wanted = wanted;
+                before = if exact && step.unit != 0 { flags::ALL } else { step.effect.before(wanted) };
             }
+        }
+    }
+
+    /// Flags wanted behind a step, which leads elsewhere or ends a run; `before` those before the one that is next in the list.
+    fn wanted_behind(&self, step: &Step, before: Set) -> Set {
+        let next = if step.last || self.straight { self.wanted_at(step.next.into()) } else { before };
+        match step.kind {
+            Kind::Jump => self.wanted_at(step.target()),
+            Kind::Branch => self.wanted_at(step.target()) | next,
+            Kind::Call | Kind::CallIndirect | Kind::JumpIndirect | Kind::Return => flags::ALL,
+            _ => next,
         }
     }
 
@@ -371,6 +438,9 @@ impl Source {
         for i in 0..self.steps.len() {
             let step = &self.steps[i];
             let branches = matches!(step.kind, Kind::Branch | Kind::Jump);
+            if !branches && !step.last {
+                continue;
+            }
             let passes = step.last && !matches!(step.kind, Kind::Jump | Kind::JumpIndirect | Kind::Return);
             let targets = [branches.then(|| step.target()), passes.then(|| step.next.into())];
             for offset in targets.into_iter().flatten().filter_map(|target| u32::try_from(target).ok()) {
@@ -403,22 +473,4 @@ impl Source {
         let step = &self.steps[i];
         if self.exact && step.unit != 0 { flags::ALL } else { step.effect.before(step.wanted) }
     }
-}
-
-/// Instructions looked at for the flags that they want.
-const LOOK: usize = 5;
-
-/// Which flags the code at an address may look at. Whoever relies on it hears of a write to that code, because it is in the
-/// same page.
-fn flags_wanted(cpu: &mut Cpu, address: GuestAddress, forms: &mut Forms) -> Set {
-    let mut left = flags::ALL;
-    let mut read = 0;
-    peek(cpu, address, LOOK, |instruction| {
-        let effect = forms.of(instruction).effect(instruction);
-        read |= effect.reads & left;
-        left &= !effect.kills;
-        // What else it is may be looked at elsewhere: only plain instructions go on.
-        left != 0 && instruction.flow_control() == iced_x86::FlowControl::Next
-    });
-    read | left
 }

@@ -39,7 +39,7 @@ pub(super) enum Home {
 }
 
 /// Where guest register `number` is.
-pub(super) fn home(number: u8) -> Home {
+pub(super) const fn home(number: u8) -> Home {
     match number {
         4 => Home::Host(STACK),
         0..=7 | 12..=14 => Home::Host(Reg(number)),

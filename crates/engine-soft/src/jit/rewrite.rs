@@ -119,15 +119,38 @@ fn opcode_at(bytes: &[u8]) -> usize {
 
 /// Bytes under construction.
 struct Bytes {
-    bytes: u128,
+    bytes: [u8; 32],
     length: usize,
 }
 
 impl Bytes {
     #[inline(always)]
     fn push(&mut self, byte: u8) {
-        self.bytes |= u128::from(byte) << (8 * (self.length & 15));
+        self.bytes[self.length & 31] = byte;
         self.length += 1;
+    }
+
+    /// All of them as a number, the lowest first, if they are an instruction's.
+    #[inline(always)]
+    fn finish(&self) -> Option<(u128, usize)> {
+        let bytes = self.bytes.first_chunk()?;
+        (self.length <= 15).then(|| (u128::from_le_bytes(*bytes), self.length))
+    }
+}
+
+/// Bytes taken one by one.
+struct Rest<'a> {
+    bytes: &'a [u8; 16],
+    at: usize,
+    length: usize,
+}
+
+impl Rest<'_> {
+    #[inline(always)]
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.bytes[self.at & 15];
+        self.at += 1;
+        (self.at <= self.length).then_some(byte)
     }
 }
 
@@ -135,17 +158,18 @@ fn is_prefix(byte: u8) -> bool {
     matches!(byte, 0x66 | 0xf2 | 0xf3 | 0xf0 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65 | 0x67)
 }
 
-/// The bytes of an instruction, and how many: those in `bytes`, with registers put in place, and the memory operand, if there is
+/// The bytes of an instruction, and how many: the first `length` in `bytes`, with registers put in place, and the memory operand, if there is
 /// one, `memory.1` behind what `memory.0` points at. `None` if that cannot be encoded. AH to BH are not for this: they cannot be
 /// named together with REX.
 pub(super) fn rewrite(
-    bytes: &[u8],
+    bytes: &[u8; 16],
+    length: usize,
     roles: &Roles,
     registers: &Registers,
     memory: Option<(Reg, i32)>,
 ) -> Option<(u128, usize)> {
-    let mut out = Bytes { bytes: 0, length: 0 };
-    let mut rest = bytes.iter().copied();
+    let mut out = Bytes { bytes: [0; 32], length: 0 };
+    let mut rest = Rest { bytes, at: 0, length };
     let mut next = rest.next()?;
     while is_prefix(next) {
         // Segment and address size are those of the operand in memory, which is another now. Elsewhere they have no meaning.
@@ -220,8 +244,9 @@ pub(super) fn rewrite(
                 1 => 1,
                 _ => 4,
             };
-            for _ in 0..skipped {
-                rest.next()?;
+            rest.at += skipped;
+            if rest.at > length {
+                return None;
             }
             // No base that would want a SIB byte, or a displacement.
             debug_assert!(!matches!(base.0 & 7, 4 | 5));
@@ -256,15 +281,15 @@ pub(super) fn rewrite(
     if let Some((modrm, displacement)) = operands {
         out.push(modrm);
         if let Some((distance, length)) = displacement {
-            for byte in &distance.to_le_bytes()[..length] {
-                out.push(*byte);
+            for &byte in &distance.to_le_bytes()[..length] {
+                out.push(byte);
             }
         }
     }
-    for byte in rest {
+    while let Some(byte) = rest.next() {
         out.push(byte);
     }
-    (out.length <= 15).then_some((out.bytes, out.length))
+    out.finish()
 }
 
 #[cfg(test)]
@@ -294,7 +319,7 @@ mod tests {
                 continue;
             }
             // As found from whichever instruction of the form came first.
-            let Some(roles) = forms.of(&instruction).roles else { continue };
+            let Some(roles) = forms.of_instruction(&instruction).roles else { continue };
             let memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
             let high = |n| register_number(instruction.op_register(n)) >= 16;
             let mut general = (0..instruction.op_count()).filter(|&n| {
@@ -322,7 +347,9 @@ mod tests {
                 place_memory(&mut instruction, distance);
             }
             let operand = memory.then_some((A, distance));
-            let Some((word, count)) = rewrite(&bytes[..length], &roles, &registers, operand) else {
+            let mut all = [0x5a; 16];
+            all[..15].copy_from_slice(&bytes);
+            let Some((word, count)) = rewrite(&all, length, &roles, &registers, operand) else {
                 continue;
             };
             let Some(theirs) = encoded(&instruction) else { continue };

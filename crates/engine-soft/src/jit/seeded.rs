@@ -2,7 +2,7 @@
 //!
 //! They are made in the decoded region, so that they do not depend on how code is generated from it.
 
-use iced_x86::{Mnemonic, OpKind};
+use iced_x86::Mnemonic;
 
 use super::native::Kind;
 use super::region::Source;
@@ -21,14 +21,12 @@ pub(crate) enum SeededBug {
 /// Makes the mistake in a region wherever it applies.
 pub(super) fn seed(bug: Option<SeededBug>, source: &mut Source) {
     let Some(bug) = bug else { return };
-    for step in &mut source.steps {
-        let mnemonic = step.instruction.mnemonic();
+    for step in source.steps.iter_mut() {
+        let mnemonic = step.op.code.mnemonic();
         match bug {
             SeededBug::WrongCondition if step.kind == Kind::Branch => step.op.condition ^= 1,
             SeededBug::LostFlags if mnemonic == Mnemonic::Shl => step.effect.changes = 0,
-            SeededBug::WrongDisplacement
-                if mnemonic == Mnemonic::Mov && step.instruction.op0_kind() == OpKind::Memory =>
-            {
+            SeededBug::WrongDisplacement if mnemonic == Mnemonic::Mov && step.facts.memory == Some(0) => {
                 step.op.displacement += 8;
             }
             _ => {}

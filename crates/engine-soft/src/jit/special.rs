@@ -1,12 +1,13 @@
 //! Instructions that become something else: the stack and division.
 
-use iced_x86::{Code, Instruction, OpKind};
+use iced_x86::{Code, Instruction};
 
 use super::asm::{Imm, Mem, RAX, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::registers::{A, B, C, Home, STACK, home, sized};
 use super::state::field;
 use super::stubs::load_table;
+use crate::interp::op::prefix;
 
 const RDX: Reg = Reg(2);
 const RBP: Reg = Reg(5);
@@ -66,9 +67,8 @@ impl Emitter<'_> {
 
     pub(super) fn push(&mut self, i: usize) -> Option<()> {
         let (slot, check) = self.check_push(i);
-        let (step, op) = self.at(i);
-        let (kind, op) = (step.instruction.op0_kind(), *op);
-        let value = if kind == OpKind::Register {
+        let op = *self.at(i).1;
+        let value = if matches!(op.code, Code::Push_r64 | Code::Push_rm64) {
             self.fetch(op.dst, B)
         } else {
             self.a.constant(B, op.immediate);
@@ -114,13 +114,10 @@ impl Emitter<'_> {
     pub(super) fn divide(&mut self, i: usize, signed: bool) -> Option<()> {
         let (step, op) = self.at(i);
         let (effect, wanted, op) = (step.effect, step.wanted, *op);
-        let (size, memory, code) = match step.instruction.code() {
-            Code::Div_rm32 | Code::Idiv_rm32 => {
-                (4, step.instruction.op0_kind() == OpKind::Memory, step.instruction.code())
-            }
-            Code::Div_rm64 | Code::Idiv_rm64 => {
-                (8, step.instruction.op0_kind() == OpKind::Memory, step.instruction.code())
-            }
+        let (code, memory) = (op.code, op.has(prefix::MEMORY));
+        let size = match code {
+            Code::Div_rm32 | Code::Idiv_rm32 => 4,
+            Code::Div_rm64 | Code::Idiv_rm64 => 8,
             _ => return None,
         };
         let wide = size == 8;

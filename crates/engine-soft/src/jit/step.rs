@@ -1,21 +1,21 @@
 //! One instruction of a region, with everything that is worked out of it once.
 
-use iced_x86::Instruction;
-
 use super::Options;
-use super::facts::{Facts, Forms};
+use super::facts::{Facts, Forms, INTERPRETED, Noted};
 use super::flags::{self, Effect, Set};
 use super::native::Kind;
 use super::registers::{Home, home};
 use crate::interp::decode::undefined;
-use crate::interp::op::{Handler, Op, prefix, register_number};
+use crate::interp::found::Found;
+use crate::interp::op::{Handler, Op};
 
 /// One instruction of a region.
 #[derive(Debug)]
 pub(super) struct Step {
-    pub(super) instruction: Instruction,
-    /// Its bytes and what follows, if the host takes them for the same; see [`Step::bytes`].
-    own: Option<[u8; 16]>,
+    /// Its bytes and what follows.
+    pub(super) bytes: [u8; 16],
+    /// The host takes them for the same.
+    pub(super) same: bool,
     /// They are as they are to be in translated code, if nothing but operands must be put in place.
     pub(super) stays: bool,
     /// What is known of its form.
@@ -42,59 +42,49 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// An instruction that ends at `next`.
-    pub(super) fn new(
-        instruction: Option<&Instruction>,
-        own: Option<&[u8]>,
-        op: Op,
-        next: u32,
-        forms: &mut Forms,
-        options: &Options,
-    ) -> Self {
+    /// None.
+    const BLANK: Self = Self {
+        bytes: [0; 16],
+        same: false,
+        stays: false,
+        facts: Facts::INTERPRETED,
+        kind: Kind::Interpreted,
+        op: Op::UNDEFINED,
+        effect: INTERPRETED.effect,
+        wanted: 0,
+        changes: 0,
+        slots: 0,
+        next: 0,
+        last: false,
+        label: false,
+        unit: 0,
+        behind: 0,
+    };
+
+    /// Becomes an instruction that ends at `next`, whose operation is there already.
+    #[inline(always)]
+    pub(super) fn complete(&mut self, found: &Found<'_>, next: u32, forms: &mut Forms, options: &Options) {
+        let op = &self.op;
         // Nothing is native that the interpreter does not know.
-        let known = !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
-        let facts = match instruction {
-            Some(instruction) if known => forms.of_variant(instruction, op.has(prefix::MEMORY)),
-            _ => Facts::INTERPRETED,
-        };
-        let instruction = instruction.copied().unwrap_or_default();
-        let mut effect = match facts.kind {
-            // Whatever it is, it finds the flags in the vCPU and leaves them there.
-            Kind::Interpreted => Effect { reads: flags::ALL, changes: flags::ALL, kills: flags::ALL },
-            _ => facts.effect(&instruction),
-        };
-        if options.exact_flags && may_fault(&facts) {
+        let known = found.exists() && !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
+        let noted = if known { forms.of(found) } else { &INTERPRETED };
+        let facts = &noted.facts;
+        let mut effect = if facts.kind == Kind::Interpreted { INTERPRETED.effect } else { noted.effect };
+        if options.exact_flags && may_fault(facts) {
             effect.reads = flags::ALL;
         }
-        let Used { changes, slots, moved } = used(&instruction, &facts);
-        let stays = !moved && facts.memory.is_none() && own.is_some();
-        Self {
-            instruction,
-            own: own.map(first),
-            stays,
-            facts,
-            kind: facts.kind,
-            op,
-            effect,
-            wanted: 0,
-            changes,
-            slots,
-            next,
-            last: false,
-            label: false,
-            unit: 0,
-            behind: 0,
-        }
+        let Used { changes, slots, moved } = Used::by(op, noted);
+        let same = found.is_the_hosts();
+        self.bytes = *found.bytes().first_chunk().unwrap_or(&[0; 16]);
+        (self.same, self.stays) = (same, same & !moved & facts.memory.is_none());
+        (self.facts, self.kind, self.effect) = (*facts, facts.kind, effect);
+        (self.changes, self.slots, self.next) = (changes, slots, next);
+        (self.wanted, self.last, self.label, self.unit, self.behind) = (0, false, false, 0, 0);
     }
 
-    /// Its bytes with others behind them, and how many are its own.
-    pub(super) fn as_it_is(&self) -> Option<(u128, usize)> {
-        Some((u128::from_le_bytes(self.own?), usize::from(self.op.length)))
-    }
-
-    /// Its bytes, if the host takes them for the same; none otherwise.
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.own.as_ref().map_or(&[], |bytes| &bytes[..usize::from(self.op.length & 15)])
+    /// The number of the general-purpose register that operand `n` is.
+    pub(super) fn register(&self, n: u32) -> u8 {
+        self.facts.register(&self.op, n)
     }
 
     /// Offset of the instruction in the page.
@@ -108,6 +98,51 @@ impl Step {
     }
 }
 
+/// Steps one after another, in memory that is used again.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    all: Vec<Step>,
+    count: usize,
+}
+
+impl Steps {
+    /// Where the next one is made.
+    #[inline(always)]
+    pub(super) fn room(&mut self) -> &mut Step {
+        if self.count == self.all.len() {
+            self.all.push(Step::BLANK);
+        }
+        &mut self.all[self.count]
+    }
+
+    /// The one for which there was room is one of them.
+    #[inline(always)]
+    pub(super) fn add(&mut self) {
+        self.count += 1;
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.count = 0;
+    }
+}
+
+impl std::ops::Deref for Steps {
+    type Target = [Step];
+
+    #[inline(always)]
+    fn deref(&self) -> &[Step] {
+        &self.all[..self.count]
+    }
+}
+
+impl std::ops::DerefMut for Steps {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [Step] {
+        &mut self.all[..self.count]
+    }
+}
+
 /// What an instruction does with general-purpose registers.
 struct Used {
     /// Those that it changes, one bit each.
@@ -118,32 +153,39 @@ struct Used {
     moved: bool,
 }
 
-fn used(instruction: &Instruction, facts: &Facts) -> Used {
-    let mut used = Used { changes: facts.implied, slots: 0, moved: false };
-    for n in facts.general() {
-        let number = register_number(instruction.op_register(n));
-        if facts.writes(n) {
-            // AH to BH are 16 to 19.
-            used.changes |= 1 << (number % 16);
-        }
-        match home(number.min(15)) {
-            Home::Slot => (used.slots, used.moved) = (used.slots + 1, true),
-            Home::Host(reg) => used.moved |= reg.0 != number,
-        }
+/// Of each register's number: a bit for it in the low half (AH to BH count as the registers they are part of), and [`SLOT`] and
+/// [`MOVED`].
+static NUMBERS: [u32; 32] = {
+    let mut numbers = [0; 32];
+    let mut number = 0;
+    while number < 32 {
+        numbers[number] = 1 << (number % 16)
+            | match home(if number < 16 { number as u8 } else { 15 }) {
+                Home::Slot => SLOT | MOVED,
+                Home::Host(reg) if reg.0 as usize != number => MOVED,
+                Home::Host(_) => 0,
+            };
+        number += 1;
     }
-    used
-}
+    numbers
+};
 
-/// The first bytes, filled up with zeros.
-#[inline(always)]
-fn first(bytes: &[u8]) -> [u8; 16] {
-    match bytes.first_chunk() {
-        Some(first) => *first,
-        None => {
-            let mut first = [0; 16];
-            first[..bytes.len()].copy_from_slice(bytes);
-            first
+/// It has no host register.
+const SLOT: u32 = 1 << 16;
+/// It is not in the host register of the same name.
+const MOVED: u32 = 1 << 31;
+
+impl Used {
+    #[inline(always)]
+    fn by(op: &Op, noted: &Noted) -> Self {
+        let (mut all, mut slots, mut changes) = (0, 0, u32::from(noted.facts.implied));
+        for (number, [named, written]) in [op.dst, op.src, op.third].into_iter().zip(noted.fields) {
+            let known = NUMBERS[usize::from(number % 32)];
+            all |= known & named;
+            slots += known & named & SLOT;
+            changes |= known & written;
         }
+        Self { changes: changes as u16, slots: (slots >> 16) as u8, moved: all & MOVED != 0 }
     }
 }
 
@@ -152,5 +194,63 @@ fn may_fault(facts: &Facts) -> bool {
         Kind::Same => facts.memory.is_some(),
         Kind::Address | Kind::Nothing | Kind::Jump | Kind::Branch => false,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::Instruction;
+
+    use super::super::native::Host;
+    use super::*;
+    use crate::interp::found::tests::show;
+    use crate::interp::handlers::tests::bytes;
+    use crate::interp::op::register_number;
+    use crate::interp::testing::Lab;
+
+    /// What [`Used::by`] finds, from the instruction.
+    fn used(instruction: &Instruction, facts: &Facts) -> (u16, u8, bool) {
+        let (mut changes, mut slots, mut moved) = (facts.implied, 0, false);
+        for n in facts.general() {
+            let number = register_number(instruction.op_register(n));
+            if facts.writes(n) {
+                changes |= 1 << (number % 16);
+            }
+            match home(number.min(15)) {
+                Home::Slot => (slots, moved) = (slots + 1, true),
+                Home::Host(reg) => moved |= reg.0 != number,
+            }
+        }
+        (changes, slots, moved)
+    }
+
+    #[test]
+    fn step_of_a_known_pattern_is_that_of_its_instruction() {
+        let mut lab = Lab::long();
+        let mut forms = Forms::new(Host::detect());
+        let mut native = 0;
+        for seed in 0..300_000 {
+            let bytes = bytes(seed);
+            show(&mut lab.m.cpu, &bytes, |found, op| {
+                let mut step = Step::BLANK;
+                step.op = *op;
+                step.complete(found, 100, &mut forms, &Options::default());
+                if step.kind == Kind::Interpreted {
+                    return;
+                }
+                native += 1;
+                let (instruction, facts) = (found.instruction(), &step.facts);
+                let told = forms.of_instruction(&instruction);
+                assert_eq!(format!("{told:?}"), format!("{facts:?}"), "{bytes:x?}");
+                assert_eq!(step.effect, flags::effect(&instruction), "{bytes:x?}");
+                for n in facts.general() {
+                    assert_eq!(step.register(n), register_number(instruction.op_register(n)), "{bytes:x?}");
+                }
+                let (changes, slots, moved) = used(&instruction, facts);
+                assert_eq!((step.changes, step.slots), (changes, slots), "{bytes:x?}");
+                assert_eq!(step.stays, step.same && !moved && facts.memory.is_none(), "{bytes:x?}");
+            });
+        }
+        assert!(native > 50_000, "{native}");
     }
 }

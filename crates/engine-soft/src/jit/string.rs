@@ -4,7 +4,6 @@
 //! memcpy and memset for small things and most of its work on whole pages. Then it ends within the elements that the
 //! interpreter's handler does at once, so both count it as one instruction. Anything else is the handler's.
 
-use iced_x86::OpKind;
 use ringfence_x86::Rflags;
 
 use super::asm::{Imm, Mem, RAX, RDI, RSI, Reg, Two, at, cc};
@@ -30,14 +29,9 @@ impl Emitter<'_> {
     /// What the string instruction at step `i` is like; `None` if its addresses are not plain ones.
     fn string_shape(&self, i: usize) -> Option<Shape> {
         let (step, op) = self.at(i);
-        let instruction = &step.instruction;
-        let plain = op.address_mask == u64::MAX
-            && (0..instruction.op_count()).all(|n| match instruction.op_kind(n) {
-                OpKind::MemorySegRSI => !adds_base(op),
-                OpKind::MemoryESRDI | OpKind::Register => true,
-                _ => false,
-            });
-        let scale = match instruction.memory_size().size() {
+        // The segment is that of what RSI points at; RDI's never has a base.
+        let plain = op.address_mask == u64::MAX && !adds_base(op);
+        let scale = match step.facts.size {
             1 => 0,
             2 => 1,
             4 => 2,

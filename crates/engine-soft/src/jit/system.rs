@@ -3,7 +3,7 @@
 //! What is emitted is the common case: CPL 0, nothing waiting, no change of what anything else depends on. The rest is the
 //! handler's.
 
-use iced_x86::{Mnemonic, OpKind};
+use iced_x86::{Code, Mnemonic};
 use ringfence_x86::{Cr4, Rflags, msr};
 
 use super::MAX_UNIT;
@@ -14,6 +14,7 @@ use super::privilege::{forget_stack, load_rflags, not_canonical};
 use super::registers::{A, B, C, Home, STACK, TABLE, home};
 use super::state::field;
 use super::stubs::load_table;
+use crate::interp::op::prefix;
 use crate::mmu::tlb::Class;
 
 impl Emitter<'_> {
@@ -136,9 +137,9 @@ impl Emitter<'_> {
 
     /// RDFSBASE and RDGSBASE.
     pub(super) fn read_base(&mut self, i: usize) -> Option<()> {
-        let (step, op) = self.at(i);
-        let segment = if step.instruction.mnemonic() == Mnemonic::Rdfsbase { FS } else { GS };
-        let (wide, to) = (step.instruction.op0_register().size() == 8, op.dst);
+        let op = self.at(i).1;
+        let segment = if op.code.mnemonic() == Mnemonic::Rdfsbase { FS } else { GS };
+        let (wide, to) = (matches!(op.code, Code::Rdfsbase_r64 | Code::Rdgsbase_r64), op.dst);
         let site = self.check_fsgsbase();
         let [base, _] = field::base_of(segment);
         if wide {
@@ -153,8 +154,8 @@ impl Emitter<'_> {
 
     /// WRFSBASE and WRGSBASE.
     pub(super) fn write_base(&mut self, i: usize) -> Option<()> {
-        let (step, op) = self.at(i);
-        let segment = if step.instruction.mnemonic() == Mnemonic::Wrfsbase { FS } else { GS };
+        let op = self.at(i).1;
+        let segment = if op.code.mnemonic() == Mnemonic::Wrfsbase { FS } else { GS };
         let from = op.dst;
         let mut sites = vec![self.check_fsgsbase()];
         let value = self.fetch(from, A);
@@ -168,10 +169,10 @@ impl Emitter<'_> {
 
     /// MOV from a segment register.
     pub(super) fn selector(&mut self, i: usize) -> Option<()> {
-        let (step, op) = self.at(i);
+        let op = self.at(i).1;
         let (from, to) = (op.src, op.dst);
-        if step.instruction.op0_kind() == OpKind::Register {
-            let part = step.instruction.op0_register().size() == 2;
+        if !op.has(prefix::MEMORY) {
+            let part = op.code == Code::Mov_rm16_Sreg;
             match home(to) {
                 Home::Host(reg) if part => self.a.load_low_word(reg, field::selector(from)),
                 Home::Host(reg) => self.a.load_word(reg, field::selector(from)),
@@ -237,7 +238,7 @@ impl Emitter<'_> {
     /// bit (SDM 2A, BT).
     pub(super) fn bit_string(&mut self, i: usize) -> Option<()> {
         let (step, op) = self.at(i);
-        let (number, mut instruction) = (op.src, step.instruction);
+        let (number, mut instruction) = (op.src, self.source.instruction(i));
         let (effect, wanted) = (step.effect, step.wanted);
         let wide = instruction.op1_register().size() == 8;
         let size = if wide { 8 } else { 4 };

@@ -1,0 +1,87 @@
+//! What becomes of instructions as they are found: steps of a region, or flags that are wanted.
+
+use ringfence_memory::GuestAddress;
+
+use super::Options;
+use super::facts::Forms;
+use super::flags::{self, Set};
+use super::region::{Known, Source};
+use crate::interp::code64::{Sink, peek};
+use crate::interp::cpu::Cpu;
+use crate::interp::found::Found;
+use crate::interp::op::Op;
+
+/// Takes instructions that follow each other into a region.
+pub(super) struct Taker<'a, E> {
+    pub(super) source: &'a mut Source,
+    pub(super) forms: &'a mut Forms,
+    pub(super) options: &'a Options,
+    /// Offset in the page of the next.
+    pub(super) next: u32,
+    /// What is known of the code around, if the region follows it.
+    pub(super) known: Option<&'a Known<'a, E>>,
+}
+
+impl<E: Fn(GuestAddress) -> bool> Sink for Taker<'_, E> {
+    #[inline(always)]
+    fn room(&mut self) -> &mut Op {
+        &mut self.source.steps.room().op
+    }
+
+    #[inline(always)]
+    fn take(&mut self, found: &Found<'_>) -> bool {
+        let source = &mut *self.source;
+        let start = self.next;
+        self.next += u32::from(found.length);
+        source.note(found, self.next);
+        source.put_place(start);
+        let step = source.steps.room();
+        step.complete(found, self.next, self.forms, self.options);
+        let (kind, target) = (step.kind, step.target());
+        source.steps.add();
+        match self.known {
+            None => self.next < 0x1000,
+            Some(known) => {
+                source.look_ahead(kind, target, self.next, known);
+                self.next < 0x1000 && source.find(self.next).is_none() && !known.is_translated(self.next)
+            }
+        }
+    }
+}
+
+/// Instructions looked at for the flags that they want.
+const LOOK: usize = 5;
+
+/// Which flags the code at an address may look at. Whoever relies on it hears of a write to that code, because it is in the
+/// same page.
+pub(super) fn flags_wanted(cpu: &mut Cpu, address: GuestAddress, forms: &mut Forms) -> Set {
+    let mut look = Look { forms, op: Op::UNDEFINED, read: 0, left: flags::ALL };
+    peek(cpu, address, LOOK, &mut look);
+    look.read | look.left
+}
+
+/// Looks for the flags that instructions want.
+struct Look<'a> {
+    forms: &'a mut Forms,
+    op: Op,
+    /// Those that are looked at.
+    read: Set,
+    /// Those of which nothing is known yet.
+    left: Set,
+}
+
+impl Sink for Look<'_> {
+    #[inline(always)]
+    fn room(&mut self) -> &mut Op {
+        &mut self.op
+    }
+
+    #[inline(always)]
+    fn take(&mut self, found: &Found<'_>) -> bool {
+        let effect = self.forms.of(found).effect;
+        self.read |= effect.reads & self.left;
+        self.left &= !effect.kills;
+        // What else it is may be looked at elsewhere: only plain instructions go on.
+        self.left != 0 && found.flows()
+    }
+}
