@@ -9,7 +9,7 @@
 //! What devices and engines share lives here too: the guest's clock ([`VirtualClock`]), its timers
 //! ([`TimerQueue`]), interrupt wires ([`IrqLine`]) and the envelope of saved state ([`SavedState`]).
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod bus;
 mod clock;
@@ -22,7 +22,7 @@ mod timer;
 mod traits;
 
 pub use bus::{AddressSpace, Bus, BusDevice, Placement};
-pub use clock::{ClockMode, VirtualClock, VirtualTime};
+pub use clock::{ClockMode, HostLine, VirtualClock, VirtualTime};
 pub use error::EngineError;
 pub use irq::{InterruptSink, IrqLine};
 pub use profile::{GuestProfile, Place};

@@ -380,6 +380,11 @@ impl Assembler {
         self.code.push(count);
     }
 
+    /// `mul qword ptr mem`: RAX times that to RDX and RAX.
+    pub(super) fn multiply(&mut self, mem: Mem) {
+        self.with_mem(true, 0xf7, 4, mem);
+    }
+
     /// `jmp reg`.
     pub(super) fn jmp_reg(&mut self, reg: Reg) {
         self.with_reg(false, 0xff, 4, reg);

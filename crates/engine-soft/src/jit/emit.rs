@@ -350,6 +350,7 @@ impl<'a> Emitter<'a> {
             Kind::ClearDirection => self.clear_direction(i),
             Kind::Selector => self.selector(i),
             Kind::ReadControl => self.read_control(i),
+            Kind::ReadTime => self.read_time(i),
             Kind::ReadBase => self.read_base(i),
             Kind::WriteBase => self.write_base(i),
             Kind::BitString => self.bit_string(i),

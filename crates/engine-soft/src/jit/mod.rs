@@ -52,6 +52,7 @@ mod system;
 mod taker;
 #[cfg(test)]
 mod tests;
+mod time;
 mod vector;
 
 use std::collections::HashSet;
@@ -313,6 +314,7 @@ impl Jit {
         state.targets = self.cache.targets();
         state.vectors = cpu.vector.registers_address();
         state.passing = cpu.vector.passing_level().into();
+        state.time_line = std::ptr::from_ref(cpu.clock.line()) as u64;
         state.page = cpu.regs[RIP] & !0xfff;
         state.budget = budget;
         state.end = cpu.retired.wrapping_add(budget as u64);

@@ -51,6 +51,8 @@ pub(super) enum Kind {
     Selector,
     /// A control register to a register.
     ReadControl,
+    /// RDTSC and RDTSCP.
+    ReadTime,
     /// RDFSBASE and RDGSBASE.
     ReadBase,
     /// WRFSBASE and WRGSBASE of 64 bits.
@@ -160,6 +162,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
             Kind::Selector
         }
         M::Mov if instruction.code() == Code::Mov_r64_cr => Kind::ReadControl,
+        M::Rdtsc | M::Rdtscp => Kind::ReadTime,
         M::Rdfsbase | M::Rdgsbase => Kind::ReadBase,
         M::Wrfsbase | M::Wrgsbase if instruction.op0_register().size() == 8 => Kind::WriteBase,
         M::Bt | M::Bts | M::Btr | M::Btc

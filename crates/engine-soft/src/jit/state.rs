@@ -81,6 +81,8 @@ pub struct State {
     pub(super) vectors: u64,
     /// Address of the word that says whether something waits for the CPU.
     pub(super) inbox: u64,
+    /// Address of the clock's [`ringfence_engine::HostLine`].
+    pub(super) time_line: u64,
     /// Tables of the soft TLB for loads and stores below CPL 3: without and with access to user pages.
     pub(super) kernel_tables: [u64; 2],
     /// The table for loads and stores at CPL 3.
@@ -146,6 +148,7 @@ impl State {
             base: 0,
             vectors: 0,
             inbox: 0,
+            time_line: 0,
             kernel_tables: [0; 2],
             user_table: 0,
             privileges: segments_of(0).map(|segments| Privilege { segments, context: 0, fetch_table: 0 }),
@@ -321,6 +324,7 @@ pub(super) mod field {
         stack_host,
         no_stack,
         inbox,
+        time_line,
         sites,
         rows,
         apart,

@@ -10,6 +10,7 @@ mod shadow;
 mod stack;
 mod tables;
 mod targets;
+mod time;
 mod vectors;
 
 use std::sync::Arc;
@@ -50,6 +51,18 @@ impl Bus for NoDevices {
 
 /// A vCPU in 64-bit mode at CPL 0, with paging, in memory of its own.
 pub(super) fn machine() -> Interpreter {
+    let memory = memory();
+    machine_of(Connections {
+        code: CodeMap::new(Arc::clone(&memory)),
+        memory,
+        bus: Arc::new(NoDevices),
+        clock: Arc::new(VirtualClock::new(ClockMode::Counted, 0)),
+        cpuid: Arc::new(host_cpuid().clone()),
+    })
+}
+
+/// Memory with page tables.
+fn memory() -> Arc<GuestMemory> {
     let memory = Arc::new(GuestMemory::flat(1 << 20).unwrap());
     let write = |at: u64, value: u64| memory.write(GuestAddress(at), value).unwrap();
     write(0x1000, 0x2003);
@@ -65,14 +78,12 @@ pub(super) fn machine() -> Interpreter {
         };
         write(0x4000 + 8 * page, page << 12 | bits);
     }
-    let mut cpu = Cpu::new(Connections {
-        code: CodeMap::new(Arc::clone(&memory)),
-        memory,
-        bus: Arc::new(NoDevices),
-        clock: Arc::new(VirtualClock::new(ClockMode::Counted, 0)),
-        cpuid: Arc::new(host_cpuid().clone()),
-    })
-    .unwrap();
+    memory
+}
+
+/// A vCPU as [`machine`]'s in such memory.
+fn machine_of(connections: Connections) -> Interpreter {
+    let mut cpu = Cpu::new(connections).unwrap();
     // Neither x87 nor vectors, unless a test asks for them.
     cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::WP | Cr0::NE | Cr0::EM;
     cpu.cr4 = Cr4::PAE | Cr4::FSGSBASE;
