@@ -1,5 +1,7 @@
 //! Model-specific registers.
 
+use std::sync::Arc;
+
 use ringfence_x86::cpuid::Vendor;
 use ringfence_x86::{Efer, Exception, msr};
 
@@ -105,6 +107,13 @@ fn branch_history_injection_is_prevented_by_a_bit() {
     wrmsr(&mut lab, msr::SPEC_CTRL, ibrs | bhi_dis_s).unwrap();
     assert_eq!(rdmsr(&mut lab, msr::SPEC_CTRL), Ok(ibrs | bhi_dis_s));
     assert_eq!(wrmsr(&mut lab, msr::SPEC_CTRL, 1 << 11), Err(GP));
+    // A processor that does not say that it has the bit has it not.
+    let cpuid = Arc::make_mut(&mut lab.m.cpu.cpuid);
+    let mut leaf = cpuid.get(7, 2);
+    leaf.edx &= !(1 << 4);
+    cpuid.set(7, 2, leaf);
+    assert_eq!(wrmsr(&mut lab, msr::SPEC_CTRL, bhi_dis_s), Err(GP));
+    assert_eq!(wrmsr(&mut lab, msr::SPEC_CTRL, ibrs), Ok(()));
 }
 
 #[test]
