@@ -217,8 +217,7 @@ impl Cpu {
     /// # Errors
     /// #PF, or #GP(0) for a non-canonical address.
     pub fn load_system<T: Scalar>(&mut self, linear: u64) -> Result<T, Exception> {
-        let class = if self.implicit_rights().smap_open { Class::KernelAc } else { Class::Kernel };
-        if let Some(at) = self.tlb.read(class, linear, T::SIZE as u64) {
+        if let Some(at) = self.tlb.read(self.implicit_class(), linear, T::SIZE as u64) {
             // SAFETY: a read hit covers `SIZE` bytes of guest memory.
             return Ok(unsafe { T::load(at) });
         }
@@ -233,8 +232,7 @@ impl Cpu {
     /// As [`Cpu::load_system`].
     pub fn store_system<T: Scalar>(&mut self, linear: u64, value: T) -> Result<(), Exception> {
         let rights = self.implicit_rights();
-        let class = if rights.smap_open { Class::KernelAc } else { Class::Kernel };
-        if let Some(at) = self.tlb.write(class, linear, T::SIZE as u64) {
+        if let Some(at) = self.tlb.write(self.implicit_class(), linear, T::SIZE as u64) {
             // SAFETY: a write hit covers `SIZE` writable bytes of guest memory.
             unsafe { value.store(at) };
             return Ok(());

@@ -374,6 +374,11 @@ impl Cpu {
         Rights { user: false, smap_open: !self.cr4.contains(Cr4::SMAP) }
     }
 
+    /// Whose tables such an access uses.
+    pub(crate) fn implicit_class(&self) -> Class {
+        Self::class_of(self.implicit_rights(), 0)
+    }
+
     /// What page walks depend on.
     pub fn walk_context(&self) -> Context {
         Context {

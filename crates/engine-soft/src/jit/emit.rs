@@ -138,7 +138,11 @@ pub(super) fn emit_apart(row: &Row, source: &Source, stubs: &Stubs, place: Place
 
 /// Whether control never reaches the instruction behind, if this one is translated natively.
 fn closes(kind: Kind) -> bool {
-    matches!(kind, Kind::Jump | Kind::JumpIndirect | Kind::Return | Kind::SystemCall | Kind::SystemReturn)
+    use Kind as K;
+    matches!(
+        kind,
+        K::Jump | K::JumpIndirect | K::Return | K::SystemCall | K::SystemReturn | K::InterruptReturn
+    )
 }
 
 /// What became of a step.
@@ -345,6 +349,7 @@ impl<'a> Emitter<'a> {
             Kind::SwapGs => self.swap_gs(i),
             Kind::SystemCall => self.system_call(i),
             Kind::SystemReturn => self.system_return(i),
+            Kind::InterruptReturn => self.interrupt_return(i),
             Kind::StoreString => self.store_string(i),
             Kind::MoveString => self.move_string(i),
             Kind::ClearDirection => self.clear_direction(i),
@@ -433,6 +438,7 @@ impl<'a> Emitter<'a> {
                     | Kind::Return
                     | Kind::SystemCall
                     | Kind::SystemReturn
+                    | Kind::InterruptReturn
             )
     }
 

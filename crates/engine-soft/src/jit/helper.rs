@@ -4,8 +4,8 @@ use iced_x86::Code;
 use ringfence_engine::Activity;
 use ringfence_x86::Rflags;
 
-use super::Jit;
 use super::stubs::reason;
+use super::{Jit, MAX_UNIT};
 use crate::interp::cpu::{CodeSize, Cpu};
 use crate::interp::op::{Op, RIP};
 
@@ -74,6 +74,9 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
         cpu.translated.exception = Some(exception);
         return reason::FAULT;
     }
+    if site.op.code == Code::Iretq {
+        returned(cpu, after);
+    }
     if cpu.leave_block || site.has(marks::ENDS) && must_leave(cpu) {
         cpu.translated.budget = after;
         if !(site.has(marks::RESUMES) && may_resume(cpu)) {
@@ -86,6 +89,17 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
     }
     cpu.find_stack();
     reason::CONTINUE
+}
+
+/// After an IRETQ, where the budget covers `left` instructions more: fixed code may do the next one like it.
+fn returned(cpu: &mut Cpu, left: i64) {
+    cpu.learn_return();
+    if cpu.flags.contains(Rflags::RF) && left >= MAX_UNIT as i64 {
+        // It holds off a breakpoint of the next instruction only. Where that is executed at once, and none is armed, it is gone
+        // before anybody can see it.
+        cpu.flags.remove(Rflags::RF);
+        cpu.flags.set(Rflags::RF, !may_resume(cpu));
+    }
 }
 
 /// As [`interpret`], for a profile: counts the instruction's form first.

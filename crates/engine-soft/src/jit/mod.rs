@@ -16,7 +16,8 @@
 //!   the host's own is.
 //! * Every unit of a region takes its length off a budget when it is entered and gives back what it did not execute. A run
 //!   never exceeds its budget, and the count of retired instructions is exact wherever Rust sees it.
-//! * A system call, a return from one and the like go on in translated code, unless something waits for the run loop.
+//! * A system call and the return from one ([`privilege`]), the return from an interrupt ([`interrupt_return`]) and the like go on in
+//!   translated code, unless something waits for the run loop. The time-stamp counter is read there too ([`time`]).
 //! * When bytes are written that a region was made from, its links are undone and it is forgotten ([`cache`]).
 //!
 //! 16-bit and 32-bit code runs in the interpreter.
@@ -31,6 +32,7 @@ mod facts;
 mod flags;
 mod group;
 mod helper;
+mod interrupt_return;
 mod links;
 mod misses;
 mod native;

@@ -37,6 +37,8 @@ pub(super) enum Kind {
     SystemCall,
     /// SYSRET to 64-bit code.
     SystemReturn,
+    /// IRETQ.
+    InterruptReturn,
     /// BT, BTS, BTR and BTC of a bit string in memory.
     BitString,
     /// POP of a register.
@@ -151,6 +153,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Swapgs => Kind::SwapGs,
         M::Syscall => Kind::SystemCall,
         M::Sysretq => Kind::SystemReturn,
+        M::Iretq => Kind::InterruptReturn,
         M::Cld => Kind::ClearDirection,
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Kind::StoreString,
         M::Movsb | M::Movsw | M::Movsq => Kind::MoveString,

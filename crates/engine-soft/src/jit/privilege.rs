@@ -61,18 +61,8 @@ pub(super) fn system_call(a: &mut Assembler, ways: Ways) -> usize {
     a.imm(Imm::Xor, true, A, -1);
     a.rr(Two::And, B, A);
     store_rflags(a);
-    // Whether user pages may be accessed: SMAP is off, or AC is still set.
-    a.test_imm32(field::flags(), Rflags::AC.bits() as u32);
-    let open = a.jcc(cc::NE);
-    a.test_imm32(field::cr4(), Cr4::SMAP.bits() as u32);
-    let off = a.jcc(cc::E);
-    use_table(a, Class::Kernel, field::kernel_table(false));
-    let chosen = a.jmp();
-    a.bind(open);
-    a.bind(off);
-    use_table(a, Class::KernelAc, field::kernel_table(true));
-    a.bind(chosen);
-    change(a, false);
+    use_kernel_table(a);
+    change(a, false, field::code_and_stack(false), field::flat_by_star());
     a.rm(Two::Load, A, field::msr(msr::LSTAR));
     a.jmp_to(ways.dispatch as i64);
     decline(a, declined, ways);
@@ -97,7 +87,7 @@ pub(super) fn system_return(a: &mut Assembler, ways: Ways) -> usize {
     a.imm(Imm::And, false, B, SYSRET_FLAGS as i32);
     store_rflags(a);
     use_table(a, Class::User, field::user_table());
-    change(a, true);
+    change(a, true, field::code_and_stack(true), field::flat_by_star());
     a.copy(A, RCX);
     a.jmp_to(ways.dispatch as i64);
     decline(a, declined, ways);
@@ -114,14 +104,18 @@ fn begin(a: &mut Assembler) -> Vec<usize> {
     a.rm(Two::Load, B, field::msr(msr::STAR));
     a.rm(Two::Cmp, B, field::star());
     declined.push(a.jcc(cc::NE));
-    // Something waits for the run loop.
+    declined.extend(nothing_waits(a));
+    declined
+}
+
+/// Branches taken where something waits for the run loop. Uses [`B`].
+pub(super) fn nothing_waits(a: &mut Assembler) -> Vec<usize> {
     a.rm(Two::Load, B, field::inbox());
     a.compare_imm32(at(B, 0), 0);
-    declined.push(a.jcc(cc::NE));
+    let waits = a.jcc(cc::NE);
     a.rm(Two::Load, B, field::stale_flag());
     a.compare_byte(at(B, 0), 0);
-    declined.push(a.jcc(cc::NE));
-    declined
+    vec![waits, a.jcc(cc::NE)]
 }
 
 /// A branch taken if a register holds no canonical address: bits 47 to 63 are the same in one. Uses [`B`].
@@ -147,7 +141,7 @@ pub(super) fn load_rflags(a: &mut Assembler, to: Reg) {
 }
 
 /// RFLAGS from [`B`]. Uses [`A`] and [`C`].
-fn store_rflags(a: &mut Assembler) {
+pub(super) fn store_rflags(a: &mut Assembler) {
     a.rr32(Two::Load, C, B);
     a.imm(Imm::And, false, C, 0xd5);
     a.shl32(C, 8);
@@ -162,21 +156,35 @@ fn store_rflags(a: &mut Assembler) {
 }
 
 /// Makes a class that whose accesses ask this table. Uses [`A`].
-fn use_table(a: &mut Assembler, class: Class, table: Mem) {
+pub(super) fn use_table(a: &mut Assembler, class: Class, table: Mem) {
     a.store_byte(field::class(), class as u8);
     a.rm(Two::Load, A, table);
     a.rm(Two::Store, A, field::data_table());
 }
 
-/// CPL, CS, SS and what follows from them but for the class, and forgets the guest's calls. Uses [`A`].
-fn change(a: &mut Assembler, user: bool) {
+/// The class of CPL 0, and its table: user pages may be accessed if SMAP is off, or AC set. Uses [`A`].
+pub(super) fn use_kernel_table(a: &mut Assembler) {
+    a.test_imm32(field::flags(), Rflags::AC.bits() as u32);
+    let open = a.jcc(cc::NE);
+    a.test_imm32(field::cr4(), Cr4::SMAP.bits() as u32);
+    let off = a.jcc(cc::E);
+    use_table(a, Class::Kernel, field::kernel_table(false));
+    let chosen = a.jmp();
+    a.bind(open);
+    a.bind(off);
+    use_table(a, Class::KernelAc, field::kernel_table(true));
+    a.bind(chosen);
+}
+
+/// CPL, CS and SS from words of the vCPU, and what follows from them but for the class, and forgets the guest's calls. `flat` says whether
+/// CS and SS span all 4 GiB. Uses [`A`].
+pub(super) fn change(a: &mut Assembler, user: bool, segments: impl Iterator<Item = (Mem, Mem)>, flat: Mem) {
     a.store_byte(field::cpl(), if user { 3 } else { 0 });
-    for (from, to) in field::code_and_stack(user) {
+    for (from, to) in segments {
         a.rm(Two::Load, A, from);
         a.rm(Two::Store, A, to);
     }
-    // Both can be read, the stack can be written.
-    a.constant(A, 0x301);
+    a.load_word(A, flat);
     a.store_word(A, field::flat_code_and_stack());
     a.rm(Two::Load, A, field::context_of(user));
     a.rm(Two::Store, A, field::context());
@@ -195,7 +203,7 @@ pub(super) fn forget_stack(a: &mut Assembler) {
 }
 
 /// Has the handler do it, and goes on where it leads.
-fn decline(a: &mut Assembler, sites: Vec<usize>, ways: Ways) {
+pub(super) fn decline(a: &mut Assembler, sites: Vec<usize>, ways: Ways) {
     for site in sites {
         a.bind(site);
     }

@@ -5,11 +5,12 @@ use std::mem::offset_of;
 use std::sync::Arc;
 
 use ringfence_memory::GuestAddress;
-use ringfence_x86::segment::Segment;
+use ringfence_x86::segment::{DescriptorTable, Segment};
 use ringfence_x86::{Exception, SegmentRegister, msr};
 
 use super::asm::{Mem, at};
 use super::group::BASES;
+use super::interrupt_return::Returns;
 use super::registers::PIN;
 use crate::code::StaleCode;
 use crate::interp::cpu::Cpu;
@@ -91,6 +92,12 @@ pub struct State {
     pub(super) privileges: [Privilege; 2],
     /// The value of STAR whose segments are there.
     pub(super) star: u64,
+    /// Whether they span all 4 GiB: both can be read, the stack can be written.
+    pub(super) flat_by_star: u16,
+    /// Where IRET has led to.
+    pub(super) returns: Returns,
+    /// Table of the soft TLB for what the processor loads on its own behalf.
+    pub(super) system_table: u64,
     /// Address of the byte that says whether code has become stale.
     pub(super) stale_flag: u64,
     /// The host's address for no page.
@@ -153,6 +160,9 @@ impl State {
             user_table: 0,
             privileges: segments_of(0).map(|segments| Privilege { segments, context: 0, fetch_table: 0 }),
             star: 0,
+            flat_by_star: 0x301,
+            returns: Returns::NONE,
+            system_table: 0,
             stale_flag: 0,
             stack_changes: 0,
             stale: None,
@@ -231,9 +241,11 @@ impl Cpu {
     #[inline(always)]
     pub(super) fn prepare_privileges(&mut self) {
         let contexts = [self.jump_context_of(false), self.jump_context_of(true)];
+        let implicit = self.implicit_class();
         let state = &mut self.translated;
         state.kernel_tables = [self.tlb.table(Class::Kernel), self.tlb.table(Class::KernelAc)];
         state.user_table = self.tlb.table(Class::User);
+        state.system_table = self.tlb.table(implicit);
         for (user, privilege) in [false, true].into_iter().zip(&mut state.privileges) {
             privilege.context = contexts[usize::from(user)];
             privilege.fetch_table = self.tlb.fetch_table(user);
@@ -332,11 +344,12 @@ pub(super) mod field {
         onward,
         stale_flag,
         star,
+        system_table,
         cells,
         targets
     );
 
-    fields_of_cpu!(cpl, flags, class, cr0, cr2, cr3, cr4, efer);
+    fields_of_cpu!(cpl, flags, class, cr0, cr2, cr3, cr4, efer, nmi_masked);
 
     fn of_state(offset: usize) -> Mem {
         at_distance(offset_of!(Cpu, translated) + offset)
@@ -364,10 +377,34 @@ pub(super) mod field {
     /// CS and SS of CPL 3 (`user`) or CPL 0 as STAR has them, word by word, and where they go.
     pub(in super::super) fn code_and_stack(user: bool) -> impl Iterator<Item = (Mem, Mem)> {
         const { assert!(SegmentRegister::Ss as usize == SegmentRegister::Cs as usize + 1) };
-        (0..2 * size_of::<Segment>()).step_by(8).map(move |at| {
-            let to = self::segment(SegmentRegister::Cs as u8) + at;
-            (privilege(user, offset_of!(Privilege, segments) + at), at_distance(to))
-        })
+        (0..2 * size_of::<Segment>())
+            .step_by(8)
+            .map(move |at| (privilege(user, offset_of!(Privilege, segments) + at), code_segment(at)))
+    }
+
+    /// What is so many bytes behind the start of CS, which SS follows.
+    pub(in super::super) fn code_segment(at: usize) -> Mem {
+        at_distance(self::segment(SegmentRegister::Cs as u8) + at)
+    }
+
+    /// So many bytes behind the start of what is known of IRET.
+    pub(in super::super) fn returns(at: usize) -> Mem {
+        of_state(offset_of!(State, returns) + at)
+    }
+
+    /// The base of the global descriptor table.
+    pub(in super::super) fn gdt_base() -> Mem {
+        at_distance(offset_of!(Cpu, gdtr) + offset_of!(DescriptorTable, base))
+    }
+
+    /// Its limit, 16 bits.
+    pub(in super::super) fn gdt_limit() -> Mem {
+        at_distance(offset_of!(Cpu, gdtr) + offset_of!(DescriptorTable, limit))
+    }
+
+    /// What that is of segments by STAR.
+    pub(in super::super) fn flat_by_star() -> Mem {
+        of_state(offset_of!(State, flat_by_star))
     }
 
     /// Whether CS and SS span all 4 GiB, 16 bits.
@@ -388,6 +425,11 @@ pub(super) mod field {
     pub(in super::super) fn base_of(segment: u8) -> [Mem; 2] {
         let own = self::segment(segment) + offset_of!(Segment, base);
         [at_distance(own), segment_base(segment)]
+    }
+
+    /// A segment register's attributes, 16 bits.
+    pub(in super::super) fn attributes(segment: u8) -> Mem {
+        at_distance(self::segment(segment) + offset_of!(Segment, attributes))
     }
 
     /// A segment register's selector, 16 bits.

@@ -7,6 +7,7 @@
 use std::mem::offset_of;
 
 use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
+use super::interrupt_return;
 use super::misses::{self, Around, Misses};
 use super::privilege::{self, Ways};
 use super::registers::{A, B, C, PIN, STACK, TABLE, resident};
@@ -137,6 +138,8 @@ pub(super) struct Stubs {
     pub(super) system_call: usize,
     /// Jumped to with the site in [`C`]: SYSRET to 64-bit code.
     pub(super) system_return: usize,
+    /// Jumped to with the site in [`C`]: IRETQ.
+    pub(super) interrupt_return: usize,
     /// Jumped to with an offset in the page in [`A`]: the interpreter is to execute what is there.
     pub(super) by_interpreter: usize,
     /// For what is rarely executed.
@@ -462,6 +465,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     let ways = Ways { interpret, dispatch };
     let system_call = privilege::system_call(&mut a, ways);
     let system_return = privilege::system_return(&mut a, ways);
+    let interrupt_return = interrupt_return::interrupt_return(&mut a, ways);
     // From the highest, which the one below leads to.
     let mut load = [0; LEVELS];
     let mut above = None;
@@ -492,6 +496,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
             ret,
             system_call,
             system_return,
+            interrupt_return,
             by_interpreter,
             misses,
             length,

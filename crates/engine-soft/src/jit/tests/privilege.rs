@@ -1,4 +1,9 @@
-//! Changes of privilege: SYSCALL and SYSRET, translated and interpreted.
+//! Changes of privilege, translated and interpreted: SYSCALL, SYSRET and IRETQ.
+
+mod calls;
+mod interrupts;
+mod random;
+mod returns;
 
 use std::sync::atomic::Ordering;
 
@@ -45,6 +50,8 @@ struct Both {
     reference: Lab,
     subject: Lab,
     jit: Jit,
+    /// Most instructions at a time.
+    limit: u64,
 }
 
 /// Executes up to `limit` instructions, one at least.
@@ -62,7 +69,7 @@ impl Both {
         let options =
             Options { threshold: 1, exact_flags: true, code_size: 1 << 20, profile: true, ..OPTIONS };
         let jit = Jit::new(options, &subject.m.cpu.code).unwrap();
-        Self { reference, subject, jit }
+        Self { reference, subject, jit, limit: 40 }
     }
 
     fn each(&mut self, mut change: impl FnMut(&mut Cpu)) {
@@ -88,10 +95,11 @@ impl Both {
         }
     }
 
-    /// How often translated code has left a system call, or the return from one, to its handler.
+    /// How often translated code has left a change of privilege to its handler.
     fn handed(&self) -> u64 {
         let forms = super::super::handed(&self.subject.m.cpu);
-        forms.iter().filter(|(form, _)| form.starts_with("Sys")).map(|(_, count)| count).sum()
+        let changes = |form: &str| form.starts_with("Sys") || form.starts_with("Iret");
+        forms.iter().filter(|(form, _)| changes(form)).map(|(_, count)| count).sum()
     }
 
     /// Executes an instruction and what it leads to, until an exception; whether translated code called its handler, and
@@ -101,7 +109,7 @@ impl Both {
         let mut end = None;
         for _ in 0..20 {
             let before = self.subject.m.cpu.retired;
-            let outcome = run(&mut self.subject.m, Some(&mut self.jit), 40);
+            let outcome = run(&mut self.subject.m, Some(&mut self.jit), self.limit);
             let count = self.subject.m.cpu.retired - before;
             let start = self.reference.m.cpu.retired;
             let mut expected = Ok(());
@@ -116,14 +124,14 @@ impl Both {
             let (a, b) = (&self.reference.m.cpu, &self.subject.m.cpu);
             assert_eq!(a.save_state(), b.save_state(), "{what}");
             assert_eq!((a.cpl, a.class, a.flat), (b.cpl, b.class, b.flat), "{what}");
-            assert_eq!((a.retired, a.bases), (b.retired, b.bases), "{what}");
+            assert_eq!((a.retired, a.bases, a.nmi_masked), (b.retired, b.bases, b.nmi_masked), "{what}");
             if let Err(exception) = outcome {
                 assert_eq!(a.fault_address, b.fault_address, "{what}");
                 end = Some(exception);
                 break;
             }
         }
-        for page in [at::USER_STACK - 0x1000, at::DATA, at::KERNEL_ONLY, at::STACK - 0x1000] {
+        for page in [at::GDT, at::USER_STACK - 0x1000, at::DATA, at::KERNEL_ONLY, at::STACK - 0x1000] {
             let mut bytes = [[0; 0x1000]; 2];
             for (lab, bytes) in [&self.reference, &self.subject].into_iter().zip(&mut bytes) {
                 lab.memory.read_bytes(GuestAddress(page), bytes).unwrap();
@@ -182,19 +190,6 @@ fn both(vendor: Vendor) -> Both {
     both
 }
 
-#[test]
-fn system_calls_and_returns_need_no_handler() {
-    for vendor in [Vendor::Intel, Vendor::Amd] {
-        let mut both = both(vendor);
-        for rip in [at::USER_CODE, CROSSING] {
-            assert_eq!(both.call("call", rip, |_| ()), (false, NOWHERE));
-            assert_eq!((both.subject.m.cpu.cpl, both.subject.m.cpu.regs[1]), (0, rip + 2));
-        }
-        assert_eq!(both.back("return", |_| ()), (false, NOWHERE));
-        assert_eq!(both.subject.m.cpu.cpl, 3);
-    }
-}
-
 /// What is changed before an instruction, whether its handler is called then, and how it ends.
 type Case = (&'static str, fn(&mut Cpu), bool, Option<Exception>);
 
@@ -210,98 +205,6 @@ fn post(cpu: &mut Cpu) {
     cpu.connect_apic(apic);
 }
 
-#[test]
-fn system_call_that_is_unusual_is_as_in_the_interpreter() {
-    let step = Some(Exception::debug(Exception::DEBUG_SINGLE_STEP));
-    let cases: [Case; 12] = [
-        ("SCE off", |cpu| cpu.efer.remove(Efer::SCE), true, Some(Exception::UD)),
-        ("another STAR", |cpu| set_msr(cpu, msr::STAR, STAR ^ 0x48 << 32), false, NOWHERE),
-        ("another entry", |cpu| set_msr(cpu, msr::LSTAR, ENTRY + 3), false, NOWHERE),
-        ("all flags kept", |cpu| set_msr(cpu, msr::FMASK, 0), false, NOWHERE),
-        ("no flag kept", |cpu| set_msr(cpu, msr::FMASK, 0xffff_ffff), false, NOWHERE),
-        ("traced", |cpu| cpu.flags.insert(Rflags::TF), false, NOWHERE),
-        (
-            "traced on",
-            |cpu| {
-                set_msr(cpu, msr::FMASK, 0);
-                cpu.flags.insert(Rflags::TF);
-            },
-            false,
-            step,
-        ),
-        ("AC", |cpu| cpu.set_rflags(0x4_0202), false, NOWHERE),
-        (
-            "alignment checked",
-            |cpu| {
-                cpu.cr0.insert(Cr0::AM);
-                cpu.set_rflags(0x4_0202);
-            },
-            true,
-            NOWHERE,
-        ),
-        ("something waits", post, true, NOWHERE),
-        ("breakpoint on data", |cpu| cpu.dr7 = 0x3_0001, false, NOWHERE),
-        ("entry not mapped", |cpu| set_msr(cpu, msr::LSTAR, at::ABSENT), false, Some(fetch_fault(0))),
-    ];
-    for vendor in [Vendor::Intel, Vendor::Amd] {
-        for (what, change, handed, end) in cases {
-            let got = both(vendor).call(what, at::USER_CODE, change);
-            assert_eq!(got, (handed, end), "{what}");
-        }
-    }
-}
-
-#[test]
-fn system_call_below_cpl_3_is_as_in_the_interpreter() {
-    let mut both = both(Vendor::Amd);
-    let got = both.repeat("at CPL 0", false, at::USER_CODE, |_| ());
-    assert_eq!((got, both.subject.m.cpu.cpl), ((true, NOWHERE), 0));
-}
-
-#[test]
-fn system_return_that_is_unusual_is_as_in_the_interpreter() {
-    let step = Some(Exception::debug(Exception::DEBUG_SINGLE_STEP));
-    let cases: [Case; 13] = [
-        ("SCE off", |cpu| cpu.efer.remove(Efer::SCE), true, Some(Exception::UD)),
-        ("another STAR", |cpu| set_msr(cpu, msr::STAR, STAR ^ 0x48 << 48), false, NOWHERE),
-        ("trap behind it", |cpu| cpu.regs[11] |= 0x100, true, step),
-        ("AC", |cpu| cpu.regs[11] |= 0x4_0000, true, NOWHERE),
-        (
-            "alignment checked",
-            |cpu| {
-                cpu.cr0.insert(Cr0::AM);
-                cpu.regs[11] |= 0x4_0000;
-                cpu.regs[6] += 1;
-            },
-            true,
-            Some(Exception::with_code(ringfence_x86::Vector::AlignmentCheck, 0)),
-        ),
-        ("NT and IOPL", |cpu| cpu.regs[11] |= 0x7000, false, NOWHERE),
-        ("flags that are none", |cpu| cpu.regs[11] = !0x4_0100, false, NOWHERE),
-        ("no flags", |cpu| cpu.regs[11] = 0, false, NOWHERE),
-        ("something waits", post, true, NOWHERE),
-        ("target not mapped", |cpu| cpu.regs[1] = at::ABSENT, false, Some(fetch_fault(4))),
-        ("target of the kernel's", |cpu| cpu.regs[1] = ENTRY, false, Some(fetch_fault(5))),
-        ("data of the kernel's", |cpu| cpu.regs[6] = at::KERNEL_ONLY, false, Some(page_fault(5))),
-        ("just canonical", |cpu| cpu.regs[1] = (1 << 47) - 2, false, Some(fetch_fault(4))),
-    ];
-    for vendor in [Vendor::Intel, Vendor::Amd] {
-        for (what, change, handed, end) in cases {
-            let mut both = both(vendor);
-            // The kernel's code is known, to the kernel.
-            assert_eq!(both.call("call", at::USER_CODE, |_| ()), (false, NOWHERE));
-            assert_eq!(both.back(what, change), (handed, end), "{what}");
-        }
-        let got = both(vendor).back("not canonical", |cpu| cpu.regs[1] = 1 << 47);
-        assert_eq!(got, (true, Some(Exception::GP0)));
-        let mut at_user = both(vendor);
-        assert_eq!(
-            at_user.repeat("at CPL 3", true, at::USER_CODE + 0x800, |_| ()),
-            (true, Some(Exception::GP0))
-        );
-    }
-}
-
 fn page_fault(code: u16) -> Exception {
     Exception::with_code(ringfence_x86::Vector::PageFault, code)
 }
@@ -309,106 +212,4 @@ fn page_fault(code: u16) -> Exception {
 /// With NX, a fetch says so.
 fn fetch_fault(code: u16) -> Exception {
     page_fault(code | 16)
-}
-
-#[test]
-fn system_call_under_smap_may_access_what_ac_allows() {
-    // The kernel's stack is the program's here.
-    for (what, fmask, flags, end) in [
-        ("masked", 0x4_7700, 0x4_0202, Some(page_fault(3))),
-        ("not set", 0x700, 0x202, Some(page_fault(3))),
-        ("kept", 0x700, 0x4_0202, NOWHERE),
-    ] {
-        let mut both = both(Vendor::Amd);
-        both.each(|cpu| {
-            cpu.cr4.insert(Cr4::SMAP);
-            cpu.tlb.flush();
-            set_msr(cpu, msr::FMASK, fmask);
-            // The look's push comes first: a handler's call would look for the stack anew.
-            set_msr(cpu, msr::LSTAR, ENTRY + 6);
-        });
-        for _ in 0..6 {
-            both.start(true, PUSHING);
-            both.each(|cpu| {
-                cpu.set_rflags(flags);
-            });
-            assert_eq!(both.go(what).1, end, "{what}");
-        }
-        assert_eq!(both.handed(), 0, "{what}");
-    }
-}
-
-#[test]
-fn return_behind_a_change_of_privilege_asks_what_may_be_fetched() {
-    // A call of the kernel's is not returned from; the program behind SYSRET returns to where it was made.
-    let mut both = both(Vendor::Amd);
-    let call = ENTRY + 0x300;
-    both.each(|cpu| {
-        let put = |at: u64, code: &[u8]| cpu.memory.write_bytes(GuestAddress(at), code).unwrap();
-        put(call, &[0xe8, 0, 0, 0, 0, 0x48, 0x0f, 0x07]); // call to the next; sysretq
-        put(at::USER_CODE + 0x400, &[0xc3]);
-    });
-    for _ in 0..6 {
-        both.start(false, call);
-        both.each(|cpu| (cpu.regs[1], cpu.regs[11]) = (at::USER_CODE + 0x400, 2));
-        assert_eq!(both.go("return to the kernel's"), (false, Some(fetch_fault(5))));
-        assert_eq!(both.subject.m.cpu.rip(), call + 5);
-    }
-}
-
-#[test]
-fn random_system_calls_and_returns_run_as_in_the_interpreter() {
-    for (vendor, seed) in [(Vendor::Intel, seed(21)), (Vendor::Amd, seed(22))] {
-        let mut both = both(vendor);
-        let (mut direct, mut features) = (0, 0xff);
-        for round in 0..count(2000) {
-            let mut random = Random::new(seed << 32 | round);
-            let random = &mut random;
-            let user = random.chance(60);
-            let at = if random.chance(80) == user { at::USER_CODE } else { BACK };
-            let at = if random.chance(10) { CROSSING } else { at };
-            both.start(user, at);
-            let flags = random.bits() & Rflags::WRITABLE.bits() & !Rflags::VM.bits();
-            let flags = if random.chance(80) { flags & !0x5_0100 } else { flags };
-            let star = if random.chance(80) { STAR } else { random.bits() };
-            let fmask = if random.chance(50) { 0x4_7700 } else { random.bits() & 0xffff_ffff };
-            let entry = ENTRY + 3 * random.below(2);
-            // A change of these forgets all translations.
-            if random.chance(10) {
-                features = random.bits();
-            }
-            let address = |random: &mut Random| {
-                let page = random.pick(&[at::DATA, at::DATA, at::KERNEL_ONLY, at::ABSENT, at::USER_STACK]);
-                page + 0xe00 + random.below(0x210)
-            };
-            let (from, to) = (address(random), address(random));
-            let target = match random.below(10) {
-                0 => random.bits(),
-                1 => ENTRY,
-                2 => (1 << 47) - random.below(3),
-                _ => at::USER_CODE + 2,
-            };
-            let other = random.bits();
-            let r11 = if random.chance(80) { other & !0x4_0100 } else { other };
-            both.each(|cpu| {
-                for (number, value) in [(msr::STAR, star), (msr::FMASK, fmask), (msr::LSTAR, entry)] {
-                    set_msr(cpu, number, value);
-                }
-                cpu.cr0.set(Cr0::AM, features & 1 != 0);
-                let before = cpu.cr4;
-                cpu.cr4.set(Cr4::SMAP, features & 2 != 0);
-                cpu.cr4.set(Cr4::SMEP, features & 4 != 0);
-                if cpu.cr4 != before {
-                    cpu.tlb.flush();
-                }
-                cpu.efer.set(Efer::SCE, features & 0x78 != 0);
-                cpu.set_rflags(flags);
-                (cpu.regs[1], cpu.regs[11], cpu.regs[3]) = (target, r11, other);
-                (cpu.regs[6], cpu.regs[7]) = (from, to);
-                cpu.update_mode();
-            });
-            direct += u64::from(!both.go(&format!("seed {seed}, round {round}")).0);
-        }
-        assert!(direct > count(2000) / 2, "{direct}");
-    }
 }
