@@ -7,6 +7,7 @@ mod devices;
 mod engines;
 mod host;
 mod interpreter;
+mod privileged;
 mod root;
 mod sides;
 mod translation;
@@ -32,6 +33,8 @@ enum What {
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
     },
+    /// Nanoseconds for changes of privilege, exceptions and privileged instructions.
+    Privileged(privileged::PrivilegedArguments),
     /// Whole programs natively, under QEMU and under Ringfence, from the same disk.
     Engines(engines::EnginesArguments),
     /// Disks and the network beside QEMU's translator and the host itself: operations, throughput, round trips.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
             interpreter::measure(seconds);
             Ok(())
         }
+        What::Privileged(arguments) => privileged::measure(&arguments).map_err(Into::into),
         What::Engines(arguments) => engines::run(&arguments).map_err(Into::into),
         What::Devices(arguments) => devices::run(&arguments).map_err(Into::into),
         What::Translation(arguments) => translation::measure(&arguments).map_err(Into::into),
