@@ -72,6 +72,7 @@ impl SoftVcpu {
         timers.set_waker(move || bell.ring());
         let mut cpu = Cpu::new(connections)?;
         cpu.connect_apic(apic);
+        cpu.translated.delivers = jit.is_some();
         let interpreter = Interpreter::new(cpu);
         let sampler = jit.as_ref().is_some_and(Jit::profiles).then(Sampler::new);
         Ok(Self { interpreter, jit, sampler, inbox, timers, signal, counters: Counters::default() })
@@ -288,7 +289,7 @@ impl Vcpu for SoftVcpu {
             ("blocks decoded", blocks.decoded),
             ("blocks invalidated", blocks.invalidated),
             ("interrupts", self.counters.interrupts),
-            ("exceptions", self.counters.exceptions),
+            ("exceptions", self.counters.exceptions + cpu.translated.delivered),
             ("halts", self.counters.halts),
             ("soft TLB flushes", cpu.tlb.counters.flushes),
             ("soft TLB page flushes", cpu.tlb.counters.page_flushes),

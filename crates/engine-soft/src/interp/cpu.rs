@@ -318,6 +318,15 @@ impl Cpu {
         self.leave_block = true;
     }
 
+    /// As [`Cpu::update_mode`] where 64-bit code has given way to 64-bit code by other CS, SS and CPL, and nothing else has changed: modes, the
+    /// bases of other segments and what the vector unit may do are the same.
+    pub fn update_privilege(&mut self) {
+        self.update_segment(SegmentRegister::Cs);
+        self.update_segment(SegmentRegister::Ss);
+        self.update_class();
+        self.leave_block = true;
+    }
+
     /// Recomputes what follows from one segment register.
     pub fn update_segment(&mut self, register: SegmentRegister) {
         let segment = self.segments[register as usize];

@@ -99,19 +99,21 @@ impl Cpu {
     /// [`TripleFault`]: the processor shuts down. Its state is as before the delivery.
     pub fn raise(&mut self, exception: Exception) -> Result<(), TripleFault> {
         let rip = self.regs[RIP];
-        let mut chain = exception.to_string();
+        // Told only where it ends badly.
+        let mut chain = None;
         let mut current = exception;
         self.breakpoints_hit = 0;
         loop {
             let Err(next) = self.attempt(current) else { return Ok(()) };
-            chain = format!("{chain}, then {next}");
+            let chain = chain.get_or_insert_with(|| exception.to_string());
+            chain.push_str(&format!(", then {next}"));
             match combine(current, next) {
                 Some(exception) => current = exception,
                 None => {
                     if next.vector == Vector::PageFault {
                         self.cr2 = self.fault_address;
                     }
-                    return Err(TripleFault { chain, rip, cr2: self.cr2 });
+                    return Err(TripleFault { chain: std::mem::take(chain), rip, cr2: self.cr2 });
                 }
             }
         }
@@ -275,7 +277,11 @@ impl Cpu {
         }
         self.segments[SegmentRegister::Cs as usize] = cs;
         self.cpl = cpl;
-        self.update_mode();
+        if self.is_64bit() {
+            self.update_privilege();
+        } else {
+            self.update_mode();
+        }
         self.regs[RSP] = stack & !0xf;
         let frame = [u64::from(old_ss), old_rsp, event.rflags, u64::from(old_cs), old_rip];
         for value in frame.into_iter().chain(event.error_code.map(u64::from)) {

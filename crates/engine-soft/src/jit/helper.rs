@@ -2,7 +2,7 @@
 
 use iced_x86::Code;
 use ringfence_engine::Activity;
-use ringfence_x86::Rflags;
+use ringfence_x86::{Exception, Rflags};
 
 use super::stubs::reason;
 use super::{Jit, MAX_UNIT};
@@ -71,6 +71,9 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
     if let Err(exception) = outcome {
         cpu.regs[RIP] = next.wrapping_sub(u64::from(site.op.length));
         cpu.translated.budget = after + 1;
+        if cpu.translated.delivers {
+            return deliver(cpu, exception);
+        }
         cpu.translated.exception = Some(exception);
         return reason::FAULT;
     }
@@ -79,16 +82,30 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
     }
     if cpu.leave_block || site.has(marks::ENDS) && must_leave(cpu) {
         cpu.translated.budget = after;
-        if !(site.has(marks::RESUMES) && may_resume(cpu)) {
-            return reason::LEAVE;
-        }
-        cpu.leave_block = false;
-        cpu.prepare_privileges();
-        cpu.find_stack();
-        return reason::RESUME;
+        return if site.has(marks::RESUMES) { resume(cpu) } else { reason::LEAVE };
     }
     cpu.find_stack();
     reason::CONTINUE
+}
+
+/// Delivers an exception and goes on where that leads, as the run loop would.
+fn deliver(cpu: &mut Cpu, exception: Exception) -> u64 {
+    cpu.translated.delivered += 1;
+    if let Err(fault) = cpu.raise(exception) {
+        cpu.shut_down(fault);
+    }
+    resume(cpu)
+}
+
+/// Goes on at RIP, in translated code if nothing keeps it from there.
+fn resume(cpu: &mut Cpu) -> u64 {
+    if !may_resume(cpu) {
+        return reason::LEAVE;
+    }
+    cpu.leave_block = false;
+    cpu.prepare_privileges();
+    cpu.find_stack();
+    reason::RESUME
 }
 
 /// After an IRETQ, where the budget covers `left` instructions more: fixed code may do the next one like it.

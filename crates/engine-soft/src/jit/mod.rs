@@ -17,7 +17,8 @@
 //! * Every unit of a region takes its length off a budget when it is entered and gives back what it did not execute. A run
 //!   never exceeds its budget, and the count of retired instructions is exact wherever Rust sees it.
 //! * A system call and the return from one ([`privilege`]), the return from an interrupt ([`interrupt_return`]) and the like go on in
-//!   translated code, unless something waits for the run loop. The time-stamp counter is read there too ([`time`]).
+//!   translated code, unless something waits for the run loop; so do exceptions, once [`helper`] has had them delivered. The
+//!   time-stamp counter is read there too ([`time`]).
 //! * When bytes are written that a region was made from, its links are undone and it is forgotten ([`cache`]).
 //!
 //! 16-bit and 32-bit code runs in the interpreter.

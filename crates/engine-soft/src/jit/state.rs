@@ -39,6 +39,10 @@ pub(super) struct Privilege {
 pub struct State {
     /// The exception with which a region was left.
     pub(super) exception: Option<Exception>,
+    /// Exceptions are delivered where they are raised, and not by who runs translated code.
+    pub(crate) delivers: bool,
+    /// How many were.
+    pub(crate) delivered: u64,
     /// Instructions handed to the interpreter from translated code.
     pub(super) interpreted: u64,
     /// How often translated code handed which form of instruction to its handler, by [`iced_x86::Code`]; empty unless a profile
@@ -134,6 +138,8 @@ impl State {
     pub fn new() -> Self {
         Self {
             exception: None,
+            delivers: false,
+            delivered: 0,
             interpreted: 0,
             handed: Vec::new(),
             nowhere: Box::new(Page([0; 0x1000])),

@@ -24,6 +24,7 @@ mod time;
 mod transaction;
 
 use iced_x86::Instruction;
+use ringfence_engine::Activity;
 
 use super::event::TripleFault;
 use super::op::Handler;
@@ -65,6 +66,13 @@ impl Default for System {
 }
 
 impl super::cpu::Cpu {
+    /// Shuts the processor down by a triple fault that an instruction has run into.
+    pub(crate) fn shut_down(&mut self, fault: TripleFault) {
+        self.system.shutdown = Some(fault);
+        self.activity = Activity::Shutdown;
+        self.leave_block = true;
+    }
+
     /// With `Activity::Shutdown`: the triple fault that an instruction ran into, if it was one.
     pub fn take_shutdown(&mut self) -> Option<TripleFault> {
         self.system.shutdown.take()

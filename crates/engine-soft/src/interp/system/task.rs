@@ -329,9 +329,7 @@ impl Cpu {
         match result {
             Err(exception) if switched => {
                 if let Err(fault) = self.raise(exception) {
-                    self.system.shutdown = Some(fault);
-                    self.activity = ringfence_engine::Activity::Shutdown;
-                    self.leave_block = true;
+                    self.shut_down(fault);
                 }
                 Ok(())
             }

@@ -1,6 +1,7 @@
 //! Changes of privilege, translated and interpreted: SYSCALL, SYSRET and IRETQ.
 
 mod calls;
+mod exceptions;
 mod interrupts;
 mod random;
 mod returns;
