@@ -75,6 +75,24 @@ struct Marks<const WORDS: usize> {
     filled: [u64; WORDS],
     /// Those of them that hold a global page.
     global: [u64; WORDS],
+    /// Words of `filled` that are not zero, so that a table with little in it is emptied without a look at all of them: kernels
+    /// flush several times for each process that they start.
+    touched: [u64; MOST_WORDS / 64],
+}
+
+/// What `WORDS` is at most.
+const MOST_WORDS: usize = 256;
+
+/// The numbers of the bits that are set, from the lowest.
+fn bits(words: &[u64]) -> impl Iterator<Item = usize> + use<'_> {
+    words.iter().enumerate().flat_map(|(i, &word)| {
+        let mut left = word;
+        std::iter::from_fn(move || {
+            let bit = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            (bit < 64).then_some(64 * i + bit)
+        })
+    })
 }
 
 /// A direct-mapped table, with marks that make it cheap to empty. `WORDS` is a 64th of `ROWS`.
@@ -90,7 +108,8 @@ type FetchTable = Table<FetchEntry, 1, FETCH_ENTRIES, { FETCH_ENTRIES / 64 }>;
 
 impl<R: Row, const KINDS: usize, const ROWS: usize, const WORDS: usize> Table<R, KINDS, ROWS, WORDS> {
     fn new() -> Self {
-        let marks = [Marks { filled: [0; WORDS], global: [0; WORDS] }; KINDS];
+        const { assert!(WORDS <= MOST_WORDS) };
+        let marks = [Marks { filled: [0; WORDS], global: [0; WORDS], touched: [0; MOST_WORDS / 64] }; KINDS];
         Self { rows: (0..ROWS).map(R::none).collect(), marks }
     }
 
@@ -113,6 +132,7 @@ impl<R: Row, const KINDS: usize, const ROWS: usize, const WORDS: usize> Table<R,
         marks.filled[index / 64] |= bit;
         marks.global[index / 64] &= !bit;
         marks.global[index / 64] |= u64::from(global) << (index % 64);
+        marks.touched[index / 64 / 64] |= 1 << (index / 64 % 64);
     }
 
     /// Whether the row for an address has no page of a kind, or the address's own.
@@ -133,15 +153,18 @@ impl<R: Row, const KINDS: usize, const ROWS: usize, const WORDS: usize> Table<R,
     /// Empties the table, but for global pages if those are to stay.
     fn clear(&mut self, keep_global: bool) {
         for (kind, marks) in self.marks.iter_mut().enumerate() {
-            for word in 0..WORDS {
+            let touched = marks.touched;
+            for word in bits(&touched) {
                 let kept = if keep_global { marks.global[word] } else { 0 };
-                let mut gone = marks.filled[word] & !kept;
+                let gone = marks.filled[word] & !kept;
                 marks.filled[word] = kept;
                 marks.global[word] = kept;
-                while gone != 0 {
-                    let index = 64 * word + gone.trailing_zeros() as usize;
+                if kept == 0 {
+                    marks.touched[word / 64] &= !(1 << (word % 64));
+                }
+                for bit in bits(&[gone]) {
+                    let index = 64 * word + bit;
                     *self.rows[index].entry_mut(kind) = R::empty(index);
-                    gone &= gone - 1;
                 }
             }
         }
@@ -149,15 +172,14 @@ impl<R: Row, const KINDS: usize, const ROWS: usize, const WORDS: usize> Table<R,
 
     /// Empties the entries of a kind that `stale` picks.
     fn drop_entries(&mut self, kind: usize, stale: impl Fn(&R::Entry) -> bool) {
-        for word in 0..WORDS {
-            let mut filled = self.marks[kind].filled[word];
-            while filled != 0 {
-                let index = 64 * word + filled.trailing_zeros() as usize;
+        let marks = &self.marks[kind];
+        for word in bits(&marks.touched) {
+            for bit in bits(&marks.filled[word..=word]) {
+                let index = 64 * word + bit;
                 let entry = self.rows[index].entry_mut(kind);
                 if stale(entry) {
                     *entry = R::empty(index);
                 }
-                filled &= filled - 1;
             }
         }
     }
