@@ -178,6 +178,7 @@ pub(super) fn resumes(code: Code) -> bool {
             | Code::Stac
             | Code::Popfq
             | Code::Mov_cr_r64
+            | Code::Cpuid
             | Code::Invlpg_m
             | Code::Invpcid_r64_m128
     )

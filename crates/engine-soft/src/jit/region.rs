@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use ringfence_memory::GuestAddress;
 
-use super::Options;
 use super::cache::{Cache, Page};
 use super::facts::Forms;
 use super::flags::{self, Set};
 use super::native::Kind;
 use super::step::{Step, Steps};
 use super::taker::{Taker, flags_wanted};
+use super::{MAX_UNIT, Options};
 use crate::code::granules;
 use crate::interp::code64::{begin, decode_run, decode_straddling};
 use crate::interp::cpu::Cpu;
@@ -118,6 +118,8 @@ pub(super) struct Source {
     pub(super) granules: u64,
     /// Bytes of guest code.
     pub(super) bytes: u32,
+    /// Most instructions of any region, and so of any unit.
+    pub(super) most: usize,
     exact: bool,
     /// Something leads backwards.
     loops: bool,
@@ -138,6 +140,7 @@ impl Default for Source {
             second: None,
             granules: 0,
             bytes: 0,
+            most: MAX_UNIT as usize,
             exact: false,
             loops: false,
             straight: false,
@@ -170,6 +173,7 @@ impl Source {
     ) -> Option<()> {
         self.reset(cpu, address);
         (self.exact, self.straight) = (with.options.exact_flags, with.straight);
+        self.most = with.options.region;
         self.ahead.push_back(address.page_offset() as u32);
         while let Some(offset) = self.ahead.pop_front() {
             let wanted =

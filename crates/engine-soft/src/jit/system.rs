@@ -6,7 +6,6 @@
 use iced_x86::{Code, Mnemonic};
 use ringfence_x86::{Cr4, Rflags, msr};
 
-use super::MAX_UNIT;
 use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::operand::{FS, GS};
@@ -56,7 +55,7 @@ impl Emitter<'_> {
         match self.source.steps.get(i + 1) {
             Some(next) if !self.source.steps[i].last => (next.unit != 0).then(|| next.unit.into()),
             // Another region's, perhaps.
-            _ => Some(MAX_UNIT as i32),
+            _ => Some(self.source.most as i32),
         }
     }
 
