@@ -128,7 +128,7 @@ fn returns_from_interrupts_need_no_handler() {
 #[test]
 fn return_that_is_unusual_is_as_in_the_interpreter() {
     let step = Some(Exception::debug(Exception::DEBUG_SINGLE_STEP));
-    let cases: [(&str, Change, bool, Option<Exception>); 17] = [
+    let cases: [(&str, Change, bool, Option<Exception>); 18] = [
         ("NT", |cpu, _| cpu.flags.insert(Rflags::NT), true, Some(Exception::GP0)),
         ("NMI", |cpu, _| cpu.nmi_masked = true, true, NOWHERE),
         ("something waits", |cpu, _| post(cpu), true, NOWHERE),
@@ -143,6 +143,7 @@ fn return_that_is_unusual_is_as_in_the_interpreter() {
         ("CS more", |_, frame| frame[1] |= 0x7ff8_0000_0000_0000, false, NOWHERE),
         ("SS more", |_, frame| frame[4] |= 0xffff_0000, false, NOWHERE),
         ("not in the soft TLB", |cpu, _| cpu.tlb.flush(), true, NOWHERE),
+        ("table not in the soft TLB", |cpu, _| cpu.tlb.flush_page(at::GDT), true, NOWHERE),
         ("frame elsewhere in its page", |cpu, _| cpu.regs[4] -= 0x101, false, NOWHERE),
         ("frame in two pages", |cpu, _| cpu.regs[4] = at::STACK - 16, true, NOWHERE),
         ("no frame", |cpu, _| cpu.regs[4] = at::ABSENT, true, Some(page_fault(0))),
