@@ -4,7 +4,7 @@
 //! Where there is no such line (counted time, other hosts), where it changes at the moment, and where CR4.TSD may forbid the
 //! instruction, it is the handler's.
 
-use iced_x86::Mnemonic;
+use iced_x86::Code;
 use ringfence_engine::HostLine;
 use ringfence_x86::{Cr4, Gpr, msr};
 
@@ -19,7 +19,7 @@ const RDX: Reg = Reg(Gpr::Rdx as u8);
 impl Emitter<'_> {
     /// RDTSC and RDTSCP.
     pub(super) fn read_time(&mut self, i: usize) -> Option<()> {
-        let ordered = self.at(i).0.instruction.mnemonic() == Mnemonic::Rdtscp;
+        let ordered = self.at(i).1.code == Code::Rdtscp;
         self.keep_flags(i);
         self.host_flags = false;
         let [version, start, time, rate] =
