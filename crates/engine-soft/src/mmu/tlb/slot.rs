@@ -192,10 +192,10 @@ pub(super) struct Contents {
     any: bool,
     /// Entries in the lower and in the upper half of the linear address space.
     halves: [bool; 2],
-    /// Parts of pages of 2 or 4 MiB, by 4 MiB.
-    large: Filter<16>,
+    /// Parts of pages of 2 or 4 MiB, by 4 MiB, in each half: a kernel's would be taken for any program's.
+    large: [Filter<16>; 2],
     /// Parts of pages of 1 GiB.
-    huge: Filter<4>,
+    huge: [Filter<4>; 2],
     /// Linear pages that code was fetched from.
     code: Filter<32>,
     coded: bool,
@@ -206,8 +206,8 @@ pub(super) struct Contents {
 pub(super) const NOTHING: Contents = Contents {
     any: false,
     halves: [false; 2],
-    large: Filter::EMPTY,
-    huge: Filter::EMPTY,
+    large: [Filter::EMPTY; 2],
+    huge: [Filter::EMPTY; 2],
     code: Filter::EMPTY,
     coded: false,
     written: Filter::EMPTY,
@@ -217,13 +217,12 @@ impl Contents {
     #[inline(always)]
     fn note(&mut self, linear: u64, size: u64) {
         self.any = true;
-        self.halves[(linear >> 63) as usize] = true;
-        if size > 4096 {
-            if size >= 1 << 30 {
-                self.huge.insert(linear >> 30);
-            } else {
-                self.large.insert(linear >> 22);
-            }
+        let half = (linear >> 63) as usize;
+        self.halves[half] = true;
+        if size >= 1 << 30 {
+            self.huge[half].insert(linear >> 30);
+        } else if size > 4096 {
+            self.large[half].insert(linear >> 22);
         }
     }
 
@@ -240,7 +239,8 @@ impl Contents {
     }
 
     fn may_be_in_large_page(&self, linear: u64) -> bool {
-        self.any && (self.large.may_hold(linear >> 22) || self.huge.may_hold(linear >> 30))
+        let half = (linear >> 63) as usize;
+        self.any && (self.large[half].may_hold(linear >> 22) || self.huge[half].may_hold(linear >> 30))
     }
 }
 

@@ -70,6 +70,19 @@ fn flush_of_a_small_page_leaves_large_ones_elsewhere() {
 }
 
 #[test]
+fn flush_of_a_programs_page_leaves_its_others_whatever_large_pages_the_kernel_has() {
+    let mut tlb = Tlb::new();
+    for n in 0..1024 {
+        tlb.fill(Class::Kernel, 0xffff_8880_0000_0000 + (n << 22), host(n), Grant::Read, LARGE);
+    }
+    tlb.fill(Class::User, 0x7ffd_1234_5000, host(1), Grant::Read, SMALL);
+    tlb.fill(Class::User, 0x5555_5678_9000, host(2), Grant::Read, SMALL);
+    tlb.flush_page(0x7ffd_1234_5000);
+    assert_eq!(tlb.read(Class::User, 0x7ffd_1234_5000, 1), None);
+    assert!(tlb.read(Class::User, 0x5555_5678_9000, 1).is_some());
+}
+
+#[test]
 fn protected_page_keeps_its_read_entry() {
     let mut tlb = Tlb::new();
     tlb.fill(Class::Kernel, 0x5000, host(2), Grant::ReadOfWritable, SMALL);
