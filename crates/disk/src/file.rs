@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{Buffers, HostBuffer, ImageError, SECTOR, sys};
 
@@ -99,9 +100,23 @@ fn failed(path: &Path, source: io::Error, write: bool) -> ImageError {
     ImageError::Open { path: path.to_owned(), source, hint }
 }
 
+/// How often a lock is asked for, and the time between. Who has just closed an image may hold it for a moment longer: the kernel lets go of
+/// an io_uring's files later, and a child has all of its parent's until it runs another program.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
 fn lock(file: &File, path: &Path, write: bool) -> Result<(), ImageError> {
-    sys::lock(file, !write).map_err(|source| match source.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => ImageError::InUse {
+    let held = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES));
+    let mut result = sys::lock(file, !write);
+    for _ in 1..LOCK_TRIES {
+        if !result.as_ref().is_err_and(held) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        result = sys::lock(file, !write);
+    }
+    result.map_err(|source| match held(&source) {
+        true => ImageError::InUse {
             path: path.to_owned(),
             hint: if write {
                 "stop it, or add ,ephemeral if nobody writes to the image, or copy the image"
@@ -109,7 +124,7 @@ fn lock(file: &File, path: &Path, write: bool) -> Result<(), ImageError> {
                 "stop it, or copy the image"
             },
         },
-        _ => ImageError::Lock { path: path.to_owned(), source },
+        false => ImageError::Lock { path: path.to_owned(), source },
     })
 }
 

@@ -109,6 +109,19 @@ fn second_writer_is_refused_until_the_first_is_gone() {
 }
 
 #[test]
+fn writer_that_is_about_to_go_is_waited_for() {
+    let image = Image::new(&[0; 4096]);
+    let first = image.open("");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(80));
+            drop(first);
+        });
+        image.open("");
+    });
+}
+
+#[test]
 fn what_is_no_image_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
