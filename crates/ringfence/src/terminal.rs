@@ -76,6 +76,6 @@ pub(crate) fn size() -> Option<(u16, u16)> {
 pub(crate) fn tell(message: &str) {
     let (start, end) = if is_raw() { ("\r", "\r\n") } else { ("", "\n") };
     let message = message.trim_end().lines().collect::<Vec<_>>().join(end);
-    // With standard error closed there is nobody to tell.
-    let _ = write!(stderr().lock(), "{start}{message}{end}");
+    // In one piece, so that nothing of the guest's comes between. With standard error closed there is nobody to tell.
+    let _ = stderr().lock().write_all(format!("{start}{message}{end}").as_bytes());
 }
