@@ -106,7 +106,9 @@ fuzz_target!(|data: &[u8]| {
                 }
             }
             8 => pc.chip.send_msi(0xfee0_0000 | u64::from(address), number),
-            9 => pc.memory.write_bytes(GuestAddress(u64::from(address)), &value[..size]).expect("it is in RAM"),
+            9 => {
+                pc.memory.write_bytes(GuestAddress(u64::from(address)), &value[..size]).expect("it is in RAM")
+            }
             // A request: select and read, so many bytes, to there; and its address.
             _ => {
                 let at = GuestAddress(u64::from(address));

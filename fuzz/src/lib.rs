@@ -18,7 +18,8 @@ use ringfence_x86::cpuid::{Mitigations, Model, Platform};
 
 /// Where code is.
 pub const CODE: u64 = 0x1_0000;
-const TABLES: u64 = 0x4000;
+/// Where its page tables are, three pages.
+pub const TABLES: u64 = 0x4000;
 
 struct NoDevices;
 
