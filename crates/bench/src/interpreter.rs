@@ -21,7 +21,8 @@ const CODE: u64 = 0x1000;
 const DATA: u64 = 0x10_0000;
 const STACK: u64 = 0x8_0000;
 
-struct NoDevices;
+/// Where nothing answers.
+pub(crate) struct NoDevices;
 
 impl Bus for NoDevices {
     fn port_read(&self, _: u16, _: &mut [u8]) {}

@@ -10,7 +10,7 @@ use clap::Args;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use ringfence_engine::{
-    Activity, Bus, ClockMode, CpuState, Engine, EngineError, TimerQueue, Vcpu, VirtualClock, VmConfig, VmExit,
+    Activity, ClockMode, CpuState, Engine, EngineError, TimerQueue, Vcpu, VirtualClock, VmConfig, VmExit,
 };
 use ringfence_engine_soft::engine::{InterpreterEngine, JitEngine};
 use ringfence_engine_soft::jit::Options;
@@ -19,6 +19,7 @@ use ringfence_x86::cpuid::{CpuidTable, MissingFeatures, Mitigations, Model, Plat
 use ringfence_x86::msr;
 use ringfence_x86::segment::{DescriptorTable, Segment, Selector};
 
+use crate::interpreter::NoDevices;
 use cases::{Case, Code, X2APIC_ENABLED, X2APIC_SPURIOUS, cases};
 
 /// What to measure, and how.
@@ -92,15 +93,6 @@ const TASK: u16 = 0x30;
 
 /// The vector of interrupts from outside.
 const INTERRUPT: u8 = 0x40;
-
-struct NoDevices;
-
-impl Bus for NoDevices {
-    fn port_read(&self, _: u16, _: &mut [u8]) {}
-    fn port_write(&self, _: u16, _: &[u8]) {}
-    fn memory_read(&self, _: GuestAddress, _: &mut [u8]) {}
-    fn memory_write(&self, _: GuestAddress, _: &[u8]) {}
-}
 
 fn assemble(address: u64, part: fn(&mut CodeAssembler) -> Code) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(64)?;
