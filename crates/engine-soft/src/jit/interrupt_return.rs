@@ -12,7 +12,6 @@ use ringfence_x86::{Rflags, SegmentRegister};
 
 use super::MAX_UNIT;
 use super::asm::{Assembler, Imm, Mem, Two, at, cc};
-use super::emit::Emitter;
 use super::privilege::{
     Ways, change, decline, not_canonical, nothing_waits, store_rflags, use_kernel_table, use_table,
 };
@@ -124,17 +123,6 @@ impl Cpu {
         self.tlb.read(self.implicit_class(), address, 8)?;
         let descriptor = self.load_system(address).ok()?;
         (Segment::from_descriptor(selector, descriptor) == segment).then_some((address, descriptor))
-    }
-}
-
-impl Emitter<'_> {
-    /// IRETQ.
-    pub(super) fn interrupt_return(&mut self, i: usize) -> Option<()> {
-        self.save_flags();
-        let id = self.site(i);
-        self.a.constant(C, id);
-        self.jump_out(self.stubs.interrupt_return);
-        Some(())
     }
 }
 

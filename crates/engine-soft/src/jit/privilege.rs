@@ -27,12 +27,12 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// SYSRET to 64-bit code.
-    pub(super) fn system_return(&mut self, i: usize) -> Option<()> {
+    /// An instruction that fixed code returns from, to wherever it goes: SYSRET to 64-bit code, or IRETQ.
+    pub(super) fn return_by(&mut self, i: usize, stub: usize) -> Option<()> {
         self.save_flags();
         let id = self.site(i);
         self.a.constant(C, id);
-        self.jump_out(self.stubs.system_return);
+        self.jump_out(stub);
         Some(())
     }
 }

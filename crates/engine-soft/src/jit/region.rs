@@ -404,12 +404,10 @@ impl Source {
                 } else {
                     before
                 };
-                let (exact, loops) = (self.exact, self.loops);
-                let step = &mut self.steps[i];
                 // Only what a step wants that comes later is not known yet.
-                changed |= wanted != step.wanted && step.label && loops;
-                step.wanted = wanted;
-                before = if exact && step.unit != 0 { flags::ALL } else { step.effect.before(wanted) };
+                changed |= wanted != step.wanted && step.label && self.loops;
+                self.steps[i].wanted = wanted;
+                before = self.wanted_before(i);
             }
         }
     }

@@ -19,6 +19,8 @@ trait Row: Copy {
     fn none(index: usize) -> Self;
     fn entry(&self, kind: usize) -> &Self::Entry;
     fn entry_mut(&mut self, kind: usize) -> &mut Self::Entry;
+    /// The linear page that an entry is for.
+    fn tag(entry: &Self::Entry) -> u64;
 }
 
 impl Row for DataRow {
@@ -41,6 +43,11 @@ impl Row for DataRow {
     #[inline(always)]
     fn entry_mut(&mut self, kind: usize) -> &mut Entry {
         &mut self.0[kind]
+    }
+
+    #[inline(always)]
+    fn tag(entry: &Entry) -> u64 {
+        entry.tag
     }
 }
 
@@ -65,6 +72,11 @@ impl Row for FetchEntry {
     #[inline(always)]
     fn entry_mut(&mut self, _: usize) -> &mut Self {
         self
+    }
+
+    #[inline(always)]
+    fn tag(entry: &Self) -> u64 {
+        entry.tag
     }
 }
 
@@ -136,16 +148,16 @@ impl<R: Row, const KINDS: usize, const ROWS: usize, const WORDS: usize> Table<R,
     }
 
     /// Whether the row for an address has no page of a kind, or the address's own.
-    fn is_free_for(&self, kind: usize, linear: u64, tag: impl Fn(&R::Entry) -> u64) -> bool {
-        let tag = tag(self.entry(kind, linear));
+    fn is_free_for(&self, kind: usize, linear: u64) -> bool {
+        let tag = R::tag(self.entry(kind, linear));
         tag == linear & !0xfff || Self::index(tag) != Self::index(linear)
     }
 
-    /// Empties an entry for an address if `stale` picks it.
-    fn drop_one(&mut self, kind: usize, linear: u64, stale: impl Fn(&R::Entry) -> bool) {
+    /// Empties the entry for an address's page, if there is one.
+    fn drop_one(&mut self, kind: usize, linear: u64) {
         let index = Self::index(linear);
         let entry = self.rows[index].entry_mut(kind);
-        if stale(entry) {
+        if R::tag(entry) == linear & !0xfff {
             *entry = R::empty(index);
         }
     }
@@ -306,7 +318,7 @@ impl Slot {
         // A write leaves the read entry of another page alone: a loop that copies between pages of one row would
         // otherwise miss at every step.
         let table = &mut self.data[class as usize];
-        if grant != Grant::Write || table.is_free_for(READ, entry.tag, |read| read.tag) {
+        if grant != Grant::Write || table.is_free_for(READ, entry.tag) {
             table.set(READ, entry.tag, entry, page.global);
         }
         if write {
@@ -356,18 +368,18 @@ impl Slot {
         }
         let page = linear & !0xfff;
         for table in &mut self.data {
-            table.drop_one(READ, page, |entry| entry.tag == page);
-            table.drop_one(WRITE, page, |entry| entry.tag == page);
+            table.drop_one(READ, page);
+            table.drop_one(WRITE, page);
         }
         for table in &mut self.fetch {
-            table.drop_one(0, page, |entry| entry.tag == page);
+            table.drop_one(0, page);
         }
         self.local.may_have_code_at(page) || self.global.may_have_code_at(page)
     }
 
     /// Forgets the write entry of one page in one class.
     pub(super) fn forget_write(&mut self, class: Class, linear: u64) {
-        self.data[class as usize].drop_one(WRITE, linear, |entry| entry.tag == linear & !0xfff);
+        self.data[class as usize].drop_one(WRITE, linear);
     }
 
     /// Whether a global page may lie in the same half of the address space as `linear`.
