@@ -208,8 +208,9 @@ pub(super) struct Contents {
     large: [Filter<16>; 2],
     /// Parts of pages of 1 GiB.
     huge: [Filter<4>; 2],
-    /// Linear pages that code was fetched from.
-    code: Filter<32>,
+    /// Linear pages that code was fetched from, in each half: a kernel has so many that every other page of a program's would be taken for
+    /// one of them.
+    code: [Filter<32>; 2],
     coded: bool,
     /// Host pages with a write entry.
     written: Filter<64>,
@@ -220,16 +221,21 @@ pub(super) const NOTHING: Contents = Contents {
     halves: [false; 2],
     large: [Filter::EMPTY; 2],
     huge: [Filter::EMPTY; 2],
-    code: Filter::EMPTY,
+    code: [Filter::EMPTY; 2],
     coded: false,
     written: Filter::EMPTY,
 };
+
+/// Which half of the linear address space an address is in.
+fn half_of(linear: u64) -> usize {
+    (linear >> 63) as usize
+}
 
 impl Contents {
     #[inline(always)]
     fn note(&mut self, linear: u64, size: u64) {
         self.any = true;
-        let half = (linear >> 63) as usize;
+        let half = half_of(linear);
         self.halves[half] = true;
         if size >= 1 << 30 {
             self.huge[half].insert(linear >> 30);
@@ -242,16 +248,16 @@ impl Contents {
     pub(super) fn note_code(&mut self, linear: u64, size: u64) {
         self.note(linear, size);
         self.coded = true;
-        self.code.insert(linear >> 12);
+        self.code[half_of(linear)].insert(linear >> 12);
     }
 
     /// Whether code may have been fetched from a page that goes with this one.
     pub(super) fn may_have_code_at(&self, linear: u64) -> bool {
-        self.coded && (self.code.may_hold(linear >> 12) || self.may_be_in_large_page(linear))
+        self.coded && (self.code[half_of(linear)].may_hold(linear >> 12) || self.may_be_in_large_page(linear))
     }
 
     fn may_be_in_large_page(&self, linear: u64) -> bool {
-        let half = (linear >> 63) as usize;
+        let half = half_of(linear);
         self.any && (self.large[half].may_hold(linear >> 22) || self.huge[half].may_hold(linear >> 30))
     }
 }
@@ -384,7 +390,7 @@ impl Slot {
 
     /// Whether a global page may lie in the same half of the address space as `linear`.
     pub(super) fn has_global_near(&self, linear: u64) -> bool {
-        self.global.halves[(linear >> 63) as usize]
+        self.global.halves[half_of(linear)]
     }
 
     /// Forgets every write entry for a host page.
