@@ -77,6 +77,11 @@ impl CodeMemory {
         self.size
     }
 
+    /// The address of the first byte where it can be written.
+    pub(crate) fn writable_address(&self) -> u64 {
+        self.writable.as_ptr() as u64
+    }
+
     /// Where the byte at `offset` is executed.
     pub(crate) fn at(&self, offset: usize) -> NonNull<u8> {
         assert!(offset < self.size);

@@ -134,7 +134,7 @@ impl Jit {
         });
         // Looking at the code may have made its page one that is not to be written.
         cpu.find_stack();
-        (cpu.translated.sites, cpu.translated.rows) = (self.cache.sites(), self.cache.rows());
+        self.cache.publish(&mut cpu.translated);
         self.translating += start.elapsed();
         if let Some(code) = code {
             show_code(&mut self.cache);

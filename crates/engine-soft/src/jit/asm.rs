@@ -343,6 +343,12 @@ impl Assembler {
         self.bytes(&value.to_le_bytes());
     }
 
+    /// `mov dword ptr mem, value`.
+    pub(super) fn store_imm32(&mut self, mem: Mem, value: u32) {
+        self.with_mem(false, 0xc7, 0, mem);
+        self.bytes(&value.to_le_bytes());
+    }
+
     /// `mov reg, value`, in the shortest form.
     pub(super) fn constant(&mut self, reg: Reg, value: u64) {
         if let Ok(value) = u32::try_from(value) {

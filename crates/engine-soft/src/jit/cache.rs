@@ -8,9 +8,10 @@ use super::apart::Row;
 use super::emit::{Place, emit};
 use super::flags::Set;
 use super::helper::Site;
-use super::links::NewLink;
+use super::links::{Crossing, NewLink};
 use super::output::Output;
 use super::region::Source;
+use super::state::State;
 use super::stubs::{self, CELLS, Cell, JUMP_BITS, Jump, NO_JUMP, Stubs, TARGETS, Target, jump_index};
 use super::{LARGEST_CODE, SMALLEST_CODE};
 use crate::codemem::{CodeMemory, CodeMemoryError};
@@ -85,27 +86,16 @@ struct Link {
     site: u32,
     stub: u32,
     target: i64,
-    guard: Option<Guard>,
+    crossing: Option<u32>,
     /// The page that the region is in.
     page: GuestAddress,
 }
 
-/// As [`super::links::Guard`] says.
-#[derive(Clone, Copy, Debug)]
-struct Guard {
-    page: u32,
-    misses: [u32; 2],
-    elsewhere: u32,
-}
-
 impl Link {
     fn new(link: &NewLink, page: GuestAddress) -> Self {
-        let guard = link.guard.map(|guard| Guard {
-            page: guard.page as u32,
-            misses: guard.misses.map(|miss| miss as u32),
-            elsewhere: guard.elsewhere as u32,
-        });
-        Self { site: link.site as u32, stub: link.stub as u32, target: link.target, guard, page }
+        let NewLink { site, stub, target, crossing } = *link;
+        let crossing = crossing.map(|crossing| crossing.number);
+        Self { site: site as u32, stub: stub as u32, target, crossing, page }
     }
 }
 
@@ -142,6 +132,8 @@ pub(super) struct Cache {
     by_address: AddressMap<Entry>,
     by_page: AddressMap<Page>,
     links: Vec<Link>,
+    /// Those to other pages.
+    crossings: Vec<Crossing>,
     /// Addresses at which regions can be entered.
     addresses: Vec<GuestAddress>,
     /// What handlers are called for from translated code.
@@ -181,6 +173,7 @@ impl Cache {
             by_address: AddressMap::default(),
             by_page: AddressMap::default(),
             links: Vec::new(),
+            crossings: Vec::new(),
             addresses: Vec::new(),
             sites: Vec::new(),
             rows: Vec::new(),
@@ -193,6 +186,11 @@ impl Cache {
             chaining: true,
             sizes: Sizes::default(),
         })
+    }
+
+    /// Host address of the arena where it can be written.
+    pub(super) fn writable(&self) -> u64 {
+        self.memory.writable_address()
     }
 
     /// Host address of an offset.
@@ -229,19 +227,23 @@ impl Cache {
         self.cells.iter().map(|cell| cell.turns).max().unwrap_or(0)
     }
 
+    /// How many checks of links to other pages know under which number they lead where they should.
+    #[cfg(test)]
+    pub(super) fn learnt(&self) -> usize {
+        let knows = |crossing: &&Crossing| self.memory.read(crossing.checked as usize, 4) != [0; 4];
+        self.crossings.iter().filter(knows).count()
+    }
+
     /// Address of the cells.
     pub(super) fn cells(&self) -> u64 {
         self.cells.as_ptr() as u64
     }
 
-    /// Address of the sites.
-    pub(super) fn sites(&self) -> u64 {
-        self.sites.as_ptr() as u64
-    }
-
-    /// Address of the rows that may run apart.
-    pub(super) fn rows(&self) -> u64 {
-        self.rows.as_ptr() as u64
+    /// Tells translated code where the lists are that grow with it.
+    pub(super) fn publish(&self, state: &mut State) {
+        state.sites = self.sites.as_ptr() as u64;
+        state.rows = self.rows.as_ptr() as u64;
+        state.crossings = self.crossings.as_ptr() as u64;
     }
 
     /// The code for a physical address.
@@ -366,8 +368,12 @@ impl Cache {
         for link in links {
             let index = self.links.len() as u32;
             self.links.push(Link::new(link, page));
+            if let Some(crossing) = link.crossing {
+                debug_assert_eq!(crossing.number as usize, self.crossings.len());
+                self.crossings.push(Crossing::new(link.target, index, crossing.checked));
+            }
             if self.chaining
-                && link.guard.is_none()
+                && link.crossing.is_none()
                 && let Some(to) = self.find(GuestAddress(page.0 + link.target as u64))
             {
                 self.connect(index, to);
@@ -396,6 +402,7 @@ impl Cache {
             base: self.used,
             end: self.rare,
             links: self.links.len(),
+            crossings: self.crossings.len(),
             sites: self.sites.len(),
             rows: self.rows.len(),
             cells: self.cells_used,
@@ -409,37 +416,36 @@ impl Cache {
 
     /// Makes a link lead to code, which is what it is meant to lead to.
     pub(super) fn connect(&mut self, link: u32, to: Entry) {
-        let Some(&Link { site, guard, page: own, .. }) = self.links.get(link as usize) else { return };
+        let Some(&Link { site, crossing, page: own, .. }) = self.links.get(link as usize) else { return };
         let Some(Some(region)) = self.regions.get_mut(to.region as usize) else { return };
         let page = region.address.page();
-        let guarded = guard.map(|guard| (guard, u32::try_from(page.0 >> 8)));
-        match guarded {
+        match crossing {
             // The page tables have changed since the branch was executed.
             None if page != own => return,
-            Some((_, Err(_))) => return,
-            _ => region.incoming.push(link),
-        }
-        if let Some((guard, Ok(page))) = guarded {
-            self.memory.write(guard.page as usize, &page.to_le_bytes());
-            for miss in guard.misses {
-                self.patch(miss as usize, guard.elsewhere as usize);
+            None => {}
+            Some(crossing) => {
+                let Ok(page) = u32::try_from(page.0 >> 8) else { return };
+                let Some(crossing) = self.crossings.get_mut(crossing as usize) else { return };
+                crossing.page = page;
             }
         }
+        region.incoming.push(link);
         self.sizes.links += 1;
         self.patch(site as usize, to.code as usize);
     }
 
     /// Makes a link lead nowhere again.
     fn disconnect(&mut self, link: u32) {
-        let Link { site, stub, guard, .. } = self.links[link as usize];
-        match guard {
+        let Link { site, stub, crossing, .. } = self.links[link as usize];
+        match crossing {
             None => self.patch(site as usize, stub as usize),
-            // The branch itself is behind the change of page; its check never succeeds now.
-            Some(guard) => {
-                self.memory.write(guard.page as usize, &u32::MAX.to_le_bytes());
-                for miss in guard.misses {
-                    self.patch(miss as usize, stub as usize);
-                }
+            // The branch itself is behind its check, which does not succeed now.
+            Some(crossing) => {
+                let crossing = &mut self.crossings[crossing as usize];
+                crossing.page = Crossing::NO_PAGE;
+                crossing.seen = 0;
+                self.memory.write(crossing.checked as usize, &[0; 4]);
+                self.written = true;
             }
         }
     }
@@ -495,6 +501,7 @@ impl Cache {
         self.by_address.clear();
         self.by_page.clear();
         self.links.clear();
+        self.crossings.clear();
         self.addresses.clear();
         self.sites.clear();
         self.rows.clear();

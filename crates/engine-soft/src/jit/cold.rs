@@ -81,7 +81,7 @@ impl Emitter<'_> {
         self.sides = sides;
     }
 
-    /// The ways of links that lead nowhere yet.
+    /// The ways of links that lead nowhere yet, or not for certain.
     pub(super) fn emit_unlinked(&mut self) {
         for link in 0..self.links.len() {
             self.unlinked(link);

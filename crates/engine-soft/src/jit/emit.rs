@@ -41,6 +41,9 @@ pub(super) struct Emitter<'a> {
     pub(super) links: Vec<NewLink>,
     /// Index of the first of `links` in the cache.
     pub(super) first_link: usize,
+    /// Those to other pages, and how many there are in the cache already.
+    pub(super) crossings: usize,
+    pub(super) first_crossing: usize,
     /// What handlers are called for, by step.
     pub(super) sites: Vec<Site>,
     /// Index of the first of `sites` in the cache.
@@ -82,8 +85,9 @@ pub(super) struct Place {
     pub(super) base: usize,
     /// Offset of the end of the room in the arena: what is rarely executed goes there.
     pub(super) end: usize,
-    /// Links, sites, rows and cells that there are already.
+    /// Links, links to other pages, sites, rows and cells that there are already.
     pub(super) links: usize,
+    pub(super) crossings: usize,
     pub(super) sites: usize,
     pub(super) rows: usize,
     pub(super) cells: usize,
@@ -158,6 +162,7 @@ pub(super) struct Mark {
     fixed: usize,
     sides: usize,
     links: usize,
+    crossings: usize,
     sites: usize,
     cells: usize,
     state: (bool, bool, Option<Level>),
@@ -178,6 +183,8 @@ impl<'a> Emitter<'a> {
             misses,
             links,
             first_link: place.links,
+            crossings: 0,
+            first_crossing: place.crossings,
             entries,
             sites,
             first_site: place.sites,
@@ -268,6 +275,7 @@ impl<'a> Emitter<'a> {
             fixed: self.fixed.len(),
             sides: self.sides.len(),
             links: self.links.len(),
+            crossings: self.crossings,
             sites: self.sites.len(),
             cells: self.cells,
             state: (self.host_flags, self.stored_flags, self.level),
@@ -280,6 +288,7 @@ impl<'a> Emitter<'a> {
         self.fixed.truncate(mark.fixed);
         self.sides.truncate(mark.sides);
         self.links.truncate(mark.links);
+        self.crossings = mark.crossings;
         self.sites.truncate(mark.sites);
         self.cells = mark.cells;
         (self.host_flags, self.stored_flags, self.level) = mark.state;

@@ -18,21 +18,53 @@ pub(super) struct NewLink {
     pub(super) stub: usize,
     /// The target's distance from the page's start.
     pub(super) target: i64,
-    /// For another page's code, what makes sure that it is the page it was.
-    pub(super) guard: Option<Guard>,
+    /// It leads to another page.
+    pub(super) crossing: Option<NewCrossing>,
 }
 
-/// The check before a link to another page: that the soft TLB leads to the physical page in which the target was found.
+/// The check before a link to another page.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Guard {
-    /// Where bits 8 to 39 of the physical page's address are.
-    pub(super) page: usize,
-    /// Where the displacements of the branches are that are taken if it is another.
-    pub(super) misses: [usize; 2],
-    /// Where those branches go once it is linked.
-    pub(super) elsewhere: usize,
+pub(super) struct NewCrossing {
+    /// That of its [`Crossing`].
+    pub(super) number: u32,
+    /// The branch taken where it fails.
+    miss: usize,
+    /// Where the number is that it compares with.
+    pub(super) checked: usize,
+    /// Where to go on with it once it is verified.
+    verified: usize,
     /// Of a call, where it comes back.
     back: Option<usize>,
+}
+
+/// Of a link to another page, what its check and the fixed code behind it look at. The target's code is known by its physical page, so
+/// a branch must not go there unless its linear page still is that one. That was made sure of once under the number that
+/// [`crate::mmu::tlb::Tlb::generation`] names all such translations by, and holds as long as the number is the same: the check
+/// is one comparison. Under another number the fixed code asks the soft TLB, and notes the new one.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(super) struct Crossing {
+    /// The target's distance from the start of the link's page.
+    pub(super) target: i64,
+    /// Bits 8 to 39 of the address of the physical page that the target's code was made from, or [`Crossing::NO_PAGE`].
+    pub(super) page: u32,
+    /// The link.
+    pub(super) link: u32,
+    /// Where the number that the check compares with is in the arena.
+    pub(super) checked: u32,
+    /// The number under which it was verified last, and how often it has yet to be before the check learns the number.
+    pub(super) seen: u32,
+    pub(super) patience: u32,
+}
+
+impl Crossing {
+    /// It leads nowhere: a physical page's address has zeros below bit 12.
+    pub(super) const NO_PAGE: u32 = u32::MAX;
+
+    /// One that leads nowhere yet.
+    pub(super) fn new(target: i64, link: u32, checked: usize) -> Self {
+        Self { target, page: Self::NO_PAGE, link, checked: checked as u32, seen: 0, patience: 0 }
+    }
 }
 
 impl NewLink {
@@ -40,10 +72,8 @@ impl NewLink {
     pub(super) fn put(&mut self, place: impl Fn(usize) -> usize) {
         self.site = place(self.site);
         self.stub = place(self.stub);
-        if let Some(guard) = &mut self.guard {
-            guard.page = place(guard.page);
-            guard.misses = guard.misses.map(&place);
-            guard.elsewhere = place(guard.elsewhere);
+        if let Some(crossing) = &mut self.crossing {
+            crossing.checked = place(crossing.checked);
         }
     }
 }
@@ -83,24 +113,22 @@ impl Emitter<'_> {
             self.linear(target);
             return self.jump_out(self.stubs.dispatch);
         };
-        let guard = self.enter_other_page(page);
+        let crossing = self.enter_other_page(page);
         let site = self.a.jmp();
-        self.links.push(NewLink { site, stub: 0, target, guard: Some(guard) });
+        self.links.push(NewLink { site, stub: 0, target, crossing: Some(crossing) });
     }
 
-    /// Makes the page at a distance from this one the one whose code runs, if it is the physical page that a link expects;
-    /// otherwise a branch is taken with its linear address in [`A`]. Uses [`B`].
-    fn enter_other_page(&mut self, page: i32) -> Guard {
-        self.linear(page.into());
-        fetch_entry(&mut self.a);
-        self.a.rm(Two::Cmp, A, at(B, 0));
-        let unknown = self.a.jcc(cc::NE);
-        // Bits 8 to 39 of the physical page's address.
-        self.a.compare_imm32(at(B, 9), u32::MAX);
-        let guarded = self.a.here() - 4;
-        let other = self.a.jcc(cc::NE);
-        self.a.rm(Two::Store, A, field::page());
-        Guard { page: guarded, misses: [unknown, other], elsewhere: 0, back: None }
+    /// Makes the page at a distance from this one the one whose code runs, if it is known to be the physical page that the next link
+    /// expects; otherwise a branch is taken.
+    fn enter_other_page(&mut self, page: i32) -> NewCrossing {
+        let number = (self.first_crossing + self.crossings) as u32;
+        self.crossings += 1;
+        self.a.compare_imm32(field::code_generation(), 0);
+        let checked = self.a.here() - 4;
+        let miss = self.a.jcc(cc::NE);
+        let verified = self.a.here();
+        self.a.imm_mem(Imm::Add, field::page(), page);
+        NewCrossing { number, miss, checked, verified, back: None }
     }
 
     /// Makes sure that the next page is the physical one in which the region's only instruction ends.
@@ -117,40 +145,29 @@ impl Emitter<'_> {
 
     /// Makes the branch at `site` a link to an offset in the page.
     fn link(&mut self, site: usize, target: u32) {
-        self.links.push(NewLink { site, stub: 0, target: target.into(), guard: None });
+        self.links.push(NewLink { site, stub: 0, target: target.into(), crossing: None });
     }
 
-    /// The way of a link that leads nowhere yet, and of one to a page that is mapped otherwise than it was.
+    /// The way of a link that leads nowhere yet, and of one to a page that must be looked at.
     pub(super) fn unlinked(&mut self, index: usize) {
-        let mut link = self.links[index];
-        let back = link.guard.and_then(|guard| guard.back);
-        if let Some(guard) = &mut link.guard {
-            guard.elsewhere = self.a.here();
-            self.call_ahead(back);
-            let offset = (link.target & 0xfff) as i32;
-            if offset != 0 {
-                self.a.rm(Two::Lea, A, at(A, offset));
-            }
-            self.jump_out(self.stubs.dispatch);
-            for miss in guard.misses {
-                self.a.bind(miss);
-            }
-        }
-        self.a.bind(link.site);
-        link.stub = self.a.here();
-        self.links[index] = link;
-        self.call_ahead(back);
-        self.a.constant(A, (self.first_link + index) as u64);
-        self.jump_out(self.stubs.link);
-    }
-
-    /// Makes what is emitted next the target of a call that comes `back` to where the call in line would.
-    fn call_ahead(&mut self, back: Option<usize>) {
-        if let Some(back) = back {
+        let link = self.links[index];
+        let Some(crossing) = link.crossing else {
+            self.a.bind(link.site);
+            self.links[index].stub = self.a.here();
+            self.a.constant(A, (self.first_link + index) as u64);
+            return self.jump_out(self.stubs.link);
+        };
+        self.a.bind(crossing.miss);
+        self.a.constant(A, crossing.number.into());
+        self.call_out(self.stubs.misses.verify);
+        self.a.jcc_to(cc::E, crossing.verified as i64);
+        if let Some(back) = crossing.back {
+            // What comes next is called, and comes back to where the call in line would.
             let site = self.a.call();
             self.a.jmp_to(back as i64);
             self.a.bind(site);
         }
+        self.jump_out(self.stubs.misses.astray);
     }
 
     pub(super) fn jump(&mut self, i: usize) -> Option<()> {
@@ -214,10 +231,10 @@ impl Emitter<'_> {
         let (slot, check) = self.check_push(i);
         self.push_return(i, slot);
         self.save_flags();
-        let guard = page_offset(target).is_none().then(|| self.enter_other_page(other_page));
+        let crossing = page_offset(target).is_none().then(|| self.enter_other_page(other_page));
         let site = self.a.call();
-        let guard = guard.map(|guard| Guard { back: Some(self.a.here()), ..guard });
-        self.links.push(NewLink { site, stub: 0, target, guard });
+        let crossing = crossing.map(|crossing| NewCrossing { back: Some(self.a.here()), ..crossing });
+        self.links.push(NewLink { site, stub: 0, target, crossing });
         self.come_back(i);
         self.slow_unless_covered(i, check);
         Some(())

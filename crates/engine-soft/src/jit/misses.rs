@@ -7,9 +7,10 @@ use super::apart::Row;
 use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, Reg, Two, at, cc};
 use super::emit::load_flags;
 use super::helper::{SITE_SHIFT, Site, marks};
+use super::links::Crossing;
 use super::registers::{A, B, C, PIN};
 use super::state::field;
-use super::stubs::{Cell, load_registers, load_table, reason, spill, store_registers};
+use super::stubs::{Cell, fetch_entry, load_registers, load_table, reason, spill, store_registers};
 use crate::interp::cpu::Cpu;
 use crate::vector::pass::{LEVELS, Level};
 
@@ -27,6 +28,11 @@ pub(super) struct Misses {
     pub(super) row_of_stack: usize,
     /// Jumped to with a site in [`B`], an indirect branch whose cell does not know the linear address in [`A`].
     pub(super) cell: usize,
+    /// Called with a [`Crossing`]'s number in [`A`], the page being the link's: "equal" if it leads where it should, which is noted; otherwise
+    /// the linear address that it is meant to lead to is in [`A`], and the number is put by. Uses [`B`] and [`C`].
+    pub(super) verify: usize,
+    /// Jumped to after that: looks the target up.
+    pub(super) astray: usize,
     /// Jumped to with a site in [`A`]: brings vector registers into the host's.
     pub(super) load: usize,
     /// Jumped to: the interpreter is to execute what is at RIP.
@@ -39,6 +45,8 @@ pub(super) struct Around<'a> {
     pub(super) interpret: usize,
     pub(super) look_up: usize,
     pub(super) dispatch: usize,
+    /// Jumped to with a link in [`A`]: it is not linked yet.
+    pub(super) link: usize,
     /// Called with the distance of an address from the stack's page in [`A`]: makes the page of that address the stack's.
     /// "Equal" and the distance from it in [`A`] if it could. Uses [`B`] and [`C`].
     pub(super) stack: usize,
@@ -74,8 +82,13 @@ fn find_row(a: &mut Assembler) {
 
 /// The host's address of a place in the arena that is said at `mem`, to `reg`.
 fn find_place(a: &mut Assembler, reg: Reg, mem: Mem) {
+    find_place_in(a, reg, mem, field::arena());
+}
+
+/// Likewise, in the mapping of the arena whose address is at `arena`.
+fn find_place_in(a: &mut Assembler, reg: Reg, mem: Mem, arena: Mem) {
     a.rm32(Two::Load, reg, mem);
-    a.rm(Two::Add, reg, field::arena());
+    a.rm(Two::Add, reg, arena);
 }
 
 /// Goes where a handler has put RIP.
@@ -106,11 +119,12 @@ pub(super) fn emit(a: &mut Assembler, around: &Around) -> Misses {
     let stack = self::stack(a, around, slow);
     let (row, row_of_stack) = row(a, around);
     let cell = cell(a, around);
+    let (verify, astray) = crossing(a, around);
     let load = load(a, around);
     let give_up = a.here();
     a.constant(B, reason::INTERPRET);
     a.jmp_to(around.leave as i64);
-    Misses { slow, stack, row, row_of_stack, cell, load, give_up }
+    Misses { slow, stack, row, row_of_stack, cell, verify, astray, load, give_up }
 }
 
 fn slow(a: &mut Assembler, around: &Around) -> usize {
@@ -251,6 +265,66 @@ fn cell(a: &mut Assembler, around: &Around) -> usize {
 pub(super) const TURNS: i32 = 16;
 const CELL_SHIFT: u8 = 5;
 const _: () = assert!(size_of::<Cell>() == 1 << CELL_SHIFT);
+
+/// How often a crossing is verified under one number before its check learns it: what is written to code costs hundreds of cycles.
+const PATIENCE: u32 = 4;
+const CROSSING_SHIFT: u8 = 5;
+const _: () = assert!(size_of::<Crossing>() == 1 << CROSSING_SHIFT);
+
+/// The address of the crossing whose number was put by to [`C`].
+fn find_crossing(a: &mut Assembler) {
+    a.rm32(Two::Load, C, field::link());
+    a.shl32(C, CROSSING_SHIFT);
+    a.rm(Two::Add, C, field::crossings());
+}
+
+/// The code of [`Misses::verify`] and [`Misses::astray`].
+fn crossing(a: &mut Assembler, around: &Around) -> (usize, usize) {
+    let its = |offset: usize| at(C, offset as i32);
+    let verify = a.here();
+    a.rm32(Two::Store, A, field::link());
+    find_crossing(a);
+    a.rm(Two::Load, A, field::page());
+    a.rm(Two::Add, A, its(offset_of!(Crossing, target)));
+    fetch_entry(a);
+    a.push(RAX);
+    a.copy(RAX, A);
+    a.imm(Imm::And, true, RAX, -0x1000);
+    a.rm(Two::Cmp, RAX, at(B, 0));
+    a.pop(RAX);
+    let unknown = a.jcc(cc::NE);
+    // Bits 8 to 39 of the physical page's address.
+    a.rm32(Two::Load, B, at(B, 9));
+    a.rm32(Two::Cmp, B, its(offset_of!(Crossing, page)));
+    let other = a.jcc(cc::NE);
+    a.rm32(Two::Load, A, field::code_generation());
+    a.rm32(Two::Cmp, A, its(offset_of!(Crossing, seen)));
+    let fresh = a.jcc(cc::NE);
+    a.imm_mem32(Imm::Sub, its(offset_of!(Crossing, patience)), 1);
+    let patient = a.jcc(cc::NE);
+    find_place_in(a, B, its(offset_of!(Crossing, checked)), field::writable());
+    // The processor may go on seeing the old number for a while, which is no harm: the check fails then.
+    a.rm32(Two::Store, A, at(B, 0));
+    let learnt = a.jmp();
+    a.bind(fresh);
+    a.rm32(Two::Store, A, its(offset_of!(Crossing, seen)));
+    a.store_imm32(its(offset_of!(Crossing, patience)), PATIENCE);
+    a.bind(patient);
+    a.bind(learnt);
+    load_table(a);
+    a.rr32(Two::Cmp, A, A); // equal
+    a.bind(unknown);
+    a.bind(other);
+    a.ret();
+
+    let astray = a.here();
+    find_crossing(a);
+    a.imm_mem32(Imm::Cmp, its(offset_of!(Crossing, page)), Crossing::NO_PAGE as i32);
+    a.jcc_to(cc::NE, around.dispatch as i64);
+    a.rm32(Two::Load, A, its(offset_of!(Crossing, link)));
+    a.jmp_to(around.link as i64);
+    (verify, astray)
+}
 
 fn load(a: &mut Assembler, around: &Around) -> usize {
     let start = a.here();

@@ -10,8 +10,8 @@
 //!
 //! * Regions are found by physical address. Nothing in them depends on where the page is mapped or on privilege: the
 //!   linear address of the page is a field of the vCPU ([`state`]), the soft TLB's tables are selected by class.
-//! * A direct branch is linked to its target's code once that exists; one to another page first makes sure by the soft TLB
-//!   that the same physical page is there ([`links`]). Any other branch looks its target up in a table, in translated code:
+//! * A direct branch is linked to its target's code once that exists; one to another page first makes sure by one
+//!   comparison that the same physical page is there ([`links::Crossing`]). Any other branch looks its target up in a table, in translated code:
 //!   by the soft TLB, then by physical address ([`stubs`]). A return is expected to come back to where the call was, as
 //!   the host's own is.
 //! * Every unit of a region takes its length off a budget when it is entered and gives back what it did not execute. A run
@@ -127,6 +127,8 @@ pub enum JitError {
 /// Most instructions between two returns to Rust. Each may be a call of the guest, for which two words are kept on the
 /// stack: 1 MiB of the 2 that a thread has.
 const MAX_RUN: u64 = 1 << 16;
+/// More generations of the soft TLB than such a run can make.
+const MARGIN: u32 = 1 << 20;
 /// More than any unit is long.
 pub(crate) const MAX_UNIT: u64 = 1 << 10;
 /// The inbox of a vCPU that has none.
@@ -194,6 +196,8 @@ pub struct Jit {
     heat: Box<[u8]>,
     /// Addresses of code that could not be translated.
     never: HashSet<GuestAddress>,
+    /// The upper bit of the soft TLB's newest generation: code knows the others.
+    generations: u32,
     exits: [u64; 8],
     /// Instructions executed by translated code, those that it handed to handlers included.
     executed: u64,
@@ -222,6 +226,7 @@ impl Jit {
             stale: code.register(),
             heat,
             never: HashSet::new(),
+            generations: 0,
             exits: [0; 8],
             executed: 0,
             translating: Duration::ZERO,
@@ -240,6 +245,7 @@ impl Jit {
         if !interpreter.cpu.is_64bit() {
             return interpreter.run_block(as_limit(limit));
         }
+        self.renew_generations(&mut interpreter.cpu);
         let mut left = limit;
         let mut link = None;
         while left > 0 {
@@ -285,6 +291,17 @@ impl Jit {
         }
     }
 
+    /// Drops all code before generations that it knows come again: code has room for 31 bits of them. A run makes fewer of them than
+    /// [`MARGIN`].
+    fn renew_generations(&mut self, cpu: &mut Cpu) {
+        let generations = cpu.tlb.generations_made().wrapping_add(MARGIN) >> 31;
+        if self.generations != generations {
+            self.generations = generations;
+            cpu.tlb.renew_generations();
+            self.cache.flush();
+        }
+    }
+
     /// Runs translated code with a budget of `left` instructions, which becomes what is left of it.
     fn enter(&mut self, cpu: &mut Cpu, entry: Entry, left: &mut u64) -> u64 {
         let budget = (*left).min(MAX_RUN) as i64;
@@ -309,10 +326,10 @@ impl Jit {
         } else {
             helper::interpret as *const () as u64
         };
-        state.sites = self.cache.sites();
-        state.rows = self.cache.rows();
+        self.cache.publish(state);
         state.apart = helper::apart as *const () as u64;
         state.arena = self.cache.host(0);
+        state.writable = self.cache.writable();
         state.cells = self.cache.cells();
         state.targets = self.cache.targets();
         state.vectors = cpu.vector.registers_address();

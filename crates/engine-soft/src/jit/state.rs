@@ -64,12 +64,15 @@ pub struct State {
     pub(super) sites: u64,
     /// Address of the rows that may run apart.
     pub(super) rows: u64,
+    /// Address of the links to other pages.
+    pub(super) crossings: u64,
     /// Address of the function that translates one.
     pub(super) apart: u64,
     /// Address of the translator.
     pub(super) translator: u64,
-    /// Address of the arena, as it is executed.
+    /// Address of the arena, as it is executed, and where it can be written.
     pub(super) arena: u64,
+    pub(super) writable: u64,
     /// The host's address at which to go on.
     pub(super) onward: u64,
     /// Address of the cells of indirect branches.
@@ -151,9 +154,11 @@ impl State {
             interpret: 0,
             sites: 0,
             rows: 0,
+            crossings: 0,
             apart: 0,
             translator: 0,
             arena: 0,
+            writable: 0,
             onward: 0,
             cells: 0,
             targets: 0,
@@ -269,13 +274,14 @@ impl Cpu {
     }
 
     /// What the target of a branch depends on besides its address, as long as no code becomes stale, at CPL 3 (`user`) or below.
-    /// Never zero.
+    /// Never zero, and neither is its upper half, which leaves out what matters only while code may become stale
+    /// ([`super::links::Crossing`]).
     #[inline(always)]
     fn jump_context_of(&self, user: bool) -> u64 {
-        u64::from(self.tlb.generation(user)) << 32
+        u64::from(self.tlb.generation(user)) << 33
+            | u64::from(user) << 32
             | u64::from(self.translated.epoch & 0xff_ffff) << 8
             | 1 << 4
-            | u64::from(user) << 2
             | self.code_size as u64
     }
 

@@ -481,7 +481,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.rm(Two::Add, A, field::page());
     a.rm(Two::Store, A, field::rip());
     leave_for(&mut a, reason::INTERPRET);
-    let around = Around { interpret, look_up: look_up_start, dispatch, stack, leave, load, levels };
+    let around = Around { interpret, look_up: look_up_start, dispatch, link, stack, leave, load, levels };
     let misses = misses::emit(&mut a, &around);
     let length = a.here();
     (

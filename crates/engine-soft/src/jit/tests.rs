@@ -1,5 +1,6 @@
 //! Translated code against the interpreter: random programs on two machines, compared wherever the translator stops.
 
+mod crossings;
 mod generate;
 mod hole;
 mod pair;

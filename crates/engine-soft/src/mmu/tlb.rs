@@ -179,9 +179,25 @@ impl Tlb {
         self.generations[usize::from(user)]
     }
 
-    /// How many numbers [`Tlb::generation`] has had, for `-v`.
+    /// How many numbers [`Tlb::generation`] has had, for `-v`; from 1 again after the last of 32 bits.
     pub fn generations_made(&self) -> u32 {
         self.newest
+    }
+
+    /// Gives everything a new number, for who remembers numbers that may come again.
+    pub(crate) fn renew_generations(&mut self) {
+        renew(&mut self.shared, &mut self.newest);
+        renew(&mut self.current.epoch, &mut self.newest);
+        for slot in &mut self.parked {
+            renew(&mut slot.epoch, &mut self.newest);
+        }
+        self.update_generations();
+    }
+
+    /// Goes on with numbers behind this one.
+    #[cfg(test)]
+    pub(crate) fn skip_generations(&mut self, newest: u32) {
+        self.newest = newest;
     }
 
     /// Counts whenever anything that it holds may have been forgotten, or another address space is in use: what a walk has

@@ -48,6 +48,8 @@ fields!(
     time_line,
     sites,
     rows,
+    crossings,
+    writable,
     apart,
     arena,
     onward,
@@ -62,6 +64,11 @@ fields_of_cpu!(cpl, flags, class, cr0, cr2, cr3, cr4, efer, nmi_masked);
 
 fn of_state(offset: usize) -> Mem {
     at_distance(offset_of!(Cpu, translated) + offset)
+}
+
+/// What [`context`] says of the translations that code is fetched through, 32 bits.
+pub(in super::super) fn code_generation() -> Mem {
+    of_state(offset_of!(State, context) + 4)
 }
 
 /// The host address of a row's base.
