@@ -182,20 +182,23 @@ impl<R: Row, const KINDS: usize, const ROWS: usize, const WORDS: usize> Table<R,
         }
     }
 
-    /// Empties the entries of a kind that `stale` picks.
-    fn drop_entries(&mut self, kind: usize, stale: impl Fn(&R::Entry) -> bool) {
+    /// Empties the entries of a kind that `stale` picks, which is told of each whether it is a global page's.
+    fn drop_entries(&mut self, kind: usize, mut stale: impl FnMut(&R::Entry, bool) -> bool) {
         let marks = &self.marks[kind];
         for word in bits(&marks.touched) {
-            for bit in bits(&marks.filled[word..=word]) {
+            for bit in bits(&[marks.filled[word]]) {
                 let index = 64 * word + bit;
                 let entry = self.rows[index].entry_mut(kind);
-                if stale(entry) {
+                if stale(entry, marks.global[word] >> bit & 1 != 0) {
                     *entry = R::empty(index);
                 }
             }
         }
     }
 }
+
+/// Host pages that are written; a kernel writes thousands.
+type Written = Filter<512>;
 
 /// What a slot's entries are about, as far as flushes must know; never less than what the tables hold. There is one for
 /// global pages and one for all others, so that each can be forgotten with its entries.
@@ -213,7 +216,7 @@ pub(super) struct Contents {
     code: [Filter<32>; 2],
     coded: bool,
     /// Host pages with a write entry.
-    written: Filter<64>,
+    written: Written,
 }
 
 pub(super) const NOTHING: Contents = Contents {
@@ -396,10 +399,22 @@ impl Slot {
     /// Forgets every write entry for a host page.
     pub(super) fn protect(&mut self, host_page: u64) {
         let number = host_page >> 12;
-        if self.local.written.may_hold(number) || self.global.written.may_hold(number) {
-            for table in &mut self.data {
-                table.drop_entries(WRITE, |entry| entry.host == host_page);
-            }
+        if !self.local.written.may_hold(number) && !self.global.written.may_hold(number) {
+            return;
         }
+        // What is looked at anyway tells which pages are written still. Global ones are flushed so rarely that the filter would
+        // soon hold every page.
+        let (mut local, mut global) = (Written::EMPTY, Written::EMPTY);
+        for table in &mut self.data {
+            table.drop_entries(WRITE, |entry, is_global| {
+                let written = if is_global { &mut global } else { &mut local };
+                let stale = entry.host == host_page;
+                if !stale {
+                    written.insert(entry.host >> 12);
+                }
+                stale
+            });
+        }
+        (self.local.written, self.global.written) = (local, global);
     }
 }

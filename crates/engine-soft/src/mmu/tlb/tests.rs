@@ -116,6 +116,19 @@ fn page_is_protected_in_every_address_space() {
 }
 
 #[test]
+fn global_page_is_protected_when_others_were_before_it_and_are_flushed() {
+    let mut tlb = Tlb::new();
+    tlb.fill(Class::Kernel, 0x5000, host(1), Grant::ReadOfWritable, SMALL);
+    tlb.fill(Class::Kernel, 0x6000, host(2), Grant::ReadOfWritable, GLOBAL);
+    tlb.fill(Class::User, 0x7000, host(3), Grant::ReadOfWritable, GLOBAL);
+    tlb.protect(host(1));
+    tlb.flush_all_but_global();
+    tlb.protect(host(3));
+    assert!(tlb.write(Class::Kernel, 0x6000, 1).is_some());
+    assert_eq!(tlb.write(Class::User, 0x7000, 1), None);
+}
+
+#[test]
 fn address_space_comes_back_with_its_pages_and_its_generation() {
     let mut tlb = Tlb::new();
     tlb.fill(Class::User, 0x5000, host(0), Grant::ReadOfWritable, SMALL);
