@@ -1,12 +1,11 @@
 //! Decoded blocks and how they are found.
 
-use std::collections::HashMap;
-
 use ringfence_memory::GuestAddress;
 
 use super::cpu::CodeSize;
 use super::op::Op;
 use crate::code::granules;
+use crate::hash::{AddressMap, QuickMap};
 
 /// A block is the same wherever it is mapped, but not in another mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,8 +66,8 @@ const NO_JUMP: Jump = Jump { linear: u64::MAX, context: u32::MAX, generation: 0,
 pub struct BlockCache {
     slots: Vec<Option<Block>>,
     free: Vec<BlockId>,
-    by_key: HashMap<BlockKey, BlockId>,
-    by_page: HashMap<GuestAddress, Vec<BlockId>>,
+    by_key: QuickMap<BlockKey, BlockId>,
+    by_page: AddressMap<Vec<BlockId>>,
     jumps: Box<[Jump]>,
     ops: usize,
     /// Blocks decoded since the start.
@@ -88,8 +87,8 @@ impl Default for BlockCache {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            by_key: HashMap::new(),
-            by_page: HashMap::new(),
+            by_key: QuickMap::default(),
+            by_page: AddressMap::default(),
             jumps: vec![NO_JUMP; JUMP_ENTRIES].into_boxed_slice(),
             ops: 0,
             decoded: 0,
@@ -151,16 +150,21 @@ impl BlockCache {
 
     /// Drops every block decoded from the given granules of a page.
     pub fn invalidate(&mut self, page: GuestAddress, mask: u64) {
-        let Some(ids) = self.by_page.remove(&page) else { return };
-        for id in ids {
+        let Some(mut ids) = self.by_page.remove(&page) else { return };
+        let before = self.invalidated;
+        ids.retain(|&id| {
             let stale = self.get(id).is_some_and(|b| b.granules_in(page) & mask != 0);
             if stale {
                 self.remove(id, page);
-            } else if self.get(id).is_some() {
-                self.by_page.entry(page).or_default().push(id);
             }
+            self.get(id).is_some()
+        });
+        if !ids.is_empty() {
+            self.by_page.insert(page, ids);
         }
-        self.forget_jumps();
+        if self.invalidated != before {
+            self.forget_jumps();
+        }
     }
 
     fn remove(&mut self, id: BlockId, page: GuestAddress) {

@@ -61,9 +61,10 @@ fn walk_fetch(cpu: &mut Cpu, linear: u64) -> Result<GuestAddress, Exception> {
 pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result<Block, Exception> {
     let size = cpu.code_size;
     let key = BlockKey { address, size };
-    let mut ops = Vec::new();
     let mut window = Window::take(cpu);
     window.forget();
+    let mut ops = std::mem::take(&mut window.ops);
+    ops.clear();
     let mut offset = 0;
     while ops.len() < MAX_BLOCK {
         let code = window.at(cpu, GuestAddress(address.0 + offset));
@@ -75,11 +76,13 @@ pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result
         }
     }
     let head = if ops.is_empty() { window.at(cpu, address).bytes().to_vec() } else { Vec::new() };
+    let block: Box<[Op]> = Box::from(&ops[..]);
+    window.ops = ops;
     window.put_back(cpu);
-    if ops.is_empty() {
+    if block.is_empty() {
         return straddling(cpu, linear, key, head);
     }
-    Ok(Block { key, ops: ops.into(), length: offset as u32, second_page: None })
+    Ok(Block { key, ops: block, length: offset as u32, second_page: None })
 }
 
 /// The operation at the start of some bytes, and whether it ends a block; `None` if they are too few.

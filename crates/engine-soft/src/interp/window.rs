@@ -5,6 +5,7 @@ use ringfence_memory::GuestAddress;
 use super::cpu::Cpu;
 use super::decode::MAX_LENGTH;
 use super::layout::LOOKED_AT;
+use super::op::Op;
 use crate::code::GRANULE;
 
 /// Bytes of one page, read by whole granules, which are marked as code before they are read. What has been read stays good for one
@@ -16,11 +17,13 @@ pub(super) struct Window {
     read: u64,
     /// The page, as far as it has been read, and something behind it.
     bytes: Box<[u8; 0x1000 + LOOKED_AT]>,
+    /// Room for a block being decoded.
+    pub(super) ops: Vec<Op>,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { page: GuestAddress(0), read: 0, bytes: Box::new([0; 0x1000 + LOOKED_AT]) }
+        Self { page: GuestAddress(0), read: 0, bytes: Box::new([0; 0x1000 + LOOKED_AT]), ops: Vec::new() }
     }
 }
 
