@@ -102,6 +102,8 @@ pub(super) struct Source {
     /// Physical address of its first instruction.
     pub(super) address: GuestAddress,
     pub(super) steps: Steps,
+    /// Direct branches and calls, and the last steps of runs, in order.
+    pub(super) leads: Vec<u16>,
     /// Instructions that their steps' bytes do not tell, by the offset behind each.
     odd: Vec<(u32, Instruction)>,
     /// What the vCPU's model offers.
@@ -132,6 +134,7 @@ impl Default for Source {
         Self {
             address: GuestAddress(0),
             steps: Steps::default(),
+            leads: Vec::new(),
             odd: Vec::new(),
             features: None,
             places: Box::new([Place::NOTHING; 0x1000]),
@@ -230,6 +233,7 @@ impl Source {
             self.places[offset as usize] = Place::NOTHING;
         }
         self.steps.clear();
+        self.leads.clear();
         self.odd.clear();
         self.outside.clear();
         self.ahead.clear();
@@ -287,8 +291,17 @@ impl Source {
         if next != offset {
             self.bytes += next - offset;
             self.granules |= granules(offset.into(), (next - offset).into());
-            if let Some(step) = self.steps.last_mut() {
-                step.last = true;
+            self.end_run();
+        }
+    }
+
+    /// The last step is the last of its run.
+    fn end_run(&mut self) {
+        if let Some(step) = self.steps.last_mut() {
+            step.last = true;
+            let index = (self.steps.len() - 1) as u16;
+            if self.leads.last() != Some(&index) {
+                self.leads.push(index);
             }
         }
     }
@@ -322,9 +335,7 @@ impl Source {
             Taker { source: self, forms, options, next, known: None::<&Known<'_, fn(GuestAddress) -> bool>> };
         let second = decode_straddling(cpu, linear, address, &mut taker)?;
         self.bytes = taker.next - next;
-        if let Some(step) = self.steps.last_mut() {
-            step.last = true;
-        }
+        self.end_run();
         self.second = Some(second.page());
         self.granules = granules(offset, 0x1000 - offset);
         Some(())
@@ -337,12 +348,10 @@ impl Source {
 
     fn put_labels(&mut self) {
         self.loops = false;
-        for i in 0..self.steps.len() {
+        for lead in 0..self.leads.len() {
+            let i = usize::from(self.leads[lead]);
             let step = &self.steps[i];
             let branches = matches!(step.kind, Kind::Branch | Kind::Jump);
-            if !branches && !step.last {
-                continue;
-            }
             let taken = if branches { self.inside(step.target()) } else { None };
             let next = if step.last && step.kind != Kind::Jump { self.find(step.next) } else { None };
             for at in [taken, next].into_iter().flatten() {
@@ -437,12 +446,9 @@ impl Source {
 
     /// Looks at the code in the page that branches lead to out of the region, for the flags that it wants.
     fn look_outside(&mut self, cpu: &mut Cpu, with: &mut Circumstances<'_, impl Fn(GuestAddress) -> bool>) {
-        for i in 0..self.steps.len() {
-            let step = &self.steps[i];
+        for lead in 0..self.leads.len() {
+            let step = &self.steps[usize::from(self.leads[lead])];
             let branches = matches!(step.kind, Kind::Branch | Kind::Jump);
-            if !branches && !step.last {
-                continue;
-            }
             let passes = step.last && !matches!(step.kind, Kind::Jump | Kind::JumpIndirect | Kind::Return);
             let targets = [branches.then(|| step.target()), passes.then(|| step.next.into())];
             for offset in targets.into_iter().flatten().filter_map(|target| u32::try_from(target).ok()) {
@@ -467,7 +473,8 @@ impl Source {
     /// How far its direct branches go out of its page, in bytes.
     pub(super) fn reach(&self) -> u64 {
         let direct = |step: &&Step| matches!(step.kind, Kind::Branch | Kind::Jump | Kind::Call);
-        self.steps.iter().filter(direct).map(|step| step.target().unsigned_abs()).max().unwrap_or(0)
+        let leads = self.leads.iter().filter_map(|&i| self.steps.get(usize::from(i)));
+        leads.filter(direct).map(|step| step.target().unsigned_abs()).max().unwrap_or(0)
     }
 
     /// Flags wanted before step `i`. With exact flags all are where a unit starts: the guest can be interrupted there.
