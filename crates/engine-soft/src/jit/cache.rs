@@ -6,7 +6,7 @@ use ringfence_memory::GuestAddress;
 
 use super::apart::Row;
 use super::emit::{Place, emit};
-use super::flags::Set;
+use super::flags::{ALL, Set};
 use super::helper::Site;
 use super::links::{Crossing, NewLink};
 use super::output::Output;
@@ -300,7 +300,9 @@ impl Cache {
         self.sizes.interpreted += output.interpreted as u64;
         self.sizes.guest_bytes += u64::from(source.bytes);
         let (id, address) = (self.regions.len() as RegionId, source.address);
-        let first = Entry { region: id, wanted: source.wanted_before(0), code: start as u32 };
+        // Bytes in another page may change without a word to who looks here for what flags are wanted.
+        let wanted = if source.second.is_some() { ALL } else { source.wanted_before(0) };
+        let first = Entry { region: id, wanted, code: start as u32 };
         let page = self.by_page.entry(address.page()).or_default();
         page.regions.push(id);
         page.set(address.page_offset(), true);
