@@ -285,6 +285,22 @@ fn flush_of_a_page_changes_the_generation_only_if_code_was_fetched_from_it() {
 }
 
 #[test]
+fn flush_of_a_programs_page_is_none_of_a_kernels_code() {
+    const KERNEL: u64 = 0xffff_ffff_8100_0000;
+    let mut tlb = Tlb::new();
+    // As much code as any filter has bits.
+    for page in 0..4096 {
+        tlb.fill_fetch(false, KERNEL + 0x1000 * page, 0x1000 * page, GLOBAL);
+    }
+    tlb.fill(Class::User, 0x7000, host(0), Grant::ReadOfWritable, SMALL);
+    let before = [false, true].map(|user| tlb.generation(user));
+    tlb.flush_page(0x7000);
+    assert_eq!([false, true].map(|user| tlb.generation(user)), before);
+    tlb.flush_page(KERNEL + 0x7000);
+    assert_ne!(tlb.generation(false), before[0]);
+}
+
+#[test]
 fn supervisor_code_in_global_pages_has_one_generation_everywhere() {
     let mut tlb = Tlb::new();
     tlb.fill_fetch(false, 0x5000, 0x5000, GLOBAL);
