@@ -64,6 +64,8 @@ pub(super) struct Emitter<'a> {
     pub(super) level: Option<Level>,
     /// The row under way: its addresses have been checked.
     pub(super) group: Option<Group>,
+    /// How far the row under way has yet to move the stack pointer.
+    pub(super) pending: i32,
     /// Steps besides the first at which the code can be entered, and where that is in the arena.
     entries: Vec<(usize, usize)>,
     /// Where labels are, by step.
@@ -196,6 +198,7 @@ impl<'a> Emitter<'a> {
             stored_flags: true,
             level: None,
             group: None,
+            pending: 0,
             labels,
             forward,
         };
@@ -282,8 +285,9 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Takes back what was emitted since.
+    /// Takes back what was emitted since, outside of rows.
     pub(super) fn take_back(&mut self, mark: &Mark) {
+        (self.group, self.pending) = (None, 0);
         self.a.truncate(mark.code);
         self.fixed.truncate(mark.fixed);
         self.sides.truncate(mark.sides);

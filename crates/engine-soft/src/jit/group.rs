@@ -3,7 +3,8 @@
 //!
 //! Prologues and epilogues, stack frames, structures, and sums over arrays are such rows. The checks are made at its start: each covers
 //! the span from the lowest to the highest byte of a base, which must lie in one page. The row itself then runs without interruption and
-//! keeps its flags in the host's, with the host address of the base in use in [`A`] and others in the vCPU. Where a check fails, the same
+//! keeps its flags in the host's, with the host address of the base in use in [`A`] and others in the vCPU. Its pushes and pops move the
+//! stack pointer once, at its end or where an instruction names it ([`Emitter::settle_stack`]). Where a check fails, the same
 //! instructions run from a second translation, each with a check of its own ([`super::apart`]).
 
 use std::ops::Range;
@@ -226,6 +227,18 @@ impl Emitter<'_> {
         matches!(step.kind, Kind::Same | Kind::Vector) && step.facts.memory.is_some()
     }
 
+    /// Whether step `i` of a row takes the stack pointer from its register, other than to find its operand in memory, or puts it there.
+    fn names_stack_pointer(&self, i: usize) -> bool {
+        let step = &self.source.steps[i];
+        let op = &step.op;
+        match step.kind {
+            Kind::Push => op.dst == RSP,
+            Kind::Address => op.base == RSP || op.dst == RSP,
+            Kind::Same | Kind::Vector => step.facts.general().any(|n| step.register(n) == RSP),
+            _ => false,
+        }
+    }
+
     /// The row that starts with step `i`, if there is one of at least two accesses. With several bases it must save more than it
     /// costs: a base is come back to, or the flags need not be put by between accesses.
     fn row(&self, i: usize) -> Option<Row> {
@@ -327,6 +340,9 @@ impl Emitter<'_> {
                 current = place;
                 self.group = Some(groups[place]);
             }
+            if self.names_stack_pointer(n) {
+                self.settle_stack(0);
+            }
             let kind = self.source.steps[n].kind;
             done = self.native(n, kind);
             if done.is_none() {
@@ -339,11 +355,12 @@ impl Emitter<'_> {
             }
             self.group = Some(groups[current]);
         }
-        self.group = None;
         if done.is_none() {
             self.take_back(&mark);
             return None;
         }
+        self.group = None;
+        self.settle_stack(0);
         let id = self.add_row(i..row.end, stored, first);
         if let Some(StackCheck { site, back, limit }) = stack {
             if let Some(row) = self.rows.last_mut() {

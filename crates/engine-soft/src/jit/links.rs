@@ -211,7 +211,7 @@ impl Emitter<'_> {
         self.a.rm(Two::Load, B, field::page());
         self.a.rm(Two::Lea, B, at(B, next));
         self.a.rm(Two::Store, B, slot);
-        self.a.rm(Two::Lea, STACK, at(STACK, -8));
+        self.settle_stack(-8);
         self.a.push(B);
     }
 
@@ -319,9 +319,9 @@ impl Emitter<'_> {
         self.save_flags_with(B);
         let (slot, check) = self.check_pop(i);
         self.a.rm(Two::Load, A, slot);
+        self.settle_stack(8);
         self.a.rm(Two::Cmp, A, at(RSP, 8));
         let site = self.a.jcc(cc::NE);
-        self.a.rm(Two::Lea, STACK, at(STACK, 8));
         self.a.ret();
         // It does not match the call on top.
         let id = self.site(i);

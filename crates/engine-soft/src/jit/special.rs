@@ -65,6 +65,22 @@ impl Emitter<'_> {
         }
     }
 
+    /// Moves the stack pointer, at a row's end if one is under way.
+    fn move_stack(&mut self, distance: i32) {
+        self.pending += distance;
+        if self.group.is_none() {
+            self.settle_stack(0);
+        }
+    }
+
+    /// Moves the stack pointer by what is pending and `more`; changes no flag.
+    pub(super) fn settle_stack(&mut self, more: i32) {
+        let distance = std::mem::take(&mut self.pending) + more;
+        if distance != 0 {
+            self.a.rm(Two::Lea, STACK, at(STACK, distance));
+        }
+    }
+
     pub(super) fn push(&mut self, i: usize) -> Option<()> {
         let (slot, check) = self.check_push(i);
         let op = *self.at(i).1;
@@ -75,7 +91,7 @@ impl Emitter<'_> {
             B
         };
         self.a.rm(Two::Store, value, slot);
-        self.a.rm(Two::Lea, STACK, at(STACK, -8));
+        self.move_stack(-8);
         self.slow_unless_covered(i, check);
         Some(())
     }
@@ -95,7 +111,7 @@ impl Emitter<'_> {
                 self.a.rm(Two::Store, B, field::register(to));
             }
         }
-        self.a.rm(Two::Lea, STACK, at(STACK, 8));
+        self.move_stack(8);
         self.slow_unless_covered(i, check);
         Some(())
     }

@@ -132,7 +132,8 @@ pub(super) struct Stubs {
     pub(super) budget: usize,
     /// Jumped to with a link in [`A`]: it is not linked yet. RIP is left to Rust.
     pub(super) link: usize,
-    /// Jumped to with a return address in [`A`] that is not the one on top, and the site in [`B`].
+    /// Jumped to with a return address in [`A`] that is not the one on top, and the site in [`B`]. The stack pointer is where it
+    /// is behind the return.
     pub(super) ret: usize,
     /// Jumped to with the address of the next instruction in [`A`] and the site in [`C`]: SYSCALL.
     pub(super) system_call: usize,
@@ -521,7 +522,7 @@ fn find_stack(a: &mut Assembler) {
     a.ret();
 }
 
-/// A return that does not match. As the host's predictor would, take one call off: code that drops return addresses (return
+/// A return that does not match, the stack pointer being where it is behind it. As the host's predictor would, take one call off: code that drops return addresses (return
 /// thunks do) matches the next.
 fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize) -> usize {
     let start = a.here();
@@ -531,17 +532,16 @@ fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize) -> 
     a.rm(Two::Lea, RSP, at(RSP, 16));
     a.rm(Two::Cmp, A, at(RSP, 8));
     let other = a.jcc(cc::NE);
-    a.rm(Two::Lea, STACK, at(STACK, 8));
     a.ret();
     a.bind(empty);
     a.bind(other);
     a.call_to(look_up as i64);
     let missing = a.jcc(cc::NE);
-    a.rm(Two::Lea, STACK, at(STACK, 8));
     enter_page(a);
     a.jmp_reg(B);
     a.bind(missing);
-    // Where it may fault, the handler executes it.
+    // Where it may fault, the handler executes it, from before it.
+    a.rm(Two::Lea, STACK, at(STACK, -8));
     a.rm32(Two::Load, A, field::link());
     a.call_to(interpret as i64);
     a.rm(Two::Load, A, field::rip());

@@ -9,6 +9,7 @@ mod programs;
 mod rows;
 mod shadow;
 mod stack;
+mod stack_rows;
 mod tables;
 mod targets;
 mod time;
