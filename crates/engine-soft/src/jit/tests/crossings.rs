@@ -4,6 +4,7 @@ use ringfence_memory::GuestAddress;
 use ringfence_x86::Vector;
 
 use super::*;
+use crate::mmu::tlb::Page;
 
 /// Where the functions are that are called; the program knows one linear page, [`CALLED`].
 const CALLED: u64 = 0x4_0000;
@@ -92,6 +93,8 @@ fn page_that_is_gone_faults_at_the_call_through_a_learnt_link() {
     run(&mut m, &mut jit);
     m.cpu.memory.write(GuestAddress(MAPPING), 0_u64).unwrap();
     m.cpu.tlb.flush_page(CALLED);
+    // Another linear page has its place in the table, and its physical page.
+    m.cpu.tlb.fill_fetch(false, ALIAS + CALLED, ONE, Page { size: 0x1000, global: false });
     m.cpu.regs[RIP] = CODE;
     assert_eq!(until_fault(&mut m, &mut jit).vector, Vector::PageFault);
     // The call has been executed, and the address that it came from is on the stack.
