@@ -182,23 +182,20 @@ impl<R: Row, const KINDS: usize, const ROWS: usize, const WORDS: usize> Table<R,
         }
     }
 
-    /// Empties the entries of a kind that `stale` picks, which is told of each whether it is a global page's.
-    fn drop_entries(&mut self, kind: usize, mut stale: impl FnMut(&R::Entry, bool) -> bool) {
+    /// Empties the entries of a kind that `stale` picks.
+    fn drop_entries(&mut self, kind: usize, mut stale: impl FnMut(&R::Entry) -> bool) {
         let marks = &self.marks[kind];
         for word in bits(&marks.touched) {
             for bit in bits(&[marks.filled[word]]) {
                 let index = 64 * word + bit;
                 let entry = self.rows[index].entry_mut(kind);
-                if stale(entry, marks.global[word] >> bit & 1 != 0) {
+                if stale(entry) {
                     *entry = R::empty(index);
                 }
             }
         }
     }
 }
-
-/// Host pages that are written; a kernel writes thousands.
-type Written = Filter<512>;
 
 /// What a slot's entries are about, as far as flushes must know; never less than what the tables hold. There is one for
 /// global pages and one for all others, so that each can be forgotten with its entries.
@@ -215,8 +212,6 @@ pub(super) struct Contents {
     /// one of them.
     code: [Filter<32>; 2],
     coded: bool,
-    /// Host pages with a write entry.
-    written: Written,
 }
 
 pub(super) const NOTHING: Contents = Contents {
@@ -226,7 +221,6 @@ pub(super) const NOTHING: Contents = Contents {
     huge: [Filter::EMPTY; 2],
     code: [Filter::EMPTY; 2],
     coded: false,
-    written: Filter::EMPTY,
 };
 
 /// Which half of the linear address space an address is in.
@@ -271,6 +265,8 @@ pub(super) struct Slot {
     fetch: [FetchTable; 2],
     local: Contents,
     global: Contents,
+    /// Host pages with a write entry, of which a kernel has thousands. A flush leaves it as it is: it is large.
+    written: Filter<512>,
     /// Below CPL 3 code was fetched from a page that is not global.
     pub(super) own_kernel_code: bool,
     /// Changes whenever code may have to be looked up anew; unlike that of any other slot.
@@ -288,6 +284,7 @@ impl Slot {
             fetch: std::array::from_fn(|_| FetchTable::new()),
             local: NOTHING,
             global: NOTHING,
+            written: Filter::EMPTY,
             own_kernel_code: false,
             epoch,
             owner: None,
@@ -333,10 +330,9 @@ impl Slot {
         if write {
             table.set(WRITE, entry.tag, entry, page.global);
         }
-        let contents = self.contents(page);
-        contents.note(entry.tag, page.size);
+        self.contents(page).note(entry.tag, page.size);
         if write {
-            contents.written.insert(entry.host >> 12);
+            self.written.insert(entry.host >> 12);
         }
     }
 
@@ -375,15 +371,14 @@ impl Slot {
         if self.local.may_be_in_large_page(linear) || self.global.may_be_in_large_page(linear) {
             return self.flush(false);
         }
-        let page = linear & !0xfff;
         for table in &mut self.data {
-            table.drop_one(READ, page);
-            table.drop_one(WRITE, page);
+            table.drop_one(READ, linear);
+            table.drop_one(WRITE, linear);
         }
         for table in &mut self.fetch {
-            table.drop_one(0, page);
+            table.drop_one(0, linear);
         }
-        self.local.may_have_code_at(page) || self.global.may_have_code_at(page)
+        self.local.may_have_code_at(linear) || self.global.may_have_code_at(linear)
     }
 
     /// Forgets the write entry of one page in one class.
@@ -398,23 +393,19 @@ impl Slot {
 
     /// Forgets every write entry for a host page.
     pub(super) fn protect(&mut self, host_page: u64) {
-        let number = host_page >> 12;
-        if !self.local.written.may_hold(number) && !self.global.written.may_hold(number) {
+        if !self.written.may_hold(host_page >> 12) {
             return;
         }
-        // What is looked at anyway tells which pages are written still. Global ones are flushed so rarely that the filter would
-        // soon hold every page.
-        let (mut local, mut global) = (Written::EMPTY, Written::EMPTY);
+        // What is looked at anyway tells which pages are written still; the filter would soon hold every page.
+        self.written = Filter::EMPTY;
         for table in &mut self.data {
-            table.drop_entries(WRITE, |entry, is_global| {
-                let written = if is_global { &mut global } else { &mut local };
+            table.drop_entries(WRITE, |entry| {
                 let stale = entry.host == host_page;
                 if !stale {
-                    written.insert(entry.host >> 12);
+                    self.written.insert(entry.host >> 12);
                 }
                 stale
             });
         }
-        (self.local.written, self.global.written) = (local, global);
     }
 }
