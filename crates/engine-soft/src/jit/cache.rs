@@ -444,18 +444,21 @@ impl Cache {
             // The branch itself is behind its check, which does not succeed now.
             Some(crossing) => {
                 let crossing = &mut self.crossings[crossing as usize];
-                crossing.page = Crossing::NO_PAGE;
-                crossing.seen = 0;
-                self.memory.write(crossing.checked as usize, &[0; 4]);
-                self.written = true;
+                (crossing.page, crossing.seen) = (Crossing::NO_PAGE, 0);
+                let checked = crossing.checked as usize;
+                self.rewrite(checked, 0);
             }
         }
     }
 
     /// Makes the branch whose displacement is at `site` lead to `target`.
     fn patch(&mut self, site: usize, target: usize) {
-        let distance = (target as i64 - (site as i64 + 4)) as i32;
-        self.memory.write(site, &distance.to_le_bytes());
+        self.rewrite(site, (target as i64 - (site as i64 + 4)) as i32);
+    }
+
+    /// Puts another number in code.
+    fn rewrite(&mut self, at: usize, number: i32) {
+        self.memory.write(at, &number.to_le_bytes());
         self.written = true;
     }
 

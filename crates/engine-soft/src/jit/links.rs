@@ -40,7 +40,7 @@ pub(super) struct NewCrossing {
 /// Of a link to another page, what its check and the fixed code behind it look at. The target's code is known by its physical page, so
 /// a branch must not go there unless its linear page still is that one. That was made sure of once under the number that
 /// [`crate::mmu::tlb::Tlb::generation`] names all such translations by, and holds as long as the number is the same: the check
-/// is one comparison. Under another number the fixed code asks the soft TLB, and notes the new one.
+/// is one comparison. Under another number the fixed code asks the soft TLB, and has the check learn the new one in time.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
 pub(super) struct Crossing {
@@ -52,8 +52,9 @@ pub(super) struct Crossing {
     pub(super) link: u32,
     /// Where the number that the check compares with is in the arena.
     pub(super) checked: u32,
-    /// The number under which it was verified last, and how often it has yet to be before the check learns the number.
+    /// The number under which it was verified last.
     pub(super) seen: u32,
+    /// How often it has yet to be verified under that before the check learns it.
     pub(super) patience: u32,
 }
 

@@ -28,10 +28,10 @@ pub(super) struct Misses {
     pub(super) row_of_stack: usize,
     /// Jumped to with a site in [`B`], an indirect branch whose cell does not know the linear address in [`A`].
     pub(super) cell: usize,
-    /// Called with a [`Crossing`]'s number in [`A`], the page being the link's: "equal" if it leads where it should, which is noted; otherwise
-    /// the linear address that it is meant to lead to is in [`A`], and the number is put by. Uses [`B`] and [`C`].
+    /// Called with a [`Crossing`]'s number in [`A`], the page being the link's: "equal" if it leads where it should, which is noted. The
+    /// number is put by. Uses [`A`], [`B`] and [`C`].
     pub(super) verify: usize,
-    /// Jumped to after that: looks the target up.
+    /// Jumped to after that, if it does not: looks the target up.
     pub(super) astray: usize,
     /// Jumped to with a site in [`A`]: brings vector registers into the host's.
     pub(super) load: usize,
@@ -67,11 +67,16 @@ const SITE_BACK: i32 = offset_of!(Site, back) as i32;
 const SITE_AGAIN: i32 = offset_of!(Site, again) as i32;
 const SITE_LIMIT: i32 = offset_of!(Site, limit) as i32;
 
-/// The address of the site whose number was put by to [`C`].
-fn find_site(a: &mut Assembler) {
+/// The address of the record whose number was put by to [`C`]: records of `1 << shift` bytes, of which the first one's address is at `first`.
+fn find_record(a: &mut Assembler, shift: u8, first: Mem) {
     a.rm32(Two::Load, C, field::link());
-    a.shl32(C, SITE_SHIFT);
-    a.rm(Two::Add, C, field::sites());
+    a.shl32(C, shift);
+    a.rm(Two::Add, C, first);
+}
+
+/// The site whose number was put by.
+fn find_site(a: &mut Assembler) {
+    find_record(a, SITE_SHIFT, field::sites());
 }
 
 /// The address of the row whose distance was put by to [`C`].
@@ -271,11 +276,11 @@ const PATIENCE: u32 = 4;
 const CROSSING_SHIFT: u8 = 5;
 const _: () = assert!(size_of::<Crossing>() == 1 << CROSSING_SHIFT);
 
-/// The address of the crossing whose number was put by to [`C`].
+/// The crossing whose number was put by, and the linear address that it is meant to lead to, to [`A`].
 fn find_crossing(a: &mut Assembler) {
-    a.rm32(Two::Load, C, field::link());
-    a.shl32(C, CROSSING_SHIFT);
-    a.rm(Two::Add, C, field::crossings());
+    find_record(a, CROSSING_SHIFT, field::crossings());
+    a.rm(Two::Load, A, field::page());
+    a.rm(Two::Add, A, at(C, offset_of!(Crossing, target) as i32));
 }
 
 /// The code of [`Misses::verify`] and [`Misses::astray`].
@@ -284,14 +289,9 @@ fn crossing(a: &mut Assembler, around: &Around) -> (usize, usize) {
     let verify = a.here();
     a.rm32(Two::Store, A, field::link());
     find_crossing(a);
-    a.rm(Two::Load, A, field::page());
-    a.rm(Two::Add, A, its(offset_of!(Crossing, target)));
+    a.imm(Imm::And, true, A, -0x1000);
     fetch_entry(a);
-    a.push(RAX);
-    a.copy(RAX, A);
-    a.imm(Imm::And, true, RAX, -0x1000);
-    a.rm(Two::Cmp, RAX, at(B, 0));
-    a.pop(RAX);
+    a.rm(Two::Cmp, A, at(B, 0));
     let unknown = a.jcc(cc::NE);
     // Bits 8 to 39 of the physical page's address.
     a.rm32(Two::Load, B, at(B, 9));

@@ -11,9 +11,9 @@
 //! * Regions are found by physical address. Nothing in them depends on where the page is mapped or on privilege: the
 //!   linear address of the page is a field of the vCPU ([`state`]), the soft TLB's tables are selected by class.
 //! * A direct branch is linked to its target's code once that exists; one to another page first makes sure by one
-//!   comparison that the same physical page is there ([`links::Crossing`]). Any other branch looks its target up in a table, in translated code:
-//!   by the soft TLB, then by physical address ([`stubs`]). A return is expected to come back to where the call was, as
-//!   the host's own is.
+//!   comparison that the same physical page is there ([`links::Crossing`]). Any other branch looks its target up in a
+//!   table, in translated code: by the soft TLB, then by physical address ([`stubs`]). A return is expected to come back
+//!   to where the call was, as the host's own is.
 //! * Every unit of a region takes its length off a budget when it is entered and gives back what it did not execute. A run
 //!   never exceeds its budget, and the count of retired instructions is exact wherever Rust sees it.
 //! * A system call and the return from one ([`privilege`]), the return from an interrupt ([`interrupt_return`]) and the like go on in

@@ -79,6 +79,14 @@ pub(super) enum Kind {
     Interpreted,
 }
 
+impl Kind {
+    /// Whether it is a branch or call to an address that the instruction names.
+    #[inline(always)]
+    pub(super) fn is_direct(self) -> bool {
+        matches!(self, Self::Branch | Self::Jump | Self::Call)
+    }
+}
+
 /// What the host's processor can execute of what is not in every 64-bit processor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Host {

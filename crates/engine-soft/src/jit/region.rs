@@ -472,9 +472,8 @@ impl Source {
 
     /// How far its direct branches go out of its page, in bytes.
     pub(super) fn reach(&self) -> u64 {
-        let direct = |step: &&Step| matches!(step.kind, Kind::Branch | Kind::Jump | Kind::Call);
         let leads = self.leads.iter().filter_map(|&i| self.steps.get(usize::from(i)));
-        leads.filter(direct).map(|step| step.target().unsigned_abs()).max().unwrap_or(0)
+        leads.filter(|step| step.kind.is_direct()).map(|step| step.target().unsigned_abs()).max().unwrap_or(0)
     }
 
     /// Flags wanted before step `i`. With exact flags all are where a unit starts: the guest can be interrupted there.

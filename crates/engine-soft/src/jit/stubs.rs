@@ -522,8 +522,8 @@ fn find_stack(a: &mut Assembler) {
     a.ret();
 }
 
-/// A return that does not match, the stack pointer being where it is behind it. As the host's predictor would, take one call off: code that drops return addresses (return
-/// thunks do) matches the next.
+/// A return that does not match, the stack pointer being where it is behind it. As the host's predictor would, take one call off:
+/// code that drops return addresses (return thunks do) matches the next.
 fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize) -> usize {
     let start = a.here();
     a.rm32(Two::Store, B, field::link());

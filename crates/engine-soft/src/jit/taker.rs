@@ -5,7 +5,6 @@ use ringfence_memory::GuestAddress;
 use super::Options;
 use super::facts::Forms;
 use super::flags::{self, Set};
-use super::native::Kind;
 use super::region::{Known, Source};
 use crate::interp::code64::{Sink, peek};
 use crate::interp::cpu::Cpu;
@@ -39,7 +38,7 @@ impl<E: Fn(GuestAddress) -> bool> Sink for Taker<'_, E> {
         let step = source.steps.room();
         step.complete(found, self.next, self.forms, self.options);
         let (kind, target) = (step.kind, step.target());
-        if matches!(kind, Kind::Branch | Kind::Jump | Kind::Call) {
+        if kind.is_direct() {
             source.leads.push(source.steps.len() as u16);
         }
         source.steps.add();

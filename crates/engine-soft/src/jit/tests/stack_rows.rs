@@ -32,13 +32,21 @@ fn ends(code: &[u8], tops: &[u64], warm: bool, threshold: u8) -> (Vec<End>, Jit)
 
 /// Runs code as [`ends`] and compares with the interpreter.
 #[track_caller]
-fn same_as_interpreter(code: &[u8], tops: &[u64], warm: bool) -> Jit {
+fn same_as_interpreter(code: &[u8], tops: &[u64], warm: bool, what: &str) -> Jit {
     let (expected, _) = ends(code, tops, warm, 200);
     let (found, jit) = ends(code, tops, warm, 1);
+    assert!(jit.cache.sizes.regions > 0);
     for (a, b) in expected.iter().zip(&found) {
-        assert_eq!((a.0, &a.1, a.2), (b.0, &b.1, b.2));
-        assert!(a.3 == b.3, "memory");
+        assert_eq!((a.0, &a.1, a.2), (b.0, &b.1, b.2), "{what}");
+        assert!(a.3 == b.3, "memory, {what}");
     }
+    jit
+}
+
+/// Likewise; there is a row in it.
+#[track_caller]
+fn row_is_as_interpreted(code: &[u8], tops: &[u64], warm: bool) -> Jit {
+    let jit = same_as_interpreter(code, tops, warm, "row");
     assert!(!jit.cache.rows.is_empty(), "no row");
     jit
 }
@@ -60,7 +68,7 @@ fn row_that_names_the_stack_pointer_finds_it_moved() {
     for name in NAMES {
         // push rbx; push rcx; ...; push rdx; pop rdi; pop r12; setc al; ud2
         let code = [&[0x53, 0x51], *name, &[0x52, 0x5f, 0x41, 0x5c, 0x0f, 0x92, 0xc0, 0x0f, 0x0b]].concat();
-        let jit = same_as_interpreter(&code, &[TOP; 3], true);
+        let jit = row_is_as_interpreted(&code, &[TOP; 3], true);
         assert_eq!(jit.cache.rows.len(), 1, "{name:x?}");
     }
 }
@@ -72,7 +80,7 @@ fn row_that_runs_apart_comes_back_with_the_stack_pointer() {
     // All in one page and over the edge of one, by turns.
     let tops = [TOP, DATA + 0x1010, TOP, DATA + 0x1008, DATA + 0x2000, TOP];
     for warm in [true, false] {
-        let jit = same_as_interpreter(&code, &tops, warm);
+        let jit = row_is_as_interpreted(&code, &tops, warm);
         assert_eq!(jit.cache.sizes.apart, 1);
     }
 }
@@ -82,7 +90,7 @@ fn row_that_ends_in_a_call_leaves_the_stack_pointer_at_its_return_address() {
     // push rbx; push rcx; call f; mov rax,rsp; ud2; f: mov rdx,rsp; pop rsi; push rsi; ret
     let code =
         [0x53, 0x51, 0xe8, 5, 0, 0, 0, 0x48, 0x89, 0xe0, 0x0f, 0x0b, 0x48, 0x89, 0xe2, 0x5e, 0x56, 0xc3];
-    same_as_interpreter(&code, &[TOP; 3], true);
+    row_is_as_interpreted(&code, &[TOP; 3], true);
 }
 
 /// What leads to a return to one of [`TARGETS`], and the return: in rows that move the stack pointer, and alone.
@@ -106,12 +114,7 @@ fn return_that_does_not_match_faults_with_the_stack_pointer_before_it() {
             let mut code = [&[0x48, 0xb8], &target.to_le_bytes()[..], way].concat();
             code.resize(0x100, 0x90);
             code.extend_from_slice(&[0x0f, 0x0b]);
-            let (found, jit) = ends(&code, &[TOP; 3], true, 1);
-            let (expected, _) = ends(&code, &[TOP; 3], true, 200);
-            assert!(jit.cache.sizes.regions > 0);
-            for (a, b) in expected.iter().zip(&found) {
-                assert_eq!((a.0, &a.1, a.2), (b.0, &b.1, b.2), "to {target:#x} by {way:x?}");
-            }
+            same_as_interpreter(&code, &[TOP; 3], true, &format!("to {target:#x} by {way:x?}"));
         }
     }
 }
@@ -130,5 +133,5 @@ fn return_that_drops_a_call_comes_back_to_the_one_before() {
     // call f; mov rax,rsp; ud2; f: call g; nop; ud2; g: pop rdx; ret
     let code =
         [0xe8, 5, 0, 0, 0, 0x48, 0x89, 0xe0, 0x0f, 0x0b, 0xe8, 3, 0, 0, 0, 0x90, 0x0f, 0x0b, 0x5a, 0xc3];
-    same_as_interpreter(&code, &[TOP; 4], true);
+    row_is_as_interpreted(&code, &[TOP; 4], true);
 }
