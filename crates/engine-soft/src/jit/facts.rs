@@ -30,6 +30,8 @@ pub(super) struct Facts {
     pub(super) stores: bool,
     /// Operands that may be written, one bit each.
     written: u8,
+    /// General-purpose registers among them whose old value is of no use, one bit each.
+    replaced: u8,
     /// Operands that are general-purpose registers, one bit each.
     general: u8,
     /// The second operand is a register: it takes [`Op::src`].
@@ -50,6 +52,7 @@ impl Facts {
         size: 0,
         stores: false,
         written: 0,
+        replaced: 0,
         general: 0,
         second: false,
         roles: None,
@@ -74,6 +77,12 @@ impl Facts {
         let written = (0..instruction.op_count())
             .filter(|&n| writes(info.op_access(n)))
             .fold(0, |written, n| written | 1 << n);
+        // Narrower ones leave the rest of the register, and BSF and BSR of zero all of it.
+        let keeps = matches!(instruction.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
+        let replaced = (0..instruction.op_count())
+            .filter(|&n| !keeps && general >> n & 1 != 0 && instruction.op_register(n).size() >= 4)
+            .filter(|&n| info.op_access(n) == OpAccess::Write)
+            .fold(0, |replaced, n| replaced | 1 << n);
         let implied = info
             .used_registers()
             .iter()
@@ -96,6 +105,7 @@ impl Facts {
             size,
             stores,
             written,
+            replaced,
             general,
             second,
             roles: if matches!(kind, Kind::Same | Kind::Vector) { Roles::of(instruction) } else { None },
@@ -111,6 +121,11 @@ impl Facts {
     /// Whether operand `n` may be written.
     pub(super) fn writes(&self, n: u32) -> bool {
         self.written >> n & 1 != 0
+    }
+
+    /// Whether operand `n` is a general-purpose register that is written whole, whatever was in it.
+    pub(super) fn replaces(&self, n: u32) -> bool {
+        self.replaced >> n & 1 != 0
     }
 
     /// The number of the register that operand `n` is, in an instruction of the form.

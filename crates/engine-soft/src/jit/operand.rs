@@ -15,6 +15,15 @@ use crate::interp::op::{Op, RIP, ZERO};
 pub(super) const FS: u8 = 4;
 pub(super) const GS: u8 = 5;
 
+/// A guest register without a host register that an instruction names: where it is meanwhile, and what is done with it.
+#[derive(Clone, Copy)]
+struct Placed {
+    number: u8,
+    reg: Reg,
+    read: bool,
+    write: bool,
+}
+
 /// Whether the operand in memory is in FS or GS, the segments whose bases count in 64-bit mode.
 pub(super) fn adds_base(op: &Op) -> bool {
     matches!(op.segment, FS | GS)
@@ -131,8 +140,44 @@ impl Emitter<'_> {
         }
     }
 
+    /// MOV of 32 or 64 bits from or to a register without a host register.
+    fn move_slot(&mut self, i: usize) -> Option<()> {
+        let (step, op) = self.at(i);
+        let wide = match op.code {
+            _ if step.slots == 0 || step.facts.memory.is_some() => return None,
+            Code::Mov_r64_rm64 | Code::Mov_rm64_r64 => true,
+            Code::Mov_r32_rm32 | Code::Mov_rm32_r32 => false,
+            _ => return None,
+        };
+        let (to, from) = (step.register(0), step.register(1));
+        let reg = match (home(from), home(to)) {
+            (Home::Slot, home) => {
+                let reg = if let Home::Host(reg) = home { reg } else { B };
+                let from = field::register(from);
+                if wide {
+                    self.a.rm(Two::Load, reg, from)
+                } else {
+                    self.a.rm32(Two::Load, reg, from)
+                }
+                reg
+            }
+            (Home::Host(reg), _) if wide => reg,
+            (Home::Host(reg), _) => {
+                self.a.rr32(Two::Load, B, reg);
+                B
+            }
+        };
+        if home(to) == Home::Slot {
+            self.a.rm(Two::Store, reg, field::register(to));
+        }
+        Some(())
+    }
+
     /// The same instruction.
     pub(super) fn same(&mut self, i: usize) -> Option<()> {
+        if self.move_slot(i).is_some() {
+            return Some(());
+        }
         let sixteen = self.at(i).0.facts.size == 16;
         self.place(i, if sixteen { 16 } else { 1 })
     }
@@ -176,7 +221,7 @@ impl Emitter<'_> {
         if effect.needs_flags(wanted) {
             self.restore_flags(free[0]);
         }
-        let mut placed: [(u8, Reg, bool); 3] = [(0, A, false); 3];
+        let mut placed = [Placed { number: 0, reg: A, read: false, write: false }; 3];
         let mut count = 0;
         let mut registers = Registers::default();
         let mut plain = true;
@@ -190,14 +235,14 @@ impl Emitter<'_> {
             let reg = match home(number) {
                 Home::Host(reg) => reg,
                 Home::Slot => {
-                    let write = facts.writes(n);
-                    if let Some(known) = placed[..count].iter_mut().find(|p| p.0 == number) {
-                        known.2 |= write;
-                        known.1
+                    let (read, write) = (!facts.replaces(n), facts.writes(n));
+                    if let Some(known) = placed[..count].iter_mut().find(|p| p.number == number) {
+                        (known.read, known.write) = (known.read | read, known.write | write);
+                        known.reg
                     } else {
                         let (&reg, rest) = free.split_first()?;
                         free = rest;
-                        placed[count] = (number, reg, write);
+                        placed[count] = Placed { number, reg, read, write };
                         count += 1;
                         reg
                     }
@@ -205,17 +250,15 @@ impl Emitter<'_> {
             };
             registers.set(n, reg);
         }
-        for &(number, reg, _) in &placed[..count] {
+        for &Placed { number, reg, .. } in placed[..count].iter().filter(|p| p.read) {
             self.a.rm(Two::Load, reg, field::register(number));
         }
         let memory = memory.then_some((A, displacement));
         self.copy_placed(i, &registers, memory, plain)?;
-        for &(number, reg, write) in &placed[..count] {
-            if write {
-                self.a.rm(Two::Store, reg, field::register(number));
-            }
+        for &Placed { number, reg, .. } in placed[..count].iter().filter(|p| p.write) {
+            self.a.rm(Two::Store, reg, field::register(number));
         }
-        if placed[..count].iter().any(|&(_, reg, _)| reg == C) {
+        if placed[..count].iter().any(|p| p.reg == C) {
             load_table(&mut self.a);
         }
         self.flags_changed(i);

@@ -8,6 +8,7 @@ mod privilege;
 mod programs;
 mod rows;
 mod shadow;
+mod slots;
 mod stack;
 mod stack_rows;
 mod tables;

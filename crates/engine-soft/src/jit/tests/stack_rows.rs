@@ -8,10 +8,10 @@ use super::*;
 const TOP: u64 = DATA + 0x1800;
 
 /// How a run ended: the exception, registers, instructions and data.
-type End = (Exception, Vec<u64>, u64, Vec<u8>);
+pub(super) type End = (Exception, Vec<u64>, u64, Vec<u8>);
 
 /// Runs code from each stack pointer in turn, all that the soft TLB knows being forgotten before if it is not `warm`.
-fn ends(code: &[u8], tops: &[u64], warm: bool, threshold: u8) -> (Vec<End>, Jit) {
+pub(super) fn ends(code: &[u8], tops: &[u64], warm: bool, threshold: u8) -> (Vec<End>, Jit) {
     let mut m = machine();
     m.cpu.memory.write_bytes(GuestAddress(CODE), code).unwrap();
     let mut jit = Jit::new(Options { threshold, ..OPTIONS }, &m.cpu.code).unwrap();
