@@ -41,8 +41,6 @@ pub(super) enum Two {
     Lea = 0x8d,
     /// `add reg, rm`
     Add = 0x03,
-    /// `add rm, reg`
-    AddTo = 0x01,
     /// `and reg, rm`
     And = 0x23,
     /// `sub reg, rm`
@@ -82,7 +80,7 @@ pub(super) mod cc {
     pub(in super::super) const NE: u8 = 5;
     pub(in super::super) const BE: u8 = 6;
     pub(in super::super) const A: u8 = 7;
-    pub(in super::super) const S: u8 = 8;
+    pub(in super::super) const L: u8 = 12;
 }
 
 /// A REX prefix, 0x40 if none is needed.

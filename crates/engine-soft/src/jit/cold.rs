@@ -7,8 +7,7 @@ use std::ops::Range;
 
 use super::asm::{CONSTANT_AND_JUMP, Imm, Reg};
 use super::emit::Emitter;
-use super::registers::A;
-use super::state::field;
+use super::registers::{A, BUDGET};
 use super::stubs::pack_unit;
 
 /// A way to fixed code.
@@ -68,7 +67,7 @@ impl Emitter<'_> {
             self.save_flags();
             self.stored_flags = true;
             if refund != 0 {
-                self.a.imm_mem(Imm::Add, field::budget(), refund.into());
+                self.a.imm(Imm::Add, true, BUDGET, refund.into());
             }
             match inside {
                 Some(step) => {

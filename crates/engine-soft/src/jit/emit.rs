@@ -19,7 +19,7 @@ use super::links::NewLink;
 use super::native::Kind;
 use super::output::{Output, Spare};
 use super::region::Source;
-use super::registers::{A, B};
+use super::registers::{A, B, BUDGET};
 use super::state::field;
 use super::step::Step;
 use super::stubs::Stubs;
@@ -322,8 +322,9 @@ impl<'a> Emitter<'a> {
             self.host_flags = false;
             // Nobody looks at flags that are not wanted.
             self.stored_flags = true;
-            self.a.imm_mem(Imm::Sub, field::budget(), i32::from(step.unit));
-            let site = self.a.jcc(cc::S);
+            // Processors take a subtraction and JL for one operation, unlike JS.
+            self.a.imm(Imm::Sub, true, BUDGET, i32::from(step.unit));
+            let site = self.a.jcc(cc::L);
             self.exceeded(site, i);
         }
     }

@@ -15,7 +15,7 @@ use super::asm::{Assembler, Imm, Mem, Two, at, cc};
 use super::privilege::{
     Ways, change, decline, not_canonical, nothing_waits, store_rflags, use_kernel_table, use_table,
 };
-use super::registers::{A, B, C, STACK, TABLE};
+use super::registers::{A, B, BUDGET, C, STACK, TABLE};
 use super::state::field;
 use super::stubs::{data_entry, load_table};
 use crate::interp::cpu::{CodeSize, Cpu};
@@ -260,8 +260,8 @@ fn return_to(a: &mut Assembler, way: usize, declined: &mut Vec<usize>, ways: Way
     a.rr32(Two::Load, C, B);
     a.imm(Imm::And, false, C, Rflags::RF.bits() as i32);
     let clear = a.jcc(cc::E);
-    a.imm_mem(Imm::Cmp, field::budget(), const { MAX_UNIT as i32 });
-    declined.push(a.jcc(cc::S));
+    a.compare_imm(BUDGET, const { MAX_UNIT as i32 });
+    declined.push(a.jcc(cc::L));
     a.bind(clear);
     if user {
         keep_data_segments(a, declined);

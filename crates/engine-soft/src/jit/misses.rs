@@ -8,7 +8,7 @@ use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, Reg, Two, at, cc};
 use super::emit::load_flags;
 use super::helper::{SITE_SHIFT, Site, marks};
 use super::links::Crossing;
-use super::registers::{A, B, C, PIN};
+use super::registers::{A, B, BUDGET, C, PIN};
 use super::state::field;
 use super::stubs::{Cell, fetch_entry, load_registers, load_table, reason, spill, store_registers};
 use crate::interp::cpu::Cpu;
@@ -158,7 +158,7 @@ fn slow(a: &mut Assembler, around: &Around) -> usize {
     a.bind(refused);
     find_site(a);
     a.load_word(B, at(C, SITE_BEHIND));
-    a.rm(Two::AddTo, B, field::budget());
+    a.rr(Two::Add, BUDGET, B);
     a.bind(ends);
     follow_rip(a, around);
     start
@@ -346,12 +346,12 @@ fn load(a: &mut Assembler, around: &Around) -> usize {
     a.call_to(around.interpret as i64);
     find_site(a);
     a.load_word(B, at(C, SITE_BEHIND));
-    a.rm(Two::AddTo, B, field::budget());
+    a.rr(Two::Add, BUDGET, B);
     follow_rip(a, around);
 
     a.bind(done);
     a.load_word(B, at(C, SITE_BEHIND));
-    a.rm(Two::AddTo, B, field::budget());
+    a.rr(Two::Add, BUDGET, B);
     a.load_word(A, at(C, SITE_NEXT));
     a.rm(Two::Add, A, field::page());
     a.jmp_to(around.dispatch as i64);

@@ -134,7 +134,7 @@ pub struct State {
     pub(super) data_table: u64,
     /// Linear address of the guest page whose code runs.
     pub(super) page: u64,
-    /// Instructions that may still be executed. Taken off by a unit when it is entered.
+    /// Instructions that may still be executed; translated code has them in [`super::registers::BUDGET`].
     pub(super) budget: i64,
 }
 

@@ -10,7 +10,7 @@ use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
 use super::interrupt_return;
 use super::misses::{self, Around, Misses};
 use super::privilege::{self, Ways};
-use super::registers::{A, B, C, PIN, STACK, TABLE, resident};
+use super::registers::{A, B, BUDGET, C, PIN, STACK, TABLE, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
 use crate::mmu::tlb::{DataRow, ENTRIES, FETCH_ENTRIES};
@@ -160,16 +160,20 @@ const SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
 /// other address. It is canonical, since a return to one that is not must fault itself.
 pub(super) const NOWHERE: u64 = u64::MAX;
 
+/// What translated code has in registers to the vCPU.
 pub(super) fn store_registers(a: &mut Assembler) {
     for (number, reg) in resident() {
         a.rm(Two::Store, reg, field::register(number));
     }
+    a.rm(Two::Store, BUDGET, field::budget());
 }
 
+/// And back, as Rust has left it.
 pub(super) fn load_registers(a: &mut Assembler) {
     for (number, reg) in resident() {
         a.rm(Two::Load, reg, field::register(number));
     }
+    a.rm(Two::Load, BUDGET, field::budget());
     load_table(a);
 }
 
@@ -414,7 +418,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.rr32(Two::Load, B, A);
     a.imm(Imm::And, false, A, 0xfff);
     a.shr32(B, 12);
-    a.rm(Two::AddTo, B, field::budget());
+    a.rr(Two::Add, BUDGET, B);
     a.rm(Two::Add, A, field::page());
     a.rm(Two::Store, A, field::rip());
     leave_for(&mut a, reason::BUDGET);

@@ -10,7 +10,7 @@ use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::operand::{FS, GS};
 use super::privilege::{forget_stack, load_rflags, not_canonical};
-use super::registers::{A, B, C, Home, STACK, TABLE, home};
+use super::registers::{A, B, BUDGET, C, Home, STACK, TABLE, home};
 use super::state::field;
 use super::stubs::load_table;
 use crate::interp::op::prefix;
@@ -42,8 +42,8 @@ impl Emitter<'_> {
         self.a.compare_imm32(at(A, 0), 0);
         sites.push(self.a.jcc(cc::NE));
         if let Some(needed) = self.needed_behind(i) {
-            self.a.imm_mem(Imm::Cmp, field::budget(), needed);
-            sites.push(self.a.jcc(cc::S));
+            self.a.compare_imm(BUDGET, needed);
+            sites.push(self.a.jcc(cc::L));
         }
         self.a.imm_mem32(Imm::Or, field::flags(), Rflags::IF.bits() as i32);
         self.slow(i, sites);
