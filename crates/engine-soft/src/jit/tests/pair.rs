@@ -16,6 +16,8 @@ pub(super) struct Pair {
     /// What makes this round, and the count of instructions before it.
     seed: u64,
     origin: u64,
+    /// Some of the round's code was not what was loaded, if only for a while.
+    rewritten: bool,
     /// Rounds given up; see [`Pair::may_have_stale_flags`].
     pub(super) given_up: u64,
 }
@@ -41,6 +43,7 @@ impl Pair {
             start: 0,
             seed: 0,
             origin: 0,
+            rewritten: false,
             given_up: 0,
         }
     }
@@ -48,7 +51,7 @@ impl Pair {
     /// Whether what is different now may be for flags that an instruction found as they were before a store into the code that
     /// follows it: without exact flags those may be stale, where the code that was there before would have overwritten them.
     fn may_have_stale_flags(&self) -> bool {
-        !self.options.exact_flags && bytes(&self.reference, CODE, CODE_LEN) != self.code
+        !self.options.exact_flags && self.rewritten
     }
 
     /// Gives the round up: both go on anew.
@@ -135,6 +138,8 @@ impl Pair {
             }
             let left = (count - done).max(u64::from(outcome.is_err()));
             expected = self.reference.run_block(left as usize);
+            // What an exchange has written, the next one may take back.
+            self.rewritten = self.rewritten || bytes(&self.reference, CODE, CODE_LEN) != self.code;
         }
         self.reference.cpu.vector.unit.park();
         self.same("outcome", &expected, &outcome)?;
@@ -235,7 +240,7 @@ pub(super) fn run_rounds_of(pair: &mut Pair, seed: u64, count: u64) {
 fn run_round(pair: &mut Pair, seed: u64) -> Result<(), String> {
     let mut random = Random::new(seed);
     let random = &mut random;
-    (pair.seed, pair.origin) = (seed, pair.subject.cpu.retired);
+    (pair.seed, pair.origin, pair.rewritten) = (seed, pair.subject.cpu.retired, false);
     let program = generate::program(random, pair.vectors);
     pair.load(random, &program);
     let end = pair.subject.cpu.retired + 400;
