@@ -12,7 +12,7 @@ use super::links::{Crossing, NewLink};
 use super::output::Output;
 use super::region::Source;
 use super::state::State;
-use super::stubs::{self, CELLS, Cell, JUMP_BITS, Jump, NO_JUMP, Stubs, TARGETS, Target, jump_index};
+use super::stubs::{self, JUMP_BITS, Jump, NO_JUMP, Stubs, TARGETS, Target, jump_index};
 use super::{LARGEST_CODE, SMALLEST_CODE};
 use crate::codemem::{CodeMemory, CodeMemoryError};
 use crate::hash::AddressMap;
@@ -140,9 +140,7 @@ pub(super) struct Cache {
     sites: Vec<Site>,
     /// Rows that may have to run apart.
     pub(super) rows: Vec<Row>,
-    /// Where indirect branches went last, and how many of them are taken.
-    cells: Box<[Cell]>,
-    cells_used: usize,
+    /// Where indirect branches lead.
     targets: Box<[Target]>,
     /// By physical address, two rows for each.
     jumps: Box<[Jump]>,
@@ -177,8 +175,6 @@ impl Cache {
             addresses: Vec::new(),
             sites: Vec::new(),
             rows: Vec::new(),
-            cells: vec![Cell::default(); CELLS].into_boxed_slice(),
-            cells_used: 0,
             targets: vec![Target::default(); TARGETS].into_boxed_slice(),
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
             jump_entries: vec![Entry { region: 0, wanted: 0, code: 0 }; 1 << JUMP_BITS].into_boxed_slice(),
@@ -221,22 +217,11 @@ impl Cache {
         self.targets.as_ptr() as u64
     }
 
-    /// How often the cell has followed its branch that did most.
-    #[cfg(test)]
-    pub(super) fn most_turns(&self) -> u64 {
-        self.cells.iter().map(|cell| cell.turns).max().unwrap_or(0)
-    }
-
     /// How many checks of links to other pages know under which number they lead where they should.
     #[cfg(test)]
     pub(super) fn learnt(&self) -> usize {
         let knows = |crossing: &&Crossing| self.memory.read(crossing.checked as usize, 4) != [0; 4];
         self.crossings.iter().filter(knows).count()
-    }
-
-    /// Address of the cells.
-    pub(super) fn cells(&self) -> u64 {
-        self.cells.as_ptr() as u64
     }
 
     /// Tells translated code where the lists are that grow with it.
@@ -360,7 +345,6 @@ impl Cache {
         self.used = (start + often.len()).next_multiple_of(ALIGN);
         self.sites.extend_from_slice(&output.sites);
         self.rows.extend_from_slice(&output.rows);
-        self.cells_used += output.cells;
         self.sizes.host_bytes += output.code().len() as u64;
         self.sizes.rare_bytes += rarely.len() as u64;
     }
@@ -407,7 +391,6 @@ impl Cache {
             crossings: self.crossings.len(),
             sites: self.sites.len(),
             rows: self.rows.len(),
-            cells: self.cells_used,
         }
     }
 
@@ -510,8 +493,6 @@ impl Cache {
         self.addresses.clear();
         self.sites.clear();
         self.rows.clear();
-        self.cells.fill(Cell::default());
-        self.cells_used = 0;
         self.targets.fill(Target::default());
         self.jumps.fill(NO_JUMP);
         self.sizes.flushes += 1;

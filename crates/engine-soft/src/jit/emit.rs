@@ -52,10 +52,6 @@ pub(super) struct Emitter<'a> {
     pub(super) rows: Vec<Row>,
     /// Index of the first of `rows` in the cache.
     pub(super) first_row: usize,
-    /// Cells of indirect branches.
-    pub(super) cells: usize,
-    /// Index of the first of them in the cache.
-    pub(super) first_cell: usize,
     /// The host's flags are the guest's.
     pub(super) host_flags: bool,
     /// The flags in the vCPU are the guest's.
@@ -87,12 +83,11 @@ pub(super) struct Place {
     pub(super) base: usize,
     /// Offset of the end of the room in the arena: what is rarely executed goes there.
     pub(super) end: usize,
-    /// Links, links to other pages, sites, rows and cells that there are already.
+    /// Links, links to other pages, sites and rows that there are already.
     pub(super) links: usize,
     pub(super) crossings: usize,
     pub(super) sites: usize,
     pub(super) rows: usize,
-    pub(super) cells: usize,
 }
 
 /// Translates a region, in the memory of what is not needed any more.
@@ -166,7 +161,6 @@ pub(super) struct Mark {
     links: usize,
     crossings: usize,
     sites: usize,
-    cells: usize,
     state: (bool, bool, Option<Level>),
 }
 
@@ -192,8 +186,6 @@ impl<'a> Emitter<'a> {
             first_site: place.sites,
             rows,
             first_row: place.rows,
-            cells: 0,
-            first_cell: place.cells,
             host_flags: false,
             stored_flags: true,
             level: None,
@@ -265,7 +257,6 @@ impl<'a> Emitter<'a> {
             entries: self.entries,
             sites: self.sites,
             rows: self.rows,
-            cells: self.cells,
             interpreted: 0,
             spare,
         }
@@ -280,7 +271,6 @@ impl<'a> Emitter<'a> {
             links: self.links.len(),
             crossings: self.crossings,
             sites: self.sites.len(),
-            cells: self.cells,
             state: (self.host_flags, self.stored_flags, self.level),
         }
     }
@@ -294,7 +284,6 @@ impl<'a> Emitter<'a> {
         self.links.truncate(mark.links);
         self.crossings = mark.crossings;
         self.sites.truncate(mark.sites);
-        self.cells = mark.cells;
         (self.host_flags, self.stored_flags, self.level) = mark.state;
     }
 

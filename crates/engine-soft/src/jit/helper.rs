@@ -22,7 +22,7 @@ pub(super) struct Site {
     pub(super) next: u16,
     /// Instructions of its unit behind it.
     pub(super) behind: u16,
-    /// The last offset in the stack's page at which its access fits; of an indirect branch, the number of its cell.
+    /// The last offset in the stack's page at which its access fits.
     pub(super) limit: u16,
     /// Which vector registers are expected to be in the host's where it goes on: a level, or 0.
     pub(super) level: u8,

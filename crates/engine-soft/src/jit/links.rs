@@ -5,7 +5,7 @@ use super::cold::Side;
 use super::emit::Emitter;
 use super::registers::{A, B, C, STACK};
 use super::state::field;
-use super::stubs::{CELLS, Cell, enter_page, fetch_entry, load_table};
+use super::stubs::{Target, enter_page, fetch_entry, load_table};
 use crate::interp::op::prefix;
 use ringfence_memory::GuestAddress;
 
@@ -253,29 +253,10 @@ impl Emitter<'_> {
             let from = self.fetch(number, A);
             self.a.copy(A, from);
         }
-        if self.first_cell + self.cells >= CELLS {
-            self.call_out(self.stubs.look_up);
-            sites.push(self.a.jcc(cc::NE));
-            return Some(());
-        }
-        let [linear, context, host] = self.cell(self.cells);
-        self.a.rm(Two::Load, C, field::cells());
-        self.a.rm(Two::Cmp, A, linear);
-        let other = self.a.jcc(cc::NE);
-        self.a.rm(Two::Load, B, context);
-        self.a.rm(Two::Cmp, B, field::context());
-        let stale = self.a.jcc(cc::NE);
-        self.a.rm(Two::Load, B, host);
-        let cell = (self.first_cell + self.cells) as u16;
-        let id = self.site_back(i, |site| site.limit = cell);
-        self.lead_to_fixed([other, stale], self.stubs.misses.cell, B, id);
-        self.cells += 1;
+        let missing = Target::find(&mut self.a);
+        let id = self.site_back(i, |_| ());
+        self.lead_to_fixed(missing, self.stubs.misses.target, B, id);
         Some(())
-    }
-
-    /// A cell's fields, where its address is in [`C`].
-    fn cell(&self, cell: usize) -> [Mem; 3] {
-        Cell::at_c(((self.first_cell + cell) * size_of::<Cell>()) as i32)
     }
 
     pub(super) fn jump_indirect(&mut self, i: usize) -> Option<()> {

@@ -10,7 +10,7 @@ use super::helper::{SITE_SHIFT, Site, marks};
 use super::links::Crossing;
 use super::registers::{A, B, BUDGET, C, PIN};
 use super::state::field;
-use super::stubs::{Cell, fetch_entry, load_registers, load_table, reason, spill, store_registers};
+use super::stubs::{fetch_entry, load_registers, load_table, reason, spill, store_registers};
 use crate::interp::cpu::Cpu;
 use crate::vector::pass::{LEVELS, Level};
 
@@ -26,8 +26,8 @@ pub(super) struct Misses {
     pub(super) row: usize,
     /// As `stack`, for a row; or as `row`.
     pub(super) row_of_stack: usize,
-    /// Jumped to with a site in [`B`], an indirect branch whose cell does not know the linear address in [`A`].
-    pub(super) cell: usize,
+    /// Jumped to with a site in [`B`], an indirect branch to the linear address in [`A`] that is not in the table of targets.
+    pub(super) target: usize,
     /// Called with a [`Crossing`]'s number in [`A`], the page being the link's: "equal" if it leads where it should, which is noted. The
     /// number is put by. Uses [`A`], [`B`] and [`C`].
     pub(super) verify: usize,
@@ -43,6 +43,8 @@ pub(super) struct Misses {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Around<'a> {
     pub(super) interpret: usize,
+    /// Called with a linear address in [`A`], which stays: "equal" and the host's address of its code in [`B`] if there is
+    /// some. Loads the soft TLB's table.
     pub(super) look_up: usize,
     pub(super) dispatch: usize,
     /// Jumped to with a link in [`A`]: it is not linked yet.
@@ -123,13 +125,13 @@ pub(super) fn emit(a: &mut Assembler, around: &Around) -> Misses {
     let slow = slow(a, around);
     let stack = self::stack(a, around, slow);
     let (row, row_of_stack) = row(a, around);
-    let cell = cell(a, around);
+    let target = target(a, around);
     let (verify, astray) = crossing(a, around);
     let load = load(a, around);
     let give_up = a.here();
     a.constant(B, reason::INTERPRET);
     a.jmp_to(around.leave as i64);
-    Misses { slow, stack, row, row_of_stack, cell, verify, astray, load, give_up }
+    Misses { slow, stack, row, row_of_stack, target, verify, astray, load, give_up }
 }
 
 fn slow(a: &mut Assembler, around: &Around) -> usize {
@@ -227,49 +229,20 @@ fn row(a: &mut Assembler, around: &Around) -> (usize, usize) {
     (start, of_stack)
 }
 
-fn cell(a: &mut Assembler, around: &Around) -> usize {
+fn target(a: &mut Assembler, around: &Around) -> usize {
     let start = a.here();
     a.rm32(Two::Store, B, field::link());
     a.call_to(around.look_up as i64);
     let unknown = a.jcc(cc::NE);
     find_site(a);
-    a.load_word(C, at(C, SITE_LIMIT));
-    a.shl32(C, CELL_SHIFT);
-    a.rm(Two::Add, C, field::cells());
-    let turns = at(C, offset_of!(Cell, turns) as i32);
-    let [linear, context, host] = Cell::at_c(0);
-    a.push(RAX);
-    a.rm(Two::Load, RAX, field::context());
-    a.rm(Two::Cmp, RAX, context);
-    let same = a.jcc(cc::E);
-    a.rm(Two::Store, RAX, context);
-    a.store_imm32_wide(turns, 0);
-    let fill = a.here();
-    a.rm(Two::Store, A, linear);
-    a.rm(Two::Store, B, host);
-    let filled = a.here();
-    a.pop(RAX);
-    find_site(a);
     find_place(a, C, at(C, SITE_BACK));
-    a.rm(Two::Store, C, field::onward());
-    a.jmp_mem(field::onward());
-    // Where a branch goes to many places, a comparison that sometimes holds costs more than it saves.
-    a.bind(same);
-    a.imm_mem(Imm::Cmp, turns, TURNS);
-    a.jcc_to(cc::AE, filled as i64);
-    a.imm_mem(Imm::Add, turns, 1);
-    a.jmp_to(fill as i64);
+    a.jmp_reg(C);
     a.bind(unknown);
     a.rm32(Two::Load, A, field::link());
     a.call_to(around.interpret as i64);
     follow_rip(a, around);
     start
 }
-
-/// How often a cell follows its branch to another place, circumstances being the same.
-pub(super) const TURNS: i32 = 16;
-const CELL_SHIFT: u8 = 5;
-const _: () = assert!(size_of::<Cell>() == 1 << CELL_SHIFT);
 
 /// How often a crossing is verified under one number before its check learns it: what is written to code costs hundreds of cycles.
 const PATIENCE: u32 = 4;

@@ -330,7 +330,6 @@ impl Jit {
         state.apart = helper::apart as *const () as u64;
         state.arena = self.cache.host(0);
         state.writable = self.cache.writable();
-        state.cells = self.cache.cells();
         state.targets = self.cache.targets();
         state.vectors = cpu.vector.registers_address();
         state.passing = cpu.vector.passing_level().into();

@@ -20,8 +20,6 @@ pub(super) struct Output {
     pub(super) entries: Vec<(usize, usize)>,
     pub(super) sites: Vec<Site>,
     pub(super) rows: Vec<Row>,
-    /// Cells of indirect branches.
-    pub(super) cells: usize,
     /// Instructions that the interpreter's handlers execute.
     pub(super) interpreted: usize,
     pub(super) spare: Spare,
@@ -53,7 +51,6 @@ impl Default for Output {
             entries: Vec::new(),
             sites: Vec::new(),
             rows: Vec::new(),
-            cells: 0,
             interpreted: 0,
             spare: Spare {
                 encoder: Box::new(Encoder::new(64)),

@@ -75,8 +75,6 @@ pub struct State {
     pub(super) writable: u64,
     /// The host's address at which to go on.
     pub(super) onward: u64,
-    /// Address of the cells of indirect branches.
-    pub(super) cells: u64,
     /// Address of the table of indirect branches' targets.
     pub(super) targets: u64,
     /// Counts the times that code became stale.
@@ -160,7 +158,6 @@ impl State {
             arena: 0,
             writable: 0,
             onward: 0,
-            cells: 0,
             targets: 0,
             epoch: 0,
             slot: 0,

@@ -34,29 +34,50 @@ pub(super) struct Jump {
     pub(super) host: u64,
 }
 
-/// Where an indirect branch went last.
+/// Where an address that some indirect branch went to has its code: a row of a table by linear address.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(super) struct Cell {
+#[repr(C, align(32))]
+pub(super) struct Target {
     /// The linear address.
-    pub(super) linear: u64,
+    linear: u64,
     /// Under which circumstances; see `Cpu::jump_context`. Zero for none.
-    pub(super) context: u64,
+    context: u64,
     /// The host's address.
-    pub(super) host: u64,
-    /// How often it has followed its branch to another place.
-    pub(super) turns: u64,
+    host: u64,
 }
 
-impl Cell {
-    /// The fields of the cell `offset` bytes behind [`C`]: linear address, context, host's address.
-    pub(super) fn at_c(offset: i32) -> [Mem; 3] {
-        [offset_of!(Cell, linear), offset_of!(Cell, context), offset_of!(Cell, host)]
-            .map(|field| at(C, offset + field as i32))
+/// Targets remembered; a power of two. Bits 4 and up of an address tell its row, so that the functions of a program, which start at
+/// multiples of 16, have all rows.
+pub(super) const TARGETS: usize = 1 << 13;
+/// What turns twice an address into the offset of its row.
+const TARGET_MASK: i32 = ((TARGETS - 1) * size_of::<Target>()) as i32;
+const _: () = assert!(size_of::<Target>() == 2 << 4);
+
+impl Target {
+    /// The fields of the row at [`C`]: linear address, context, host's address.
+    fn at_c() -> [Mem; 3] {
+        [offset_of!(Target, linear), offset_of!(Target, context), offset_of!(Target, host)]
+            .map(|field| at(C, field as i32))
     }
 
-    /// Makes a cell say that the code for the linear address in [`A`] is at the host's address in [`B`].
-    pub(super) fn fill(a: &mut Assembler, [linear, context, host]: [Mem; 3]) {
+    /// Finds the code for the linear address in [`A`] in the table: its host's address is in [`B`] then, unless one of the branches
+    /// returned is taken. Uses [`C`]; changes flags.
+    pub(super) fn find(a: &mut Assembler) -> [usize; 2] {
+        let [linear, context, host] = Self::at_c();
+        Self::row(a);
+        a.rm(Two::Cmp, A, linear);
+        let other = a.jcc(cc::NE);
+        a.rm(Two::Load, B, context);
+        a.rm(Two::Cmp, B, field::context());
+        let stale = a.jcc(cc::NE);
+        a.rm(Two::Load, B, host);
+        [other, stale]
+    }
+
+    /// Makes its row say that the code for the linear address in [`A`] is at the host's address in [`B`]. Uses [`C`]; changes flags.
+    fn remember(a: &mut Assembler) {
+        let [linear, context, host] = Self::at_c();
+        Self::row(a);
         a.rm(Two::Store, A, linear);
         a.rm(Two::Store, B, host);
         a.push(RAX);
@@ -64,23 +85,14 @@ impl Cell {
         a.rm(Two::Store, RAX, context);
         a.pop(RAX);
     }
+
+    /// The row for the linear address in [`A`], to [`C`]. Changes flags.
+    fn row(a: &mut Assembler) {
+        a.rm32(Two::Lea, C, Mem { base: Some(A), index: Some((A, 0)), disp: 0 });
+        a.imm(Imm::And, false, C, TARGET_MASK);
+        a.rm(Two::Add, C, field::targets());
+    }
 }
-
-/// Most indirect branches that have a cell.
-pub(super) const CELLS: usize = 1 << 16;
-
-/// Where an address that some indirect branch went to has its code, for all of those that go to different places: a cell in
-/// a table by linear address.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(32))]
-pub(super) struct Target(Cell);
-
-/// Targets remembered; a power of two. Bits 4 and up of an address tell its row, so that the functions of a program, which start at
-/// multiples of 16, have all rows.
-pub(super) const TARGETS: usize = 1 << 12;
-/// What turns twice an address into the offset of its row.
-const TARGET_MASK: i32 = ((TARGETS - 1) * size_of::<Target>()) as i32;
-const _: () = assert!(size_of::<Target>() == 2 << 4);
 
 /// No code: no guest has such an address.
 pub(super) const NO_JUMP: Jump = Jump { physical: u64::MAX, host: 0 };
@@ -123,9 +135,6 @@ pub(super) struct Stubs {
     pub(super) enter: usize,
     /// Called with a site in [`A`]: runs its handler.
     pub(super) interpret: usize,
-    /// Called with a linear address in [`A`], which stays: "equal" and the host's address of its code in [`B`] if there is
-    /// some. Loads [`TABLE`].
-    pub(super) look_up: usize,
     /// Jumped to with a linear address in [`A`].
     pub(super) dispatch: usize,
     /// Jumped to with the unit's length and offset in [`A`] (see [`pack_unit`]): the budget does not cover it.
@@ -209,28 +218,15 @@ pub(super) fn enter_page(a: &mut Assembler) {
     a.rm(Two::Store, A, field::page());
 }
 
-/// The row of the table of targets for the linear address in [`A`], to [`C`]. Changes flags.
-fn target_row(a: &mut Assembler) {
-    a.rm32(Two::Lea, C, Mem { base: Some(A), index: Some((A, 0)), disp: 0 });
-    a.imm(Imm::And, false, C, TARGET_MASK);
-    a.rm(Two::Add, C, field::targets());
-}
-
 /// The code of [`Stubs::look_up`]: by linear address, then by what fetches there lead to.
 fn look_up(a: &mut Assembler) {
-    let [linear, context, host] = Cell::at_c(0);
-    target_row(a);
-    a.rm(Two::Cmp, A, linear);
-    let other = a.jcc(cc::NE);
-    a.rm(Two::Load, B, context);
-    a.rm(Two::Cmp, B, field::context());
-    let stale = a.jcc(cc::NE);
-    a.rm(Two::Load, B, host);
+    let missing = Target::find(a);
     load_table(a);
     a.ret();
 
-    a.bind(other);
-    a.bind(stale);
+    for site in missing {
+        a.bind(site);
+    }
     fetch_entry(a);
     a.copy(C, A);
     a.imm(Imm::And, true, C, -0x1000);
@@ -253,8 +249,7 @@ fn look_up(a: &mut Assembler) {
     let not_there = a.jcc(cc::NE);
     a.bind(first);
     a.rm(Two::Load, B, at(C, 8));
-    target_row(a);
-    Cell::fill(a, Cell::at_c(0));
+    Target::remember(a);
     a.rr32(Two::Cmp, A, A); // equal
     a.bind(unknown);
     a.bind(not_there);
@@ -494,7 +489,6 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
         Stubs {
             enter,
             interpret,
-            look_up: look_up_start,
             dispatch,
             budget,
             link,

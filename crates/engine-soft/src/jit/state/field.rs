@@ -56,7 +56,6 @@ fields!(
     stale_flag,
     star,
     system_table,
-    cells,
     targets
 );
 
