@@ -355,9 +355,14 @@ impl Assembler {
             self.with_reg(true, 0xc7, 0, reg);
             self.bytes(&value.to_le_bytes());
         } else {
-            self.encoded(rex(true, 0, 0, reg.0), u16::from(0xb8 | reg.0 & 7), 0, 0);
-            self.bytes(&value.to_le_bytes());
+            self.wide_constant(reg, value);
         }
+    }
+
+    /// `mov reg, value` with all eight bytes of the value.
+    pub(super) fn wide_constant(&mut self, reg: Reg, value: u64) {
+        self.encoded(rex(true, 0, 0, reg.0), u16::from(0xb8 | reg.0 & 7), 0, 0);
+        self.bytes(&value.to_le_bytes());
     }
 
     /// `shr reg32, count`.

@@ -27,8 +27,8 @@ pub(super) struct NewLink {
 pub(super) struct NewCrossing {
     /// That of its [`Crossing`].
     pub(super) number: u32,
-    /// The branch taken where it fails.
-    miss: usize,
+    /// The branches taken where it fails.
+    misses: [usize; 2],
     /// Where the number is that it compares with.
     pub(super) checked: usize,
     /// Where to go on with it once it is verified.
@@ -38,9 +38,10 @@ pub(super) struct NewCrossing {
 }
 
 /// Of a link to another page, what its check and the fixed code behind it look at. The target's code is known by its physical page, so
-/// a branch must not go there unless its linear page still is that one. That was made sure of once under the number that
-/// [`crate::mmu::tlb::Tlb::generation`] names all such translations by, and holds as long as the number is the same: the check
-/// is one comparison. Under another number the fixed code asks the soft TLB, and has the check learn the new one in time.
+/// a branch must not go there unless its linear page still is that one. That was made sure of once, from one linear page, under the number
+/// that [`crate::mmu::tlb::Tlb::generation`] names all such translations by, and holds from that page as long as the number is the same.
+/// The check compares both: code that is at two addresses of an address space may have other neighbours at each. Elsewhere or under
+/// another number the fixed code asks the soft TLB, and has the check learn the new ones in time.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
 pub(super) struct Crossing {
@@ -50,7 +51,7 @@ pub(super) struct Crossing {
     pub(super) page: u32,
     /// The link.
     pub(super) link: u32,
-    /// Where the number that the check compares with is in the arena.
+    /// Where the number that the check compares with is in the arena; the linear page is [`Crossing::FROM`] behind it.
     pub(super) checked: u32,
     /// The number under which it was verified last.
     pub(super) seen: u32,
@@ -61,6 +62,8 @@ pub(super) struct Crossing {
 impl Crossing {
     /// It leads nowhere: a physical page's address has zeros below bit 12.
     pub(super) const NO_PAGE: u32 = u32::MAX;
+    /// Four bytes, JNE, and what comes before the constant of MOV.
+    pub(super) const FROM: i32 = 4 + 6 + 2;
 
     /// One that leads nowhere yet.
     pub(super) fn new(target: i64, link: u32, checked: usize) -> Self {
@@ -126,10 +129,14 @@ impl Emitter<'_> {
         self.crossings += 1;
         self.a.compare_imm32(field::code_generation(), 0);
         let checked = self.a.here() - 4;
-        let miss = self.a.jcc(cc::NE);
+        let other_number = self.a.jcc(cc::NE);
+        self.a.wide_constant(A, 0);
+        debug_assert_eq!(self.a.here(), checked + Crossing::FROM as usize + 8);
+        self.a.rm(Two::Cmp, A, field::page());
+        let misses = [other_number, self.a.jcc(cc::NE)];
         let verified = self.a.here();
         self.a.imm_mem(Imm::Add, field::page(), page);
-        NewCrossing { number, miss, checked, verified, back: None }
+        NewCrossing { number, misses, checked, verified, back: None }
     }
 
     /// Makes sure that the next page is the physical one in which the region's only instruction ends.
@@ -158,7 +165,9 @@ impl Emitter<'_> {
             self.a.constant(A, (self.first_link + index) as u64);
             return self.jump_out(self.stubs.link);
         };
-        self.a.bind(crossing.miss);
+        for miss in crossing.misses {
+            self.a.bind(miss);
+        }
         self.a.constant(A, crossing.number.into());
         self.call_out(self.stubs.misses.verify);
         self.a.jcc_to(cc::E, crossing.verified as i64);

@@ -276,7 +276,10 @@ fn crossing(a: &mut Assembler, around: &Around) -> (usize, usize) {
     a.imm_mem32(Imm::Sub, its(offset_of!(Crossing, patience)), 1);
     let patient = a.jcc(cc::NE);
     find_place_in(a, B, its(offset_of!(Crossing, checked)), field::writable());
-    // The processor may go on seeing the old number for a while, which is no harm: the check fails then.
+    // The processor may go on seeing the old number for a while, which is no harm: the check fails then. It does not see the new one
+    // with the old page, which is written first and compared last.
+    a.rm(Two::Load, C, field::page());
+    a.rm(Two::Store, C, at(B, Crossing::FROM));
     a.rm32(Two::Store, A, at(B, 0));
     let learnt = a.jmp();
     a.bind(fresh);

@@ -125,3 +125,29 @@ fn code_does_not_outlive_the_numbers_that_it_can_tell_apart() {
         assert_ne!(m.cpu.tlb.generation(false), before);
     }
 }
+
+#[test]
+fn code_at_two_addresses_goes_from_each_to_the_page_behind_it() {
+    // A page that calls the next one is mapped at two addresses of one address space.
+    let m = machine();
+    let first = 0x4_0000_u64;
+    let second = 0x6_0000_u64;
+    let map =
+        |at: u64, page: u64| m.cpu.memory.write(GuestAddress(0x4000 + 8 * (at >> 12)), page | 3).unwrap();
+    map(second, first);
+    // call +0x1000; ret
+    m.cpu.memory.write_bytes(GuestAddress(first), &[0xe8, 0xfb, 0x0f, 0, 0, 0xc3]).unwrap();
+    put_function(&m, first + 0x1000, 1);
+    put_function(&m, second + 0x1000, 100);
+    // mov ecx,rounds; top: call rax; dec ecx; jnz top; xchg rax,rdx; call rax; ud2
+    let mut code = vec![0xb9];
+    code.extend_from_slice(&ROUNDS.to_le_bytes());
+    code.extend_from_slice(&[0xff, 0xd0, 0xff, 0xc9, 0x75, 0xfa, 0x48, 0x92, 0xff, 0xd0, 0x0f, 0x0b]);
+    m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
+    let mut jit = Jit::new(Options { threshold: 2, code_size: 1 << 20, ..OPTIONS }, &m.cpu.code).unwrap();
+    let mut m = m;
+    for turn in 0..4 {
+        (m.cpu.regs[0], m.cpu.regs[2]) = (first, second);
+        assert_eq!(run(&mut m, &mut jit), u64::from(ROUNDS) + 100, "turn {turn}");
+    }
+}
