@@ -15,6 +15,7 @@ use super::asm::{Assembler, Imm, Mem, RAX, Reg, Two, at, cc};
 use super::cold::{Fixed, Side};
 use super::group::Group;
 use super::helper::{Site, marks};
+use super::kept::Kept;
 use super::links::NewLink;
 use super::native::Kind;
 use super::output::{Output, Spare};
@@ -62,6 +63,8 @@ pub(super) struct Emitter<'a> {
     pub(super) group: Option<Group>,
     /// How far the row under way has yet to move the stack pointer.
     pub(super) pending: i32,
+    /// Registers in scratch ones.
+    pub(super) kept: Kept,
     /// Steps besides the first at which the code can be entered, and where that is in the arena.
     entries: Vec<(usize, usize)>,
     /// Where labels are, by step.
@@ -102,7 +105,7 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place, old: Output) ->
     let mut i = 0;
     while i < total {
         e.arrive(i, open);
-        let end = match e.try_row(i) {
+        let end = match e.try_row(i).or_else(|| e.try_stretch(i)) {
             Some(end) => {
                 open = !closes(source.steps[end - 1].kind);
                 end
@@ -191,6 +194,7 @@ impl<'a> Emitter<'a> {
             level: None,
             group: None,
             pending: 0,
+            kept: Kept::NOTHING,
             labels,
             forward,
         };
@@ -277,7 +281,7 @@ impl<'a> Emitter<'a> {
 
     /// Takes back what was emitted since, outside of rows.
     pub(super) fn take_back(&mut self, mark: &Mark) {
-        (self.group, self.pending) = (None, 0);
+        (self.group, self.pending, self.kept) = (None, 0, Kept::NOTHING);
         self.a.truncate(mark.code);
         self.fixed.truncate(mark.fixed);
         self.sides.truncate(mark.sides);

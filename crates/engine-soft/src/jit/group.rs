@@ -1,7 +1,8 @@
 //! One check for several accesses: instructions in a row whose memory operands all lie at small distances from the same
 //! register, or the same sum of registers, or from one of a few such *bases*.
 //!
-//! Prologues and epilogues, stack frames, structures, and sums over arrays are such rows. The checks are made at its start: each covers
+//! Prologues and epilogues, stack frames, structures, and sums over arrays are such rows. A register may be moved by constants on the
+//! way: where it is is known all the same. The checks are made at its start: each covers
 //! the span from the lowest to the highest byte of a base, which must lie in one page. The row itself then runs without interruption and
 //! keeps its flags in the host's, with the host address of the base in use in [`A`] and others in the vCPU. Its pushes and pops move the
 //! stack pointer once, at its end or where an instruction names it ([`Emitter::settle_stack`]). Where a check fails, the same
@@ -9,21 +10,25 @@
 
 use std::ops::Range;
 
+use iced_x86::Code;
 use ringfence_memory::GuestAddress;
 
 use super::apart;
-use super::asm::{Mem, Two, cc};
+use super::asm::{Mem, Two, at, cc};
 use super::emit::Emitter;
 use super::native::Kind;
 use super::operand::adds_base;
-use super::registers::{A, B, Home, home};
+use super::registers::{A, B};
 use super::special::StackCheck;
 use super::state::field;
-use crate::interp::op::{RIP, ZERO};
+use super::step::Step;
+use crate::interp::op::{Op, RIP, ZERO};
 use crate::vector::pass::Level;
 
 /// The longest span, in bytes. Spans are rarely longer, and a longer one crosses pages more often.
 const MAX_SPAN: i64 = 1024;
+/// How far it may be from its base: a displacement.
+const FARTHEST: i64 = 1 << 30;
 const RSP: u8 = 4;
 
 /// A base of a row being emitted.
@@ -63,9 +68,61 @@ struct Base {
 const STACK_POINTER: Base = Base { register: RSP, index: ZERO as u8, scale: 0 };
 
 impl Base {
+    /// That of an operand in memory.
+    fn of(op: &Op) -> Self {
+        let Op { base: register, index, scale, .. } = *op;
+        // A sum is the same the other way round.
+        if scale == 0 && index < register {
+            return Self { register: index, index: register, scale };
+        }
+        Self { register, index, scale }
+    }
+
     /// Its registers, one bit each.
     fn registers(self) -> u32 {
         1 << self.register | 1 << self.index
+    }
+
+    /// How far it moves when its registers do.
+    fn moved(self, by: impl Fn(u8) -> i64) -> i64 {
+        let index = if usize::from(self.index) == ZERO { 0 } else { by(self.index) << self.scale };
+        by(self.register) + index
+    }
+}
+
+/// A general-purpose register to which an instruction adds a constant.
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    register: u8,
+    by: i64,
+}
+
+impl Move {
+    /// What an instruction without an operand in memory does, if that is all that it does to general-purpose registers. The stack
+    /// pointer is another matter.
+    fn of(step: &Step) -> Option<Self> {
+        let op = &step.op;
+        let by = match op.code {
+            Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_RAX_imm32 => op.immediate as i64,
+            Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_RAX_imm32 => -(op.immediate as i64),
+            Code::Inc_rm64 => 1,
+            Code::Dec_rm64 => -1,
+            Code::Lea_r64_m
+                if op.base == op.dst && usize::from(op.index) == ZERO && op.address_mask == u64::MAX =>
+            {
+                op.displacement
+            }
+            _ => return None,
+        };
+        let plain = matches!(step.kind, Kind::Same | Kind::Address)
+            && (step.facts.memory.is_none() || step.kind == Kind::Address)
+            && op.dst != RSP;
+        plain.then_some(Self { register: op.dst, by })
+    }
+
+    /// How far it moves a register.
+    fn of_register(self, register: u8) -> i64 {
+        if register == self.register { self.by } else { 0 }
     }
 }
 
@@ -113,7 +170,8 @@ impl Span {
                 None => self.alignment = Some((access.alignment, at)),
             }
         }
-        (self.highest - self.lowest <= MAX_SPAN).then_some(())
+        let near = -FARTHEST < self.lowest && self.highest < FARTHEST;
+        (near && self.highest - self.lowest <= MAX_SPAN).then_some(())
     }
 
     fn size(&self) -> i32 {
@@ -124,7 +182,7 @@ impl Span {
 /// Most bases of a row.
 pub(super) const BASES: usize = 3;
 /// Most instructions of a row.
-const MOST_STEPS: usize = 64;
+pub(super) const MOST_STEPS: usize = 64;
 
 /// A row: the steps up to `end`, and what to check, that of the first access first.
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +201,13 @@ impl Row {
 
     fn find(&self, base: Base) -> Option<usize> {
         self.spans().iter().position(|span| span.base == base)
+    }
+
+    /// A register has moved.
+    fn move_spans(&mut self, by: Move) {
+        for span in &mut self.spans[..self.count] {
+            span.moved += span.base.moved(|register| by.of_register(register));
+        }
     }
 
     /// The registers of its bases.
@@ -172,10 +237,7 @@ impl Emitter<'_> {
                 let facts = &step.facts;
                 facts.memory?;
                 // An index of vector registers counts as none here; nothing with one is translated.
-                let simple = usize::from(op.base) < RIP
-                    && op.address_mask == u64::MAX
-                    && !adds_base(op)
-                    && op.displacement.unsigned_abs() < 1 << 30;
+                let simple = usize::from(op.base) < RIP && op.address_mask == u64::MAX && !adds_base(op);
                 if !simple {
                     return None;
                 }
@@ -186,14 +248,14 @@ impl Emitter<'_> {
                     None => 1,
                 };
                 let write = facts.stores;
-                let base = Base { register: op.base, index: op.index, scale: op.scale };
+                let base = Base::of(op);
                 Some(Access { base, from, to: from + size, write, alignment })
             }
             _ => None,
         }
     }
 
-    /// Whether step `i` leaves the registers of a row's bases and the scratch register [`A`] alone.
+    /// Whether step `i` leaves the registers of a row's bases, unless it moves one, and the scratch register [`A`] alone.
     fn spares(&self, i: usize, row: &Row) -> bool {
         let step = &self.source.steps[i];
         let scratch = match step.kind {
@@ -205,13 +267,12 @@ impl Emitter<'_> {
                 return changes & row.others() == 0 && (step.kind != Kind::Pop || step.op.dst != RSP);
             }
             Kind::Address => {
-                let op = &step.op;
-                let in_register = |n: u8| n == 17 || n < 16 && home(n) != Home::Slot;
-                step.slots == 0 && in_register(op.base) && in_register(op.index)
+                // The page would be brought to the scratch register.
+                usize::from(step.op.base) != RIP
             }
             _ => false,
         };
-        scratch && self.changes(i) & row.registers() == 0
+        scratch && (self.changes(i) & row.registers() == 0 || Move::of(step).is_some())
     }
 
     /// The registers that step `i` may change.
@@ -228,7 +289,7 @@ impl Emitter<'_> {
     }
 
     /// Whether step `i` of a row takes the stack pointer from its register, other than to find its operand in memory, or puts it there.
-    fn names_stack_pointer(&self, i: usize) -> bool {
+    pub(super) fn names_stack_pointer(&self, i: usize) -> bool {
         let step = &self.source.steps[i];
         let op = &step.op;
         match step.kind {
@@ -247,6 +308,8 @@ impl Emitter<'_> {
         let (mut accesses, mut runs, mut current) = (0, 1, 0);
         let (mut changed, mut wanted, mut keeps_flags) = (0, None, false);
         let mut best = None;
+        // How far registers have moved that have not been changed otherwise.
+        let mut moved = [0; 16];
         for n in i..self.source.steps.len().min(i + MOST_STEPS) {
             let step = &self.source.steps[n];
             let kind = step.kind;
@@ -258,13 +321,20 @@ impl Emitter<'_> {
                 if self.touches_memory(n) || !self.spares(n, &row) {
                     break;
                 }
-                changed |= self.changes(n);
+                match Move::of(step) {
+                    Some(by) => {
+                        moved[usize::from(by.register) % 16] += by.by;
+                        row.move_spans(by);
+                    }
+                    None => changed |= self.changes(n),
+                }
                 continue;
             };
             let place = match row.find(access.base) {
                 Some(place) => place,
                 None if row.count < BASES && changed & access.base.registers() == 0 => {
-                    row.spans[row.count] = Span::new(access.base);
+                    let moved = access.base.moved(|register| moved[usize::from(register) % 16]);
+                    row.spans[row.count] = Span { moved, ..Span::new(access.base) };
                     row.count += 1;
                     row.count - 1
                 }
@@ -317,7 +387,10 @@ impl Emitter<'_> {
     }
 
     fn emit_row(&mut self, i: usize) -> Option<usize> {
-        let row = self.row(i)?;
+        let mut row = self.row(i)?;
+        if !matches!(self.source.steps[row.end - 1].kind, Kind::Call | Kind::Return) {
+            row.end = self.quiet_end(i, row.end);
+        }
         let mark = self.mark();
         self.keep_flags(i);
         if let Some(level) = row.level {
@@ -332,6 +405,7 @@ impl Emitter<'_> {
         }
         let mut current = 0;
         self.group = Some(groups[0]);
+        self.keep(i..row.end, true);
         let mut done = Some(());
         for n in i..row.end {
             let place = self.access(n).and_then(|access| row.find(access.base));
@@ -344,7 +418,7 @@ impl Emitter<'_> {
                 self.settle_stack(0);
             }
             let kind = self.source.steps[n].kind;
-            done = self.native(n, kind);
+            done = self.keep_for(n, i).and_then(|()| self.native(n, kind));
             if done.is_none() {
                 break;
             }
@@ -353,9 +427,14 @@ impl Emitter<'_> {
                 Kind::Pop => groups[current].moved += 8,
                 _ => {}
             }
+            if let Some(by) = Move::of(&self.source.steps[n]) {
+                for (group, span) in groups.iter_mut().zip(row.spans()) {
+                    group.moved += span.base.moved(|register| by.of_register(register));
+                }
+            }
             self.group = Some(groups[current]);
         }
-        if done.is_none() {
+        if done.and_then(|()| self.let_go()).is_none() {
             self.take_back(&mark);
             return None;
         }
@@ -379,18 +458,22 @@ impl Emitter<'_> {
     fn check_spans(&mut self, spans: &[Span]) -> (Option<StackCheck>, Vec<usize>) {
         let (mut stack, mut misses) = (None, Vec::new());
         for (place, span) in spans.iter().enumerate().rev() {
-            if let Some((alignment, address)) = span.alignment {
-                let address = self.row_address(span.base, address as i32);
-                self.a.rm(Two::Lea, A, address);
-                self.a.test_low(A, alignment - 1);
-                misses.push(self.a.jcc(cc::NE));
-            }
             if span.base == STACK_POINTER {
                 stack = Some(self.check_stack(span.lowest as i32, span.size()));
             } else {
                 let address = self.row_address(span.base, span.lowest as i32);
                 self.a.rm(Two::Lea, A, address);
                 misses.push(self.check(span.size() as usize, 1, span.write));
+            }
+            if let Some((alignment, address)) = span.alignment {
+                // A page's address is a multiple of more, the host's as well.
+                let distance = (address - span.lowest) as i32;
+                let aligned = distance % i32::from(alignment) == 0;
+                if !aligned {
+                    self.a.rm(Two::Lea, B, at(A, distance));
+                }
+                self.a.test_low(if aligned { A } else { B }, alignment - 1);
+                misses.push(self.a.jcc(cc::NE));
             }
             if span.again {
                 self.a.rm(Two::Store, A, field::base_host(place));

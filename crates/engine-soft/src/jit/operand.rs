@@ -24,6 +24,14 @@ struct Placed {
     write: bool,
 }
 
+/// What an effective address is the sum of.
+#[derive(Clone, Copy, Debug)]
+struct Parts {
+    base: Option<Reg>,
+    index: Option<(Reg, u8)>,
+    disp: i64,
+}
+
 /// Whether the operand in memory is in FS or GS, the segments whose bases count in 64-bit mode.
 pub(super) fn adds_base(op: &Op) -> bool {
     matches!(op.segment, FS | GS)
@@ -33,11 +41,12 @@ impl Emitter<'_> {
     /// The memory operand's effective address (without its segment's base) to `to`, by LEA, 32 or 64 bits wide. Uses [`A`]
     /// and [`B`]; changes no flag.
     fn effective_address(&mut self, to: Reg, op: &Op, next: u32, cut: bool) -> Option<()> {
-        let wide = match op.address_mask {
-            u64::MAX => !cut,
-            0xffff_ffff => false,
-            _ => return None,
-        };
+        let parts = self.address_parts(op, next);
+        self.put_address(to, parts, op.address_mask, cut)
+    }
+
+    /// What an effective address is the sum of: registers, brought to [`A`] and [`B`] if they are in the vCPU, and a distance.
+    fn address_parts(&mut self, op: &Op, next: u32) -> Parts {
         let mut disp = op.displacement;
         let base = match usize::from(op.base) {
             ZERO => None,
@@ -51,6 +60,17 @@ impl Emitter<'_> {
         let index = match usize::from(op.index) {
             ZERO => None,
             _ => Some((self.fetch(op.index, B), op.scale)),
+        };
+        Parts { base, index, disp }
+    }
+
+    /// That sum to `to`.
+    fn put_address(&mut self, to: Reg, parts: Parts, mask: u64, cut: bool) -> Option<()> {
+        let Parts { base, index, disp } = parts;
+        let wide = match mask {
+            u64::MAX => !cut,
+            0xffff_ffff => false,
+            _ => return None,
         };
         if base.is_none() && index.is_none() {
             self.a.constant(to, if wide { disp as u64 } else { disp as u32 as u64 });
@@ -69,6 +89,8 @@ impl Emitter<'_> {
     pub(super) fn fetch(&mut self, number: u8, scratch: Reg) -> Reg {
         match home(number) {
             Home::Host(reg) => reg,
+            // If there was none, what is being emitted is taken back.
+            Home::Slot if self.keeps() => self.kept(number, true, false).unwrap_or(scratch),
             Home::Slot => {
                 self.a.rm(Two::Load, scratch, field::register(number));
                 scratch
@@ -150,6 +172,19 @@ impl Emitter<'_> {
             _ => return None,
         };
         let (to, from) = (step.register(0), step.register(1));
+        if self.keeps() {
+            let from = self.fetch(from, B);
+            let to = match home(to) {
+                Home::Host(reg) => reg,
+                Home::Slot => self.kept(to, false, true)?,
+            };
+            if wide {
+                self.a.copy(to, from)
+            } else {
+                self.a.rr32(Two::Load, to, from)
+            }
+            return Some(());
+        }
         let reg = match (home(from), home(to)) {
             (Home::Slot, home) => {
                 let reg = if let Home::Host(reg) = home { reg } else { B };
@@ -187,7 +222,7 @@ impl Emitter<'_> {
     pub(super) fn put_as_it_is(&mut self, step: &Step) {
         let effect = step.effect;
         if effect.needs_flags(step.wanted) {
-            self.restore_flags(if self.group.is_some() { B } else { A });
+            self.restore_flags_along(if self.group.is_some() { B } else { A });
         }
         self.a.put(u128::from_le_bytes(step.bytes), step.op.length.into());
         if effect.changes != 0 {
@@ -219,12 +254,16 @@ impl Emitter<'_> {
         }
         let mut free: &[Reg] = if memory || self.group.is_some() { &[B, C] } else { &[A, B, C] };
         if effect.needs_flags(wanted) {
-            self.restore_flags(free[0]);
+            self.restore_flags_along(free[0]);
         }
         let mut placed = [Placed { number: 0, reg: A, read: false, write: false }; 3];
         let mut count = 0;
         let mut registers = Registers::default();
         let mut plain = true;
+        let keeps = self.keeps();
+        if keeps && step.slots != 0 {
+            self.find_kept(i, &mut registers)?;
+        }
         for n in facts.general() {
             let number = self.at(i).0.register(n);
             // AH to BH.
@@ -234,6 +273,7 @@ impl Emitter<'_> {
             }
             let reg = match home(number) {
                 Home::Host(reg) => reg,
+                Home::Slot if keeps => continue,
                 Home::Slot => {
                     let (read, write) = (!facts.replaces(n), facts.writes(n));
                     if let Some(known) = placed[..count].iter_mut().find(|p| p.number == number) {
@@ -267,6 +307,30 @@ impl Emitter<'_> {
             self.slow(i, miss);
         }
         Some(())
+    }
+
+    /// Puts registers that are kept in the place of operands: those first that are read, since a register may be read by one operand and
+    /// written by another.
+    fn find_kept(&mut self, i: usize, registers: &mut Registers) -> Option<()> {
+        let step = &self.source.steps[i];
+        for reads in [true, false] {
+            for n in step.facts.general().filter(|&n| step.facts.replaces(n) != reads) {
+                let number = step.register(n);
+                if number < 16 && home(number) == Home::Slot {
+                    registers.set(n, self.kept(number, reads, step.facts.writes(n))?);
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Loads the flags as [`Self::restore_flags`], also where registers are kept.
+    fn restore_flags_along(&mut self, usual: Reg) {
+        if !self.host_flags {
+            let scratch = self.scratch(usual);
+            self.restore_flags(scratch);
+            self.release();
+        }
     }
 
     /// The instruction of step `i` with registers and its memory operand put in place. `plain`: it names none of AH to BH.
@@ -318,12 +382,18 @@ impl Emitter<'_> {
             _ => return None,
         };
         let to = home(op.dst);
+        let parts = self.address_parts(&op, next);
         let reg = match to {
             Home::Host(reg) => reg,
+            // LEA has read them when it writes.
+            Home::Slot if self.keeps() => {
+                self.release();
+                self.kept(op.dst, false, true)?
+            }
             Home::Slot => A,
         };
-        self.effective_address(reg, &op, next, size == 4)?;
-        if to == Home::Slot {
+        self.put_address(reg, parts, op.address_mask, size == 4)?;
+        if to == Home::Slot && !self.keeps() {
             self.a.rm(Two::Store, reg, field::register(op.dst));
         }
         Some(())

@@ -87,8 +87,9 @@ impl Emitter<'_> {
         let value = if matches!(op.code, Code::Push_r64 | Code::Push_rm64) {
             self.fetch(op.dst, B)
         } else {
-            self.a.constant(B, op.immediate);
-            B
+            let scratch = self.scratch(B);
+            self.a.constant(scratch, op.immediate);
+            scratch
         };
         self.a.rm(Two::Store, value, slot);
         self.move_stack(-8);
@@ -106,6 +107,10 @@ impl Emitter<'_> {
         }
         match home(to) {
             Home::Host(reg) => self.a.rm(Two::Load, reg, slot),
+            Home::Slot if self.keeps() => {
+                let reg = self.kept(to, false, true)?;
+                self.a.rm(Two::Load, reg, slot);
+            }
             Home::Slot => {
                 self.a.rm(Two::Load, B, slot);
                 self.a.rm(Two::Store, B, field::register(to));

@@ -60,11 +60,29 @@ pub(super) fn row(random: &mut Random) -> Vec<Vec<u8>> {
         .map(|_| {
             // Now and then it changes a base.
             let reg = if random.chance(5) { random.pick(&bases) } else { other(random) };
-            match random.below(12) {
+            match random.below(15) {
                 0 => vec![0x48 | reg >> 3, 0xff, 0xc0 | reg & 7], // inc reg
                 1 => vec![0x40 | reg >> 3, 0x50 | reg & 7],       // push reg
                 2 => vec![0x40 | reg >> 3, 0x58 | reg & 7],       // pop reg
                 3 => vec![0x48 | ((reg >> 3) * 5), 0x31, 0xc0 | ((reg & 7) * 9)], // xor reg,reg
+                4 => {
+                    // add or sub base,n
+                    let base = random.pick(&bases);
+                    let modrm = random.pick(&[0xc0, 0xe8]) | base & 7;
+                    vec![0x48 | base >> 3, 0x83, modrm, 8 * random.below(32) as u8]
+                }
+                5 => {
+                    // lea base,[base+n]
+                    let base = random.pick(&bases);
+                    let tail = operand(base, base, 8 * random.below(32) as i32 - 0x80);
+                    [&[0x48 | ((base >> 3) * 5), 0x8d][..], &tail].concat()
+                }
+                6 => {
+                    // add reg,other, of 32 or 64 bits
+                    let (a, b) = (other(random), other(random));
+                    let rex = random.pick(&[0x40, 0x48]) | (a >> 3) << 2 | b >> 3;
+                    vec![rex, 0x01, 0xc0 | (a & 7) << 3 | b & 7]
+                }
                 _ => {
                     let base = random.pick(&bases);
                     access(random, base, reg)

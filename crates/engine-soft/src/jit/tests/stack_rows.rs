@@ -5,7 +5,7 @@ use ringfence_memory::GuestAddress;
 use super::*;
 
 /// Where the stack starts.
-const TOP: u64 = DATA + 0x1800;
+pub(super) const TOP: u64 = DATA + 0x1800;
 
 /// How a run ended: the exception, registers, instructions and data.
 pub(super) type End = (Exception, Vec<u64>, u64, Vec<u8>);
@@ -32,7 +32,7 @@ pub(super) fn ends(code: &[u8], tops: &[u64], warm: bool, threshold: u8) -> (Vec
 
 /// Runs code as [`ends`] and compares with the interpreter.
 #[track_caller]
-fn same_as_interpreter(code: &[u8], tops: &[u64], warm: bool, what: &str) -> Jit {
+pub(super) fn same_as_interpreter(code: &[u8], tops: &[u64], warm: bool, what: &str) -> Jit {
     let (expected, _) = ends(code, tops, warm, 200);
     let (found, jit) = ends(code, tops, warm, 1);
     assert!(jit.cache.sizes.regions > 0);
@@ -45,7 +45,7 @@ fn same_as_interpreter(code: &[u8], tops: &[u64], warm: bool, what: &str) -> Jit
 
 /// Likewise; there is a row in it.
 #[track_caller]
-fn row_is_as_interpreted(code: &[u8], tops: &[u64], warm: bool) -> Jit {
+pub(super) fn row_is_as_interpreted(code: &[u8], tops: &[u64], warm: bool) -> Jit {
     let jit = same_as_interpreter(code, tops, warm, "row");
     assert!(!jit.cache.rows.is_empty(), "no row");
     jit
