@@ -10,9 +10,9 @@ use std::ops::Range;
 
 use super::asm::{Reg, Two};
 use super::emit::Emitter;
-use super::group::MOST_STEPS;
 use super::native::Kind;
 use super::registers::{A, B, C, Home, STACK, home};
+use super::span::MOST_STEPS;
 use super::state::field;
 use super::step::Step;
 use super::stubs::load_table;

@@ -48,6 +48,7 @@ mod rewrite;
 #[cfg(test)]
 pub(crate) mod seeded;
 mod single;
+mod span;
 mod special;
 mod state;
 mod step;

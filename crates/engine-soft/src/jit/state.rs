@@ -11,9 +11,9 @@ use ringfence_x86::segment::{DescriptorTable, Segment};
 use ringfence_x86::{Exception, SegmentRegister, msr};
 
 use super::asm::{Mem, at};
-use super::group::BASES;
 use super::interrupt_return::Returns;
 use super::registers::PIN;
+use super::span::BASES;
 use crate::code::StaleCode;
 use crate::interp::cpu::Cpu;
 use crate::interp::msrs::Msrs;
