@@ -218,7 +218,7 @@ pub(super) fn enter_page(a: &mut Assembler) {
     a.rm(Two::Store, A, field::page());
 }
 
-/// The code of [`Stubs::look_up`]: by linear address, then by what fetches there lead to.
+/// The code of [`Around::look_up`]: by linear address, then by what fetches there lead to.
 fn look_up(a: &mut Assembler) {
     let missing = Target::find(a);
     load_table(a);
