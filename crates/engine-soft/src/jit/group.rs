@@ -93,8 +93,14 @@ impl Emitter<'_> {
         scratch && (self.changes(i) & row.registers() == 0 || Move::of(step).is_some())
     }
 
+    /// Whether step `i` is not simply what comes behind the one before it: a unit, a branch may lead there, or the run of steps before may have ended.
+    pub(super) fn starts_anew(&self, i: usize) -> bool {
+        let step = &self.source.steps[i];
+        step.unit != 0 || step.label || self.source.steps[i - 1].last
+    }
+
     /// The registers that step `i` may change.
-    fn changes(&self, i: usize) -> u32 {
+    pub(super) fn changes(&self, i: usize) -> u32 {
         let step = &self.source.steps[i];
         let stack = matches!(step.kind, Kind::Pop | Kind::Push | Kind::Call | Kind::Return);
         u32::from(step.changes) | u32::from(stack) << RSP
@@ -131,7 +137,7 @@ impl Emitter<'_> {
         for n in i..self.source.steps.len().min(i + MOST_STEPS) {
             let step = &self.source.steps[n];
             let kind = step.kind;
-            if n > i && (step.unit != 0 || step.label || self.source.steps[n - 1].last) {
+            if n > i && self.starts_anew(n) {
                 break;
             }
             wanted = wanted.max(step.facts.passed.map(|passed| passed.level));

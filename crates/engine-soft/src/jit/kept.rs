@@ -12,13 +12,11 @@ use super::asm::{Reg, Two};
 use super::emit::Emitter;
 use super::native::Kind;
 use super::registers::{A, B, C, Home, STACK, home};
-use super::span::MOST_STEPS;
+use super::span::{MOST_STEPS, RSP};
 use super::state::field;
 use super::step::Step;
 use super::stubs::load_table;
 use crate::interp::op::RIP;
-
-const RSP: u8 = 4;
 
 /// A scratch register, and what is in it.
 #[derive(Clone, Copy, Debug)]
@@ -135,8 +133,7 @@ impl Emitter<'_> {
     }
 
     fn uses_stack_pointer(&self, i: usize) -> bool {
-        let kind = self.source.steps[i].kind;
-        matches!(kind, Kind::Push | Kind::Pop | Kind::Call | Kind::Return) || self.names_stack_pointer(i)
+        self.changes(i) >> RSP & 1 != 0 || self.names_stack_pointer(i)
     }
 
     /// Step `i` comes next, the first of them having been step `first`.
@@ -240,8 +237,7 @@ impl Emitter<'_> {
     /// Emits the stretch that starts with step `i` and returns the index behind it; `None` if there is none.
     #[inline(always)]
     pub(super) fn try_stretch(&mut self, i: usize) -> Option<usize> {
-        let step = &self.source.steps[i];
-        if step.slots == 0 && step.kind != Kind::Address || named(step) == 0 { None } else { self.stretch(i) }
+        if named(&self.source.steps[i]) == 0 { None } else { self.stretch(i) }
     }
 
     fn stretch(&mut self, i: usize) -> Option<usize> {
@@ -272,8 +268,7 @@ impl Emitter<'_> {
         let mut end = i;
         for n in i..steps.len().min(first + MOST_STEPS) {
             let step = &steps[n];
-            let apart = n > first && (step.unit != 0 || step.label || steps[n - 1].last);
-            if apart || !self.is_quiet(n) {
+            if n > first && self.starts_anew(n) || !self.is_quiet(n) {
                 break;
             }
             if named(step) != 0 {

@@ -43,9 +43,9 @@ pub(super) struct Misses {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Around<'a> {
     pub(super) interpret: usize,
-    /// Called with a linear address in [`A`], which stays: "equal" and the host's address of its code in [`B`] if there is
-    /// some. Loads the soft TLB's table.
-    pub(super) look_up: usize,
+    /// Called with a linear address in [`A`], which stays and is not in the table of targets: "equal" and the host's address of its code
+    /// in [`B`] if there is some. Loads the soft TLB's table.
+    pub(super) look_further: usize,
     pub(super) dispatch: usize,
     /// Jumped to with a link in [`A`]: it is not linked yet.
     pub(super) link: usize,
@@ -232,7 +232,7 @@ fn row(a: &mut Assembler, around: &Around) -> (usize, usize) {
 fn target(a: &mut Assembler, around: &Around) -> usize {
     let start = a.here();
     a.rm32(Two::Store, B, field::link());
-    a.call_to(around.look_up as i64);
+    a.call_to(around.look_further as i64);
     let unknown = a.jcc(cc::NE);
     find_site(a);
     find_place(a, C, at(C, SITE_BACK));

@@ -218,8 +218,9 @@ pub(super) fn enter_page(a: &mut Assembler) {
     a.rm(Two::Store, A, field::page());
 }
 
-/// The code of [`Around::look_up`]: by linear address, then by what fetches there lead to.
-fn look_up(a: &mut Assembler) {
+/// Called with a linear address in [`A`], which stays: "equal" and the host's address of its code in [`B`] if there is some. Loads
+/// [`TABLE`]. Asks the table by linear address, then what fetches there lead to; returns where the latter starts ([`Around::look_further`]).
+fn look_up(a: &mut Assembler) -> usize {
     let missing = Target::find(a);
     load_table(a);
     a.ret();
@@ -227,6 +228,7 @@ fn look_up(a: &mut Assembler) {
     for site in missing {
         a.bind(site);
     }
+    let further = a.here();
     fetch_entry(a);
     a.copy(C, A);
     a.imm(Imm::And, true, C, -0x1000);
@@ -255,6 +257,7 @@ fn look_up(a: &mut Assembler) {
     a.bind(not_there);
     load_table(a);
     a.ret();
+    further
 }
 
 /// `op register, [base + disp]` or the reverse: legacy (128 bits), VEX (256) or EVEX (512).
@@ -423,7 +426,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     leave_for(&mut a, reason::LINK);
 
     let look_up_start = a.here();
-    look_up(&mut a);
+    let look_further = look_up(&mut a);
 
     a.bind(nowhere);
     // The two words at the bottom are there for the next time.
@@ -481,7 +484,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.rm(Two::Add, A, field::page());
     a.rm(Two::Store, A, field::rip());
     leave_for(&mut a, reason::INTERPRET);
-    let around = Around { interpret, look_up: look_up_start, dispatch, link, stack, leave, load, levels };
+    let around = Around { interpret, look_further, dispatch, link, stack, leave, load, levels };
     let misses = misses::emit(&mut a, &around);
     let length = a.here();
     (
