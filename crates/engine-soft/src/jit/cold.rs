@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::asm::{CONSTANT_AND_JUMP, Imm, Reg};
 use super::emit::Emitter;
 use super::registers::{A, BUDGET};
-use super::stubs::pack_unit;
+use super::stubs::{load_table, pack_unit};
 
 /// A way to fixed code.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(super) struct Side {
     pub(super) save: bool,
     /// Instructions of the unit not executed.
     pub(super) refund: u16,
+    /// The soft TLB's table must be loaded.
+    pub(super) table: bool,
 }
 
 impl Emitter<'_> {
@@ -61,11 +63,14 @@ impl Emitter<'_> {
     /// Branches taken: out of the way, but not rare.
     pub(super) fn emit_sides(&mut self) {
         let mut sides = std::mem::take(&mut self.sides);
-        for Side { site, target, inside, save, refund } in sides.drain(..) {
+        for Side { site, target, inside, save, refund, table } in sides.drain(..) {
             self.a.bind(site);
             self.stored_flags = !save;
             self.save_flags();
             self.stored_flags = true;
+            if table {
+                load_table(&mut self.a);
+            }
             if refund != 0 {
                 self.a.imm(Imm::Add, true, BUDGET, refund.into());
             }

@@ -16,7 +16,9 @@ use super::cold::{Fixed, Side};
 use super::group::Group;
 use super::helper::{Site, marks};
 use super::kept::Kept;
+use super::laps::Laps;
 use super::links::NewLink;
+use super::loops::Loop;
 use super::native::Kind;
 use super::output::{Output, Spare};
 use super::region::Source;
@@ -65,6 +67,11 @@ pub(super) struct Emitter<'a> {
     pub(super) pending: i32,
     /// Registers in scratch ones.
     pub(super) kept: Kept,
+    /// Loops that are translated a second time.
+    pub(super) loops: Vec<Loop>,
+    /// That is under way, and where the operand in memory of the step under way is then.
+    pub(super) laps: Laps,
+    pub(super) operand: Option<Mem>,
     /// Steps besides the first at which the code can be entered, and where that is in the arena.
     entries: Vec<(usize, usize)>,
     /// Where labels are, by step.
@@ -125,6 +132,7 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place, old: Output) ->
         }
         i = end;
     }
+    e.emit_loops();
     e.emit_sides();
     let split = e.a.here();
     let mut output = e.finish(place, split);
@@ -164,13 +172,14 @@ pub(super) struct Mark {
     links: usize,
     crossings: usize,
     sites: usize,
+    forward: usize,
     state: (bool, bool, Option<Level>),
 }
 
 impl<'a> Emitter<'a> {
     fn new(source: &'a Source, stubs: &'a Stubs, place: Place, old: Output) -> Self {
         let Output { assembler, links, entries, sites, rows, spare, .. } = old;
-        let Spare { encoder, fixed, sides, misses, labels, forward } = spare;
+        let Spare { encoder, fixed, sides, loops, misses, labels, forward } = spare;
         let mut e = Self {
             a: assembler,
             source,
@@ -195,6 +204,9 @@ impl<'a> Emitter<'a> {
             group: None,
             pending: 0,
             kept: Kept::NOTHING,
+            loops,
+            laps: Laps::None,
+            operand: None,
             labels,
             forward,
         };
@@ -207,6 +219,7 @@ impl<'a> Emitter<'a> {
         self.a.clear();
         self.fixed.clear();
         self.sides.clear();
+        self.loops.clear();
         self.misses.clear();
         self.links.clear();
         self.entries.clear();
@@ -250,6 +263,7 @@ impl<'a> Emitter<'a> {
             encoder: self.encoder,
             fixed: self.fixed,
             sides: self.sides,
+            loops: self.loops,
             misses: self.misses,
             labels: self.labels,
             forward: self.forward,
@@ -275,6 +289,7 @@ impl<'a> Emitter<'a> {
             links: self.links.len(),
             crossings: self.crossings,
             sites: self.sites.len(),
+            forward: self.forward.len(),
             state: (self.host_flags, self.stored_flags, self.level),
         }
     }
@@ -288,6 +303,7 @@ impl<'a> Emitter<'a> {
         self.links.truncate(mark.links);
         self.crossings = mark.crossings;
         self.sites.truncate(mark.sites);
+        self.forward.truncate(mark.forward);
         (self.host_flags, self.stored_flags, self.level) = mark.state;
     }
 
@@ -315,6 +331,7 @@ impl<'a> Emitter<'a> {
             self.host_flags = false;
             // Nobody looks at flags that are not wanted.
             self.stored_flags = true;
+            self.arrive_behind_loop(i);
             // Processors take a subtraction and JL for one operation, unlike JS.
             self.a.imm(Imm::Sub, true, BUDGET, i32::from(step.unit));
             let site = self.a.jcc(cc::L);

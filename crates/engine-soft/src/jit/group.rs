@@ -42,7 +42,7 @@ impl Group {
 
 impl Emitter<'_> {
     /// What step `i` accesses, if it can be part of a row.
-    fn access(&self, i: usize) -> Option<Access> {
+    pub(super) fn access(&self, i: usize) -> Option<Access> {
         let step = &self.source.steps[i];
         let op = &step.op;
         let stack =
@@ -107,7 +107,7 @@ impl Emitter<'_> {
     }
 
     /// Whether step `i` has an operand in memory.
-    fn touches_memory(&self, i: usize) -> bool {
+    pub(super) fn touches_memory(&self, i: usize) -> bool {
         let step = &self.source.steps[i];
         matches!(step.kind, Kind::Same | Kind::Vector) && step.facts.memory.is_some()
     }
@@ -192,7 +192,7 @@ impl Emitter<'_> {
     }
 
     /// The address `displacement` from what a row counts from. Uses [`A`] and [`B`].
-    fn row_address(&mut self, base: Base, displacement: i32) -> Mem {
+    pub(super) fn row_address(&mut self, base: Base, displacement: i32) -> Mem {
         let register = self.fetch(base.register, A);
         let index = (usize::from(base.index) != ZERO).then(|| (self.fetch(base.index, B), base.scale));
         Mem { base: Some(register), index, disp: displacement }

@@ -68,7 +68,7 @@ impl Kept {
 
 /// The guest registers without a host register that a step names, one bit each: those from R8 on. An operand in memory does not
 /// count, since the address of what it refers to is there already.
-fn named(step: &Step) -> u8 {
+pub(super) fn named(step: &Step) -> u8 {
     let bit = |number: u8| match number {
         0..16 if home(number) == Home::Slot => 1 << (number % 8),
         _ => 0,

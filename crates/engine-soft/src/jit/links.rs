@@ -3,6 +3,7 @@
 use super::asm::{Imm, Mem, RSP, Two, at, cc};
 use super::cold::Side;
 use super::emit::Emitter;
+use super::laps::Laps;
 use super::registers::{A, B, C, STACK};
 use super::state::field;
 use super::stubs::{Target, enter_page, fetch_entry, load_table};
@@ -207,10 +208,13 @@ impl Emitter<'_> {
         }
         let site = self.a.jcc(condition);
         let save = wanted && !self.stored_flags;
+        let table = self.laps == Laps::WithoutTable;
         match (inside, page_offset(target)) {
+            _ if table => self.sides.push(Side { site, target, inside, save, refund, table }),
+            (Some(to), _) if refund == 0 && self.begin_loop(site, to, i) => {}
             (Some(to), _) if refund == 0 => self.lead_to_label(site, to),
             (None, Some(target)) if refund == 0 && !save => self.link(site, target),
-            _ => self.sides.push(Side { site, target, inside, save, refund }),
+            _ => self.sides.push(Side { site, target, inside, save, refund, table }),
         }
         Some(())
     }

@@ -4,7 +4,7 @@
 //! enough by the interpreter it is translated ([`emit`], [`cold`], [`operand`], [`special`], [`system`]) to code that keeps
 //! guest registers in host registers ([`registers`]), guest flags in host flags ([`flags`]) and, from where they are first
 //! used, vector registers in vector registers ([`vector`]). Addresses go through the interpreter's own soft TLB by a check in
-//! line, one for a row of neighbours ([`group`]), along which guest registers without a host register are kept in scratch
+//! line, one for a row of neighbours ([`group`]) and for many iterations of a small loop ([`loops`]), along which guest registers without a host register are kept in scratch
 //! ones ([`kept`]); the stack's page is remembered apart ([`special`]). What misses, by way of fixed
 //! code ([`misses`]), and every instruction that is not in the table ([`native`]), runs by the interpreter's handler, called from
 //! translated code ([`helper`]). So whatever the interpreter can do, translated code can.
@@ -36,7 +36,9 @@ mod group;
 mod helper;
 mod interrupt_return;
 mod kept;
+mod laps;
 mod links;
+mod loops;
 mod misses;
 mod native;
 mod operand;

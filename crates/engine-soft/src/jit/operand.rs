@@ -2,9 +2,10 @@
 
 use iced_x86::{Code, EncodingKind, Instruction, Register};
 
-use super::asm::{Mem, Reg, Two, cc};
+use super::asm::{Mem, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::helper::Site;
+use super::laps::Laps;
 use super::registers::{A, B, C, Home, home, sized};
 use super::rewrite::{Registers, rewrite};
 use super::state::field;
@@ -222,7 +223,7 @@ impl Emitter<'_> {
     pub(super) fn put_as_it_is(&mut self, step: &Step) {
         let effect = step.effect;
         if effect.needs_flags(step.wanted) {
-            self.restore_flags_along(if self.group.is_some() { B } else { A });
+            self.restore_flags_along(if self.keeps_address() { B } else { A });
         }
         self.a.put(u128::from_le_bytes(step.bytes), step.op.length.into());
         if effect.changes != 0 {
@@ -241,9 +242,11 @@ impl Emitter<'_> {
         }
         let (memory, size) = (facts.memory.is_some(), facts.size.into());
         let (mut miss, mut check) = (None, None);
-        let mut displacement = 0;
-        if let (true, Some(group)) = (memory, self.group) {
-            displacement = group.offset(self.at(i).1.displacement);
+        let mut operand = at(A, 0);
+        if let (true, Some(known)) = (memory, self.operand) {
+            operand = known;
+        } else if let (true, Some(group)) = (memory, self.group) {
+            operand.disp = group.offset(self.at(i).1.displacement);
         } else if let (true, Some(distance)) = (memory, self.on_stack(i, alignment)) {
             self.keep_flags(i);
             check = Some(self.check_stack(distance, facts.size.into()));
@@ -252,7 +255,7 @@ impl Emitter<'_> {
             self.address(i)?;
             miss = Some(self.check(size, alignment, facts.stores));
         }
-        let mut free: &[Reg] = if memory || self.group.is_some() { &[B, C] } else { &[A, B, C] };
+        let mut free: &[Reg] = if memory || self.keeps_address() { &[B, C] } else { &[A, B, C] };
         if effect.needs_flags(wanted) {
             self.restore_flags_along(free[0]);
         }
@@ -293,8 +296,7 @@ impl Emitter<'_> {
         for &Placed { number, reg, .. } in placed[..count].iter().filter(|p| p.read) {
             self.a.rm(Two::Load, reg, field::register(number));
         }
-        let memory = memory.then_some((A, displacement));
-        self.copy_placed(i, &registers, memory, plain)?;
+        self.copy_placed(i, &registers, memory.then_some(operand), plain)?;
         for &Placed { number, reg, .. } in placed[..count].iter().filter(|p| p.write) {
             self.a.rm(Two::Store, reg, field::register(number));
         }
@@ -338,7 +340,7 @@ impl Emitter<'_> {
         &mut self,
         i: usize,
         registers: &Registers,
-        memory: Option<(Reg, i32)>,
+        memory: Option<Mem>,
         plain: bool,
     ) -> Option<()> {
         let step = &self.source.steps[i];
@@ -355,10 +357,15 @@ impl Emitter<'_> {
         for (n, reg) in registers.iter() {
             instruction.set_op_register(n, sized(reg, instruction.op_register(n).size()));
         }
-        if let Some((_, displacement)) = memory {
-            place_memory(&mut instruction, displacement);
+        if let Some(memory) = memory {
+            place_memory(&mut instruction, memory);
         }
         self.encode(&instruction)
+    }
+
+    /// Whether [`A`] is to stay as it is between steps.
+    pub(super) fn keeps_address(&self) -> bool {
+        self.group.is_some() || self.laps != Laps::None
     }
 
     /// The displacement of a memory operand that is one from the stack pointer alone.
@@ -400,15 +407,17 @@ impl Emitter<'_> {
     }
 }
 
-/// Makes the memory operand the one `displacement` behind what [`A`] points at.
-pub(super) fn place_memory(instruction: &mut Instruction, displacement: i32) {
-    instruction.set_memory_base(sized(A, 8));
-    instruction.set_memory_index(Register::None);
-    instruction.set_memory_index_scale(1);
-    instruction.set_memory_displacement64(displacement as i64 as u64);
+/// Makes the memory operand that one, which has a base.
+pub(super) fn place_memory(instruction: &mut Instruction, memory: Mem) {
+    let Mem { base, index, disp } = memory;
+    let register = |reg: Option<Reg>| reg.map_or(Register::None, |reg| sized(reg, 8));
+    instruction.set_memory_base(register(base));
+    instruction.set_memory_index(register(index.map(|(reg, _)| reg)));
+    instruction.set_memory_index_scale(1 << index.map_or(0, |(_, shift)| shift));
+    instruction.set_memory_displacement64(disp as i64 as u64);
     // EVEX counts the short ones in operands.
     let short = instruction.encoding() != EncodingKind::EVEX;
-    instruction.set_memory_displ_size(match displacement {
+    instruction.set_memory_displ_size(match disp {
         0 => 0,
         -128..128 if short => 1,
         _ => 8,

@@ -7,6 +7,7 @@ use super::asm::Assembler;
 use super::cold::{Fixed, Side};
 use super::helper::Site;
 use super::links::NewLink;
+use super::loops::Loop;
 
 /// Host code for a region. Its memory is used again for the next.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub(super) struct Spare {
     pub(super) encoder: Box<Encoder>,
     pub(super) fixed: Vec<Fixed>,
     pub(super) sides: Vec<Side>,
+    pub(super) loops: Vec<Loop>,
     pub(super) misses: Vec<usize>,
     pub(super) labels: Vec<Option<usize>>,
     pub(super) forward: Vec<(usize, usize)>,
@@ -56,6 +58,7 @@ impl Default for Output {
                 encoder: Box::new(Encoder::new(64)),
                 fixed: Vec::new(),
                 sides: Vec::new(),
+                loops: Vec::new(),
                 misses: Vec::new(),
                 labels: Vec::new(),
                 forward: Vec::new(),

@@ -7,9 +7,9 @@ use std::cmp::Ordering;
 
 use iced_x86::{Encoder, EncodingKind, Instruction, OpKind, Register};
 
-use super::asm::Reg;
+use super::asm::{Mem, Reg, at};
 use super::operand::place_memory;
-use super::registers::sized;
+use super::registers::{A, sized};
 
 /// No operand.
 const NONE: u8 = 7;
@@ -61,7 +61,7 @@ impl Roles {
         let mut roles = Self { reg: NONE, rm: NONE, opcode: NONE, vvvv: NONE, modrm };
         let mut example = *instruction;
         if modrm {
-            place_memory(&mut example, 0);
+            place_memory(&mut example, at(A, 0));
         }
         for n in 0..instruction.op_count() {
             // AH to BH would forbid all that follows.
@@ -159,14 +159,14 @@ fn is_prefix(byte: u8) -> bool {
 }
 
 /// The bytes of an instruction, and how many: the first `length` in `bytes`, with registers put in place, and the memory operand, if there is
-/// one, `memory.1` behind what `memory.0` points at. `None` if that cannot be encoded. AH to BH are not for this: they cannot be
+/// one, which has a base. `None` if that cannot be encoded. AH to BH are not for this: they cannot be
 /// named together with REX.
 pub(super) fn rewrite(
     bytes: &[u8; 16],
     length: usize,
     roles: &Roles,
     registers: &Registers,
-    memory: Option<(Reg, i32)>,
+    memory: Option<Mem>,
 ) -> Option<(u128, usize)> {
     let mut out = Bytes { bytes: [0; 32], length: 0 };
     let mut rest = Rest { bytes, at: 0, length };
@@ -228,11 +228,12 @@ pub(super) fn rewrite(
         reg = registers.get(roles.reg, reg);
         let mut rm = modrm & 7 | (rex & 1) << 3;
         let mut placed = 0xc0;
-        let mut displacement = None;
+        let (mut sib, mut displacement) = (None, None);
         if mode == 3 {
             rm = registers.get(roles.rm, rm);
         } else {
-            let (base, distance) = memory?;
+            let Mem { base, index, disp: distance } = memory?;
+            let base = base?;
             let mut low = modrm & 7;
             if low == 4 {
                 // Without a base, a displacement follows as without a SIB byte.
@@ -252,6 +253,10 @@ pub(super) fn rewrite(
             debug_assert!(!matches!(base.0 & 7, 4 | 5));
             rm = base.0;
             rex &= !2;
+            if let Some((index, shift)) = index {
+                rex |= (index.0 >> 3) << 1;
+                sib = Some(shift << 6 | (index.0 & 7) << 3 | base.0 & 7);
+            }
             (placed, displacement) = match i8::try_from(distance) {
                 Ok(0) => (0, None),
                 Ok(_) => (0x40, Some((distance, 1))),
@@ -259,7 +264,8 @@ pub(super) fn rewrite(
             };
         }
         rex = rex & !5 | (reg >> 3) << 2 | rm >> 3;
-        operands = Some((placed | (reg & 7) << 3 | rm & 7, displacement));
+        let low = if sib.is_some() { 4 } else { rm & 7 };
+        operands = Some((placed | (reg & 7) << 3 | low, sib, displacement));
     }
     match vex {
         None => {
@@ -278,8 +284,11 @@ pub(super) fn rewrite(
         }
     }
     out.push(opcode);
-    if let Some((modrm, displacement)) = operands {
+    if let Some((modrm, sib, displacement)) = operands {
         out.push(modrm);
+        if let Some(sib) = sib {
+            out.push(sib);
+        }
         if let Some((distance, length)) = displacement {
             for &byte in &distance.to_le_bytes()[..length] {
                 out.push(byte);
@@ -298,7 +307,6 @@ mod tests {
 
     use super::super::facts::Forms;
     use super::super::native::{Host, Kind, kind};
-    use super::super::registers::A;
     use super::*;
     use crate::interp::handlers::tests::bytes;
     use crate::interp::op::register_number;
@@ -343,10 +351,13 @@ mod tests {
                 }
             }
             let distance = [0, 8, -128, 128, -0x1234_5678][seed as usize % 5];
+            let index = [None, Some((Reg(seed as u8 % 16), seed as u8 >> 4 & 3))][seed as usize / 64 % 2];
+            let index = index.filter(|&(reg, _)| reg.0 != 4);
+            let operand = Mem { index, ..at(A, distance) };
             if memory {
-                place_memory(&mut instruction, distance);
+                place_memory(&mut instruction, operand);
             }
-            let operand = memory.then_some((A, distance));
+            let operand = memory.then_some(operand);
             let mut all = [0x5a; 16];
             all[..15].copy_from_slice(&bytes);
             let Some((word, count)) = rewrite(&all, length, &roles, &registers, operand) else {

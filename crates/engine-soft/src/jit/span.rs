@@ -147,7 +147,7 @@ impl Span {
 }
 
 /// Most bases of a row.
-pub(super) const BASES: usize = 3;
+pub(super) const BASES: usize = 6;
 /// Most instructions of a row.
 pub(super) const MOST_STEPS: usize = 64;
 

@@ -83,6 +83,8 @@ pub struct State {
     pub(super) slot: u64,
     /// Host addresses of what a row accesses.
     pub(super) base_hosts: [u64; BASES],
+    /// The value of a register with which the laps of a loop end.
+    pub(super) laps_end: u64,
     /// The host's stack pointer while no call of the guest is remembered.
     pub(super) base: u64,
     /// Address of the guest's vector registers when they are not in the host's.
@@ -162,6 +164,7 @@ impl State {
             epoch: 0,
             slot: 0,
             base_hosts: [0; BASES],
+            laps_end: 0,
             base: 0,
             vectors: 0,
             inbox: 0,

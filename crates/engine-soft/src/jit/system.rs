@@ -263,7 +263,7 @@ impl Emitter<'_> {
         if effect.needs_flags(wanted) {
             self.restore_flags(B);
         }
-        super::operand::place_memory(&mut instruction, 0);
+        super::operand::place_memory(&mut instruction, super::asm::at(A, 0));
         instruction.set_op1_register(super::registers::sized(C, size));
         self.encode(&instruction)?;
         load_table(&mut self.a);

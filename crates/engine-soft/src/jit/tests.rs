@@ -4,6 +4,7 @@ mod crossings;
 mod generate;
 mod hole;
 mod kept;
+mod loops;
 mod moves;
 mod pair;
 mod privilege;

@@ -56,7 +56,8 @@ fields!(
     stale_flag,
     star,
     system_table,
-    targets
+    targets,
+    laps_end
 );
 
 fields_of_cpu!(cpl, flags, class, cr0, cr2, cr3, cr4, efer, nmi_masked);
