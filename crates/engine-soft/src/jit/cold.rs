@@ -94,22 +94,20 @@ impl Emitter<'_> {
     /// is not known.
     pub(super) fn emit_recorded(&mut self) {
         let mut fixed = std::mem::take(&mut self.fixed);
-        for Fixed { sites, number, register, stub, record } in &mut fixed {
+        fixed.retain(|Fixed { sites, number, register, stub, record }| {
             if record.is_none() {
-                continue;
+                return true;
             }
             for at in sites.clone() {
                 self.a.bind(self.misses[at]);
             }
-            self.record = record.take();
+            self.record = *record;
             self.settle_record(C);
             load_table(&mut self.a);
-            let (number, register, stub) = (*number, *register, *stub);
-            self.a.constant(register, number.into());
-            self.jump_out(stub);
-            *sites = 0..0;
-        }
-        fixed.retain(|fixed| !fixed.sites.is_empty());
+            self.a.constant(*register, (*number).into());
+            self.jump_out(*stub);
+            false
+        });
         self.fixed = fixed;
     }
 

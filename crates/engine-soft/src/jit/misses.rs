@@ -12,6 +12,7 @@ use super::registers::{A, B, BUDGET, C, PIN};
 use super::state::field;
 use super::stubs::{fetch_entry, load_registers, load_table, reason, spill, store_registers};
 use crate::interp::cpu::Cpu;
+use crate::interp::op::Op;
 use crate::vector::pass::{LEVELS, Level, X87};
 
 /// Offsets of the code in the arena.
@@ -63,6 +64,7 @@ pub(super) struct Around<'a> {
     pub(super) levels: &'a [Level],
 }
 
+const SITE_LENGTH: i32 = (offset_of!(Site, op) + offset_of!(Op, length)) as i32;
 const SITE_LEVEL: i32 = offset_of!(Site, level) as i32;
 const SITE_MARKS: i32 = offset_of!(Site, marks) as i32;
 const SITE_BEHIND: i32 = offset_of!(Site, behind) as i32;
@@ -129,11 +131,11 @@ pub(super) fn emit(a: &mut Assembler, around: &Around) -> Misses {
     let (row, row_of_stack) = row(a, around);
     let target = target(a, around);
     let (verify, astray) = crossing(a, around);
-    let (load, refused) = load(a, around);
-    let load_x87 = load_x87(a, around, refused);
     let give_up = a.here();
     a.constant(B, reason::INTERPRET);
     a.jmp_to(around.leave as i64);
+    let (load, behind) = load(a, around);
+    let load_x87 = load_x87(a, around, behind, give_up);
     Misses { slow, stack, row, row_of_stack, target, verify, astray, load, load_x87, give_up }
 }
 
@@ -317,21 +319,20 @@ fn crossing(a: &mut Assembler, around: &Around) -> (usize, usize) {
     (verify, astray)
 }
 
-/// The code of [`Misses::load`], and where it goes on when that is refused: the number of the site has been put by.
+/// The code of [`Misses::load`], and where a region is left behind the site at [`C`].
 fn load(a: &mut Assembler, around: &Around) -> (usize, usize) {
     let start = a.here();
     a.rm32(Two::Store, A, field::link());
     find_site(a);
     a.load_byte(B, at(C, SITE_LEVEL));
     load_level(a, around);
-    let not_allowed = a.jcc(cc::NE);
+    let refused = a.jcc(cc::NE);
     find_site(a);
     find_place(a, B, at(C, SITE_BACK));
     load_table(a);
     a.jmp_reg(B);
 
-    a.bind(not_allowed);
-    let refused = a.here();
+    a.bind(refused);
     find_site(a);
     a.test_byte(at(C, SITE_MARKS), marks::DONE);
     let done = a.jcc(cc::NE);
@@ -343,27 +344,43 @@ fn load(a: &mut Assembler, around: &Around) -> (usize, usize) {
     follow_rip(a, around);
 
     a.bind(done);
+    let behind = a.here();
     a.load_word(B, at(C, SITE_BEHIND));
     a.rr(Two::Add, BUDGET, B);
     a.load_word(A, at(C, SITE_NEXT));
     a.rm(Two::Add, A, field::page());
     a.jmp_to(around.dispatch as i64);
-    (start, refused)
+    (start, behind)
 }
 
-/// The code of [`Misses::load_x87`].
-fn load_x87(a: &mut Assembler, around: &Around, refused: usize) -> usize {
+/// The code of [`Misses::load_x87`]. Where x87 instructions may not be executed as they are, the interpreter goes on: more of them are likely to
+/// follow, and for each one translated code would have to be left and found again.
+fn load_x87(a: &mut Assembler, around: &Around, behind: usize, give_up: usize) -> usize {
     let start = a.here();
     a.rm32(Two::Store, A, field::link());
     a.imm_mem(Imm::Cmp, field::x87(), X87::Away as i32);
-    a.jcc_to(cc::NE, refused as i64);
+    let known = a.jcc(cc::NE);
     call_rust(a, around, field::bring_x87());
     load_registers(a);
     a.imm_mem(Imm::Cmp, field::x87(), X87::Ready as i32);
-    a.jcc_to(cc::NE, refused as i64);
+    let refused = a.jcc(cc::NE);
     find_site(a);
     find_place(a, B, at(C, SITE_BACK));
     load_table(a);
     a.jmp_reg(B);
+
+    a.bind(known);
+    a.bind(refused);
+    find_site(a);
+    a.test_byte(at(C, SITE_MARKS), marks::DONE);
+    a.jcc_to(cc::NE, behind as i64);
+    a.load_word(B, at(C, SITE_BEHIND));
+    a.rm(Two::Lea, BUDGET, Mem { base: Some(BUDGET), index: Some((B, 0)), disp: 1 });
+    a.load_word(A, at(C, SITE_NEXT));
+    a.rm(Two::Add, A, field::page());
+    a.load_byte(B, at(C, SITE_LENGTH));
+    a.rr(Two::Sub, A, B);
+    a.rm(Two::Store, A, field::rip());
+    a.jmp_to(give_up as i64);
     start
 }
