@@ -129,7 +129,7 @@ pub struct Cpu {
     /// Bits in a physical address.
     pub physical_bits: u32,
     /// Vector and x87 registers, and XCR0.
-    pub vector: Box<Vector>,
+    pub vector: Vector,
     /// What CPUID says, apart from what depends on the vCPU's state.
     pub cpuid: Arc<CpuidTable>,
     /// What the CPU model offers.
@@ -236,7 +236,7 @@ impl Cpu {
             retired: 0,
             idle: 0,
             physical_bits: features.physical_bits(),
-            vector: Box::new(vector),
+            vector,
             cpuid,
             features,
             handlers: Handlers::default(),

@@ -18,7 +18,7 @@ use super::vector::Side;
 use super::{Jit, Options};
 use crate::interp::cpu::Cpu;
 use crate::interp::op::RIP;
-use crate::vector::pass::Level;
+use crate::vector::pass::Units;
 
 /// A row that may have to run apart, and what the code around it expects. Offsets are those in the arena.
 #[derive(Clone, Copy, Debug)]
@@ -48,9 +48,9 @@ pub(super) struct Row {
     /// The guest's flags are expected to be in the host's behind it, and in the vCPU.
     pub(super) host_behind: bool,
     pub(super) stored_behind: bool,
-    /// Vector registers that are in the host's before it, and expected to be behind.
-    pub(super) level: Option<Level>,
-    pub(super) level_behind: Option<Level>,
+    /// What is in the host's registers before it, and expected to be behind.
+    pub(super) units: Units,
+    pub(super) units_behind: Units,
 }
 
 impl Row {
@@ -64,7 +64,7 @@ impl Row {
 impl Emitter<'_> {
     /// The steps of a row, which are all that there are.
     pub(super) fn apart(&mut self, row: &Row) {
-        (self.host_flags, self.stored_flags, self.level) = (false, row.stored, row.level);
+        (self.host_flags, self.stored_flags, self.units) = (false, row.stored, row.units);
         let mut open = true;
         for i in 0..self.source.steps.len() {
             open = self.step(i).open;
@@ -75,11 +75,10 @@ impl Emitter<'_> {
         if row.stored_behind {
             self.save_flags();
         }
-        if let Some(level) = row.level_behind
-            && self.level != Some(level)
-        {
+        self.settle_record(A);
+        if self.units != row.units_behind {
             self.save_flags();
-            self.load_level(level, self.source.steps.len() - 1, Side::Behind);
+            self.load(row.units_behind, self.source.steps.len() - 1, Side::Behind);
         }
         if row.host_behind {
             self.restore_flags(A);

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::asm::{CONSTANT_AND_JUMP, Imm, Reg};
 use super::emit::Emitter;
-use super::registers::{A, BUDGET};
+use super::registers::{A, BUDGET, C};
 use super::stubs::{load_table, pack_unit};
 
 /// A way to fixed code.
@@ -20,6 +20,8 @@ pub(super) struct Fixed {
     register: Reg,
     /// Where the code is in the arena.
     stub: usize,
+    /// The step that is to be recorded first ([`super::x87`]).
+    record: Option<usize>,
 }
 
 /// A conditional branch that is taken.
@@ -50,7 +52,8 @@ impl Emitter<'_> {
         self.misses.extend(sites);
         // Numbers of records: there is no memory for more.
         let number = number as u32;
-        self.fixed.push(Fixed { sites: start..self.misses.len(), number, register, stub });
+        let (sites, record) = (start..self.misses.len(), self.record);
+        self.fixed.push(Fixed { sites, number, register, stub, record });
     }
 
     /// Makes the branch at `site` lead to what happens when the budget does not cover the unit of step `i`.
@@ -92,14 +95,35 @@ impl Emitter<'_> {
         }
     }
 
-    /// Bytes of all ways to fixed code.
+    /// The ways to fixed code on which something is to be recorded first. They must come before the others, as their length
+    /// is not known.
+    pub(super) fn emit_recorded(&mut self) {
+        let mut fixed = std::mem::take(&mut self.fixed);
+        fixed.retain(|Fixed { sites, number, register, stub, record }| {
+            if record.is_none() {
+                return true;
+            }
+            for at in sites.clone() {
+                self.a.bind(self.misses[at]);
+            }
+            self.record = *record;
+            self.settle_record(C);
+            load_table(&mut self.a);
+            self.a.constant(*register, (*number).into());
+            self.jump_out(*stub);
+            false
+        });
+        self.fixed = fixed;
+    }
+
+    /// Bytes of all other ways to fixed code.
     pub(super) fn length_of_fixed(&self) -> usize {
         self.fixed.len() * CONSTANT_AND_JUMP
     }
 
-    /// The ways to fixed code. What lies behind `split` bytes has been `moved` by that many, and so are they.
+    /// The other ways to fixed code. What lies behind `split` bytes has been `moved` by that many, and so are they.
     pub(super) fn emit_fixed(&mut self, split: usize, moved: i64) {
-        for Fixed { sites, number, register, stub } in &self.fixed {
+        for Fixed { sites, number, register, stub, .. } in &self.fixed {
             let at = self.a.here() as i64;
             for &site in &self.misses[sites.clone()] {
                 let apart = if site < split { moved } else { 0 };

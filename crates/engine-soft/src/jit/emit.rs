@@ -26,8 +26,9 @@ use super::registers::{A, B, BUDGET};
 use super::state::field;
 use super::step::Step;
 use super::stubs::Stubs;
+use super::x87::carries_record;
 use crate::interp::op::Op;
-use crate::vector::pass::Level;
+use crate::vector::pass::Units;
 
 /// The state of translation.
 pub(super) struct Emitter<'a> {
@@ -59,8 +60,10 @@ pub(super) struct Emitter<'a> {
     pub(super) host_flags: bool,
     /// The flags in the vCPU are the guest's.
     pub(super) stored_flags: bool,
-    /// Which vector registers are known to be in the host's.
-    pub(super) level: Option<Level>,
+    /// What is known to be in the host's registers.
+    pub(super) units: Units,
+    /// The step that the x87 unit's record is about, if it has yet to be written ([`super::x87`]).
+    pub(super) record: Option<usize>,
     /// The row under way: its addresses have been checked.
     pub(super) group: Option<Group>,
     /// How far the row under way has yet to move the stack pointer.
@@ -127,6 +130,7 @@ pub(super) fn emit(source: &Source, stubs: &Stubs, place: Place, old: Output) ->
         if open && source.steps[end - 1].last {
             open = source.following(end - 1) == Some(end);
             if !open {
+                e.settle_record(A);
                 e.go_on(end - 1);
             }
         }
@@ -173,7 +177,7 @@ pub(super) struct Mark {
     crossings: usize,
     sites: usize,
     forward: usize,
-    state: (bool, bool, Option<Level>),
+    state: (bool, bool, Units, Option<usize>),
 }
 
 impl<'a> Emitter<'a> {
@@ -200,7 +204,8 @@ impl<'a> Emitter<'a> {
             first_row: place.rows,
             host_flags: false,
             stored_flags: true,
-            level: None,
+            units: Units::NONE,
+            record: None,
             group: None,
             pending: 0,
             kept: Kept::NOTHING,
@@ -232,8 +237,10 @@ impl<'a> Emitter<'a> {
 
     /// Emits what is out of the way, behind the first `split` bytes, and puts everything in place.
     fn finish(mut self, place: Place, split: usize) -> Output {
+        debug_assert!(self.record.is_none(), "a record is written before anything can look at it");
         self.a.begin_part(split);
         self.emit_unlinked();
+        self.emit_recorded();
         for &(site, step) in &self.forward {
             if let Some(at) = self.labels[step] {
                 self.a.patch(site, at as i64);
@@ -290,7 +297,7 @@ impl<'a> Emitter<'a> {
             crossings: self.crossings,
             sites: self.sites.len(),
             forward: self.forward.len(),
-            state: (self.host_flags, self.stored_flags, self.level),
+            state: (self.host_flags, self.stored_flags, self.units, self.record),
         }
     }
 
@@ -304,7 +311,7 @@ impl<'a> Emitter<'a> {
         self.crossings = mark.crossings;
         self.sites.truncate(mark.sites);
         self.forward.truncate(mark.forward);
-        (self.host_flags, self.stored_flags, self.level) = mark.state;
+        (self.host_flags, self.stored_flags, self.units, self.record) = mark.state;
     }
 
     #[inline(always)]
@@ -318,11 +325,12 @@ impl<'a> Emitter<'a> {
         let step = &self.source.steps[i];
         let wanted = self.source.wanted_before(i) != 0;
         if step.label {
+            self.settle_record(A);
             if open && wanted {
                 self.save_flags();
             }
             self.labels[i] = Some(self.a.here());
-            (self.host_flags, self.stored_flags, self.level) = (false, true, None);
+            (self.host_flags, self.stored_flags, self.units) = (false, true, Units::NONE);
         }
         if step.unit != 0 {
             if wanted {
@@ -347,6 +355,9 @@ impl<'a> Emitter<'a> {
             self.put_as_it_is(step);
             return Done { native: true, open: true };
         }
+        if !carries_record(kind) {
+            self.settle_record(A);
+        }
         let mark = self.mark();
         if self.native(i, kind).is_some() {
             return Done { native: true, open: !closes(kind) };
@@ -361,6 +372,7 @@ impl<'a> Emitter<'a> {
         match kind {
             Kind::Same => self.same(i),
             Kind::Vector => self.vector(i),
+            Kind::LoadControl => self.load_control(i),
             Kind::Divide => self.divide(i, false),
             Kind::DivideSigned => self.divide(i, true),
             Kind::Address => self.load_address(i),
@@ -399,9 +411,10 @@ impl<'a> Emitter<'a> {
 
     /// The instruction by its handler, in line.
     fn interpreted(&mut self, i: usize) {
+        self.settle_record(A);
         self.save_flags();
         self.call_handler(i);
-        (self.host_flags, self.level) = (false, None);
+        (self.host_flags, self.units) = (false, Units::NONE);
         if self.ends(i) {
             self.follow_rip();
         }
@@ -421,12 +434,12 @@ impl<'a> Emitter<'a> {
 
     /// The number under which step `i` is known to its handler's caller.
     pub(super) fn site(&mut self, i: usize) -> u64 {
-        let site = self.record(i);
+        let site = self.site_of(i);
         self.add_site(site)
     }
 
     /// What is to be known of step `i` when its handler is called.
-    pub(super) fn record(&self, i: usize) -> Site {
+    pub(super) fn site_of(&self, i: usize) -> Site {
         let step = &self.source.steps[i];
         let mut marks = 0;
         if self.ends(i) {

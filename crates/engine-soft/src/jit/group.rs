@@ -21,8 +21,9 @@ use super::registers::{A, B};
 use super::span::{Access, BASES, Base, MOST_STEPS, Move, RSP, Row, STACK_POINTER, Span};
 use super::special::StackCheck;
 use super::state::field;
+use super::x87::carries_record;
 use crate::interp::op::{RIP, ZERO};
-use crate::vector::pass::Level;
+use crate::vector::pass::Units;
 
 /// A base of a row being emitted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,6 +55,9 @@ impl Emitter<'_> {
             Kind::Same | Kind::Vector => {
                 let facts = &step.facts;
                 facts.memory?;
+                if self.records_address(i) {
+                    return None;
+                }
                 // An index of vector registers counts as none here; nothing with one is translated.
                 let simple = usize::from(op.base) < RIP && op.address_mask == u64::MAX && !adds_base(op);
                 if !simple {
@@ -128,9 +132,9 @@ impl Emitter<'_> {
     /// costs: a base is come back to, or the flags need not be put by between accesses.
     fn row(&self, i: usize) -> Option<Row> {
         let first = self.access(i)?;
-        let mut row = Row { end: i, spans: [Span::new(first.base); BASES], count: 1, level: None };
+        let mut row = Row { end: i, spans: [Span::new(first.base); BASES], count: 1, units: Units::NONE };
         let (mut accesses, mut runs, mut current) = (0, 1, 0);
-        let (mut changed, mut wanted, mut keeps_flags) = (0, None, false);
+        let (mut changed, mut wanted, mut keeps_flags) = (0, Units::NONE, false);
         let mut best = None;
         // How far registers have moved that have not been changed otherwise.
         let mut moved = [0; 16];
@@ -140,7 +144,7 @@ impl Emitter<'_> {
             if n > i && self.starts_anew(n) {
                 break;
             }
-            wanted = wanted.max(step.facts.passed.map(|passed| passed.level));
+            wanted = step.facts.passed.map_or(wanted, |passed| wanted.and(passed.units));
             let Some(access) = self.access(n) else {
                 if self.touches_memory(n) || !self.spares(n, &row) {
                     break;
@@ -179,7 +183,7 @@ impl Emitter<'_> {
                 Kind::Pop => row.spans[place].moved += 8,
                 _ => {}
             }
-            (row.level, row.end) = (wanted, n + 1);
+            (row.units, row.end) = (wanted, n + 1);
             let saves = if row.count == 1 { accesses >= 2 } else { runs > row.count || keeps_flags };
             if saves {
                 best = Some(row);
@@ -217,10 +221,8 @@ impl Emitter<'_> {
         }
         let mark = self.mark();
         self.keep_flags(i);
-        if let Some(level) = row.level {
-            self.want_level(level, i);
-        }
-        let first = self.level;
+        self.want(row.units, i);
+        let (first, record) = (self.units, self.record);
         let (stack, misses) = self.check_spans(row.spans());
         let stored = self.stored_flags;
         let mut groups = [Group::default(); BASES];
@@ -242,7 +244,12 @@ impl Emitter<'_> {
                 self.settle_stack(0);
             }
             let kind = self.source.steps[n].kind;
-            done = self.keep_for(n, i).and_then(|()| self.native(n, kind));
+            done = self.keep_for(n, i).and_then(|()| {
+                if !carries_record(kind) {
+                    self.settle_record(B);
+                }
+                self.native(n, kind)
+            });
             if done.is_none() {
                 break;
             }
@@ -265,6 +272,7 @@ impl Emitter<'_> {
         self.group = None;
         self.settle_stack(0);
         let id = self.add_row(i..row.end, stored, first);
+        let behind = std::mem::replace(&mut self.record, record);
         if let Some(StackCheck { site, back, limit }) = stack {
             if let Some(row) = self.rows.last_mut() {
                 (row.again, row.limit) = (back as u32, limit as u16);
@@ -274,6 +282,7 @@ impl Emitter<'_> {
         if !misses.is_empty() {
             self.lead_to_fixed(misses, self.stubs.misses.row, B, id);
         }
+        self.record = behind;
         Some(row.end)
     }
 
@@ -307,7 +316,7 @@ impl Emitter<'_> {
     }
 
     /// Notes what is to be known of a row that has just been emitted, if it must run apart: its distance from the first in bytes.
-    fn add_row(&mut self, steps: Range<usize>, stored: bool, level: Option<Level>) -> u64 {
+    fn add_row(&mut self, steps: Range<usize>, stored: bool, units: Units) -> u64 {
         let (first, last) = (&self.source.steps[steps.start], &self.source.steps[steps.end - 1]);
         self.rows.push(apart::Row {
             address: GuestAddress(self.source.address.page().0 + u64::from(first.start())),
@@ -323,8 +332,8 @@ impl Emitter<'_> {
             stored,
             host_behind: self.host_flags,
             stored_behind: self.stored_flags,
-            level,
-            level_behind: self.level,
+            units,
+            units_behind: self.units,
         });
         ((self.first_row + self.rows.len() - 1) * size_of::<apart::Row>()) as u64
     }

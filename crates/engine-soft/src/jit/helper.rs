@@ -42,6 +42,8 @@ pub(super) mod marks {
     pub(in super::super) const RESUMES: u8 = 2;
     /// It has been executed where its vector registers are wanted.
     pub(in super::super) const DONE: u8 = 4;
+    /// Where it goes on, x87 and MMX instructions are executed as they are.
+    pub(in super::super) const X87: u8 = 8;
 }
 
 impl Site {
@@ -68,6 +70,7 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
     cpu.retired = cpu.translated.end.wrapping_sub(after as u64).wrapping_sub(1);
     let outcome = (site.op.handler)(cpu, &site.op);
     cpu.translated.passing = cpu.vector.passing_level().into();
+    cpu.translated.x87 = cpu.vector.x87_passes() as u64;
     if let Err(exception) = outcome {
         cpu.regs[RIP] = next.wrapping_sub(u64::from(site.op.length));
         cpu.translated.budget = after + 1;
@@ -148,6 +151,17 @@ pub(super) unsafe extern "sysv64" fn apart(cpu: *mut Cpu, row: usize) -> u64 {
     // SAFETY: as above; its address was taken when translated code was entered.
     let jit = unsafe { &mut *(cpu.translated.translator as *mut Jit) };
     jit.apart(cpu, row)
+}
+
+/// Brings the guest's x87 state into the host's unit and says in the vCPU whether its instructions may be executed as they are.
+///
+/// # Safety
+/// Called from translated code only: `cpu` is the vCPU that was entered and not otherwise borrowed.
+pub(super) unsafe extern "sysv64" fn bring_x87(cpu: *mut Cpu) {
+    // SAFETY: the caller's promise.
+    let cpu = unsafe { &mut *cpu };
+    cpu.vector.bring_x87();
+    cpu.translated.x87 = cpu.vector.x87_passes() as u64;
 }
 
 /// What [`interpret_counted`] has counted: forms of instructions, and how often.

@@ -94,7 +94,7 @@ impl Emitter<'_> {
             // Maybe all are at the start of another page.
             self.a.patch(site, anew as i64);
         }
-        (self.host_flags, self.stored_flags, self.level) = (false, true, all.row.level);
+        (self.host_flags, self.stored_flags, self.units) = (false, true, all.row.units);
         self.a.imm(Imm::Sub, true, BUDGET, i32::from(unit));
         let site = self.a.jcc(cc::L);
         self.exceeded(site, all.start);
@@ -205,7 +205,7 @@ impl Emitter<'_> {
     /// What comes before the laps: for each base its distance to the host, to the vCPU; and at what value of the counter they end. Flags
     /// are in the vCPU.
     fn enter_laps(&mut self, all: &Loop, counter: Option<u8>) -> Option<()> {
-        if let Some(level) = all.row.level {
+        if let Some(level) = all.row.units.level {
             self.a.imm_mem32(Imm::Cmp, field::level(), level as i32);
             self.go_back(all, cc::B);
         }

@@ -8,6 +8,7 @@ use super::registers::{A, B, C, STACK};
 use super::state::field;
 use super::stubs::{Target, enter_page, fetch_entry, load_table};
 use crate::interp::op::prefix;
+use crate::vector::pass::Units;
 use ringfence_memory::GuestAddress;
 
 /// A direct branch that can be made to go straight to its target's code. Offsets are those in the region's code.
@@ -236,7 +237,7 @@ impl Emitter<'_> {
         let next = self.at(i).0.next as i32;
         self.a.rm(Two::Lea, A, at(A, -next));
         self.a.rm(Two::Store, A, field::page());
-        (self.host_flags, self.stored_flags, self.level) = (false, true, None);
+        (self.host_flags, self.stored_flags, self.units) = (false, true, Units::NONE);
     }
 
     pub(super) fn call(&mut self, i: usize) -> Option<()> {

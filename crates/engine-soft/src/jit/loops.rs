@@ -14,6 +14,7 @@ use super::emit::Emitter;
 use super::laps::Laps;
 use super::native::Kind;
 use super::span::{BASES, Base, Move, Row, Span};
+use crate::vector::pass::Units;
 
 /// Most bytes that a base may move in a lap: so many laps fit in a page that they are worth what comes before.
 const FARTHEST: i64 = 512;
@@ -83,7 +84,7 @@ impl Emitter<'_> {
 
     fn find_loop(&self, site: usize, start: usize, end: usize) -> Option<Loop> {
         let first = self.access_in(start, end)?;
-        let row = Row { end, spans: [Span::new(first); BASES], count: 0, level: None };
+        let row = Row { end, spans: [Span::new(first); BASES], count: 0, units: Units::NONE };
         let mut all = Loop { site, start, end, after: None, row, moves: [0; 16], moved: 0 };
         let mut changed = 0;
         for i in start..=end {
@@ -96,7 +97,9 @@ impl Emitter<'_> {
                 Kind::Address | Kind::Nothing | Kind::Branch => {}
                 _ => return None,
             }
-            all.row.level = all.row.level.max(step.facts.passed.map(|passed| passed.level));
+            if let Some(passed) = step.facts.passed {
+                all.row.units = all.row.units.and(passed.units);
+            }
             if self.touches_memory(i) {
                 let access = self.access(i)?;
                 let place = match all.row.find(access.base) {
@@ -120,7 +123,8 @@ impl Emitter<'_> {
                 None => changed |= self.changes(i),
             }
         }
-        all.row.spans().iter().all(|span| all.suits(span, changed)).then_some(all)
+        let suits = !all.row.units.x87 && all.row.spans().iter().all(|span| all.suits(span, changed));
+        suits.then_some(all)
     }
 
     /// The base of the first access of some steps.

@@ -12,7 +12,8 @@ use super::registers::{A, B, BUDGET, C, PIN};
 use super::state::field;
 use super::stubs::{fetch_entry, load_registers, load_table, reason, spill, store_registers};
 use crate::interp::cpu::Cpu;
-use crate::vector::pass::{LEVELS, Level};
+use crate::interp::op::Op;
+use crate::vector::pass::{LEVELS, Level, X87};
 
 /// Offsets of the code in the arena.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,8 @@ pub(super) struct Misses {
     pub(super) astray: usize,
     /// Jumped to with a site in [`A`]: brings vector registers into the host's.
     pub(super) load: usize,
+    /// Likewise, the x87 state.
+    pub(super) load_x87: usize,
     /// Jumped to: the interpreter is to execute what is at RIP.
     pub(super) give_up: usize,
 }
@@ -61,6 +64,7 @@ pub(super) struct Around<'a> {
     pub(super) levels: &'a [Level],
 }
 
+const SITE_LENGTH: i32 = (offset_of!(Site, op) + offset_of!(Op, length)) as i32;
 const SITE_LEVEL: i32 = offset_of!(Site, level) as i32;
 const SITE_MARKS: i32 = offset_of!(Site, marks) as i32;
 const SITE_BEHIND: i32 = offset_of!(Site, behind) as i32;
@@ -127,11 +131,12 @@ pub(super) fn emit(a: &mut Assembler, around: &Around) -> Misses {
     let (row, row_of_stack) = row(a, around);
     let target = target(a, around);
     let (verify, astray) = crossing(a, around);
-    let load = load(a, around);
     let give_up = a.here();
     a.constant(B, reason::INTERPRET);
     a.jmp_to(around.leave as i64);
-    Misses { slow, stack, row, row_of_stack, target, verify, astray, load, give_up }
+    let (load, behind) = load(a, around);
+    let load_x87 = load_x87(a, around, behind, give_up);
+    Misses { slow, stack, row, row_of_stack, target, verify, astray, load, load_x87, give_up }
 }
 
 fn slow(a: &mut Assembler, around: &Around) -> usize {
@@ -141,6 +146,11 @@ fn slow(a: &mut Assembler, around: &Around) -> usize {
     find_site(a);
     a.test_byte(at(C, SITE_MARKS), marks::ENDS);
     let ends = a.jcc(cc::NE);
+    a.test_byte(at(C, SITE_MARKS), marks::X87);
+    let other_units = a.jcc(cc::E);
+    a.imm_mem(Imm::Cmp, field::x87(), X87::Ready as i32);
+    let no_x87 = a.jcc(cc::NE);
+    a.bind(other_units);
     a.load_byte(B, at(C, SITE_LEVEL));
     a.rm(Two::Cmp, B, field::level());
     let missing = a.jcc(cc::A);
@@ -159,6 +169,7 @@ fn slow(a: &mut Assembler, around: &Around) -> usize {
     // Then nothing of the unit is executed behind it.
     a.bind(refused);
     find_site(a);
+    a.bind(no_x87);
     a.load_word(B, at(C, SITE_BEHIND));
     a.rr(Two::Add, BUDGET, B);
     a.bind(ends);
@@ -207,6 +218,16 @@ fn row(a: &mut Assembler, around: &Around) -> (usize, usize) {
     a.jmp_reg(B);
 
     a.bind(none);
+    call_rust(a, around, field::apart());
+    a.rm(Two::Store, RAX, field::onward());
+    load_registers(a);
+    a.jmp_mem(field::onward());
+    (start, of_stack)
+}
+
+/// Calls the function whose address is at `function` with the vCPU and the number that was put by. The vector registers that are in the
+/// host's are there again behind it; others must be loaded. Result in RAX.
+fn call_rust(a: &mut Assembler, around: &Around, function: Mem) {
     store_registers(a);
     // Twice, so that the stack is aligned for a call.
     a.rm(Two::Load, A, field::level());
@@ -215,8 +236,7 @@ fn row(a: &mut Assembler, around: &Around) -> (usize, usize) {
     spill(a, around.levels);
     a.rm(Two::Lea, RDI, at(PIN, -(offset_of!(Cpu, regs) as i32)));
     a.rm32(Two::Load, RSI, field::link());
-    a.call_mem(field::apart());
-    a.rm(Two::Store, RAX, field::onward());
+    a.call_mem(function);
     a.pop(B);
     a.pop(B);
     a.rr32(Two::Test, B, B);
@@ -224,9 +244,6 @@ fn row(a: &mut Assembler, around: &Around) -> (usize, usize) {
     // They were there a moment ago, so they may be.
     load_level(a, around);
     a.bind(no_vectors);
-    load_registers(a);
-    a.jmp_mem(field::onward());
-    (start, of_stack)
 }
 
 fn target(a: &mut Assembler, around: &Around) -> usize {
@@ -302,7 +319,8 @@ fn crossing(a: &mut Assembler, around: &Around) -> (usize, usize) {
     (verify, astray)
 }
 
-fn load(a: &mut Assembler, around: &Around) -> usize {
+/// The code of [`Misses::load`], and where a region is left behind the site at [`C`].
+fn load(a: &mut Assembler, around: &Around) -> (usize, usize) {
     let start = a.here();
     a.rm32(Two::Store, A, field::link());
     find_site(a);
@@ -326,10 +344,43 @@ fn load(a: &mut Assembler, around: &Around) -> usize {
     follow_rip(a, around);
 
     a.bind(done);
+    let behind = a.here();
     a.load_word(B, at(C, SITE_BEHIND));
     a.rr(Two::Add, BUDGET, B);
     a.load_word(A, at(C, SITE_NEXT));
     a.rm(Two::Add, A, field::page());
     a.jmp_to(around.dispatch as i64);
+    (start, behind)
+}
+
+/// The code of [`Misses::load_x87`]. Where x87 instructions may not be executed as they are, the interpreter goes on: more of them are likely to
+/// follow, and for each one translated code would have to be left and found again.
+fn load_x87(a: &mut Assembler, around: &Around, behind: usize, give_up: usize) -> usize {
+    let start = a.here();
+    a.rm32(Two::Store, A, field::link());
+    a.imm_mem(Imm::Cmp, field::x87(), X87::Away as i32);
+    let known = a.jcc(cc::NE);
+    call_rust(a, around, field::bring_x87());
+    load_registers(a);
+    a.imm_mem(Imm::Cmp, field::x87(), X87::Ready as i32);
+    let refused = a.jcc(cc::NE);
+    find_site(a);
+    find_place(a, B, at(C, SITE_BACK));
+    load_table(a);
+    a.jmp_reg(B);
+
+    a.bind(known);
+    a.bind(refused);
+    find_site(a);
+    a.test_byte(at(C, SITE_MARKS), marks::DONE);
+    a.jcc_to(cc::NE, behind as i64);
+    a.load_word(B, at(C, SITE_BEHIND));
+    a.rm(Two::Lea, BUDGET, Mem { base: Some(BUDGET), index: Some((B, 0)), disp: 1 });
+    a.load_word(A, at(C, SITE_NEXT));
+    a.rm(Two::Add, A, field::page());
+    a.load_byte(B, at(C, SITE_LENGTH));
+    a.rr(Two::Sub, A, B);
+    a.rm(Two::Store, A, field::rip());
+    a.jmp_to(give_up as i64);
     start
 }

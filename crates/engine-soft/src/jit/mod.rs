@@ -3,10 +3,11 @@
 //! A *region* is instructions of one page that lead to each other ([`region`]). When its first has been executed often
 //! enough by the interpreter it is translated ([`emit`], [`cold`], [`operand`], [`special`], [`system`]) to code that keeps
 //! guest registers in host registers ([`registers`]), guest flags in host flags ([`flags`]) and, from where they are first
-//! used, vector registers in vector registers ([`vector`]). Addresses go through the interpreter's own soft TLB by a check in
-//! line, one for a row of neighbours ([`group`]) and for many iterations of a small loop ([`loops`]), along which guest registers without a host register are kept in scratch
-//! ones ([`kept`]); the stack's page is remembered apart ([`special`]). What misses, by way of fixed
-//! code ([`misses`]), and every instruction that is not in the table ([`native`]), runs by the interpreter's handler, called from
+//! used, vector registers in vector registers ([`vector`]) and x87 state in the host's unit ([`x87`]). Addresses go through the
+//! interpreter's own soft TLB by a check in line, one for a row of neighbours ([`group`]) or for many iterations of a small loop
+//! ([`loops`], [`laps`]), along which guest registers without a host register are kept in scratch ones ([`kept`]); the stack's page is remembered
+//! apart ([`special`]). What misses, by way of
+//! fixed code ([`misses`]), and every instruction that is not in the table ([`native`]), runs by the interpreter's handler, called from
 //! translated code ([`helper`]). So whatever the interpreter can do, translated code can.
 //!
 //! * Regions are found by physical address. Nothing in them depends on where the page is mapped or on privilege: the
@@ -62,6 +63,7 @@ mod taker;
 mod tests;
 mod time;
 mod vector;
+mod x87;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -338,6 +340,8 @@ impl Jit {
         state.targets = self.cache.targets();
         state.vectors = cpu.vector.registers_address();
         state.passing = cpu.vector.passing_level().into();
+        state.bring_x87 = helper::bring_x87 as *const () as u64;
+        state.x87 = cpu.vector.x87_passes() as u64;
         state.time_line = std::ptr::from_ref(cpu.clock.line()) as u64;
         state.page = cpu.regs[RIP] & !0xfff;
         state.budget = budget;

@@ -13,8 +13,10 @@ pub(super) enum Kind {
     Divide,
     /// As [`Kind::Same`], after a look at whether IDIV would fault.
     DivideSigned,
-    /// A vector instruction as it is, with operands in general-purpose registers and memory put in place.
+    /// A vector, x87 or MMX instruction as it is, with operands in general-purpose registers and memory put in place.
     Vector,
+    /// FLDCW, after a look at whether exceptions stay masked.
+    LoadControl,
     /// LEA.
     Address,
     /// PUSH of a register or constant.
@@ -132,10 +134,13 @@ impl Host {
     }
 }
 
-/// How to translate an instruction of 64-bit code; for [`Kind::Vector`], what it demands. It is the same for all of the same
+/// How to translate an instruction of 64-bit code; for [`Kind::Vector`] and [`Kind::LoadControl`], what it demands. It is the same for all of the same
 /// form (see [`super::facts`]).
 pub(super) fn kind(instruction: &Instruction, host: &Host) -> (Kind, Option<Passed>) {
     match (integer(instruction, host), passes(instruction)) {
+        (Kind::Interpreted, Some(passed)) if instruction.mnemonic() == Mnemonic::Fldcw => {
+            (Kind::LoadControl, Some(passed))
+        }
         (Kind::Interpreted, Some(passed)) => (Kind::Vector, Some(passed)),
         (kind, _) => (kind, None),
     }

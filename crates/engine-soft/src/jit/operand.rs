@@ -4,7 +4,7 @@ use iced_x86::{Code, EncodingKind, Instruction, Register};
 
 use super::asm::{Mem, Reg, Two, at, cc};
 use super::emit::Emitter;
-use super::helper::Site;
+use super::helper::{Site, marks};
 use super::laps::Laps;
 use super::registers::{A, B, C, Home, home, sized};
 use super::rewrite::{Registers, rewrite};
@@ -41,7 +41,7 @@ pub(super) fn adds_base(op: &Op) -> bool {
 impl Emitter<'_> {
     /// The memory operand's effective address (without its segment's base) to `to`, by LEA, 32 or 64 bits wide. Uses [`A`]
     /// and [`B`]; changes no flag.
-    fn effective_address(&mut self, to: Reg, op: &Op, next: u32, cut: bool) -> Option<()> {
+    pub(super) fn effective_address(&mut self, to: Reg, op: &Op, next: u32, cut: bool) -> Option<()> {
         let parts = self.address_parts(op, next);
         self.put_address(to, parts, op.address_mask, cut)
     }
@@ -149,8 +149,11 @@ impl Emitter<'_> {
 
     /// The number of a record of step `i` whose handler comes back here, completed by `more`.
     pub(super) fn site_back(&mut self, i: usize, more: impl FnOnce(&mut Site)) -> u64 {
-        let (back, level) = (self.a.here() as u32, self.level.map_or(0, |level| level as u8));
-        let mut site = Site { back, level, ..self.record(i) };
+        let (back, level) = (self.a.here() as u32, self.units.level.map_or(0, |level| level as u8));
+        let mut site = Site { back, level, ..self.site_of(i) };
+        if self.units.x87 {
+            site.marks |= marks::X87;
+        }
         more(&mut site);
         self.add_site(site)
     }
@@ -369,7 +372,7 @@ impl Emitter<'_> {
     }
 
     /// The displacement of a memory operand that is one from the stack pointer alone.
-    fn on_stack(&self, i: usize, alignment: u8) -> Option<i32> {
+    pub(super) fn on_stack(&self, i: usize, alignment: u8) -> Option<i32> {
         let op = self.at(i).1;
         let simple = op.base == 4
             && usize::from(op.index) == ZERO

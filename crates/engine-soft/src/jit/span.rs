@@ -6,7 +6,7 @@ use iced_x86::Code;
 use super::native::Kind;
 use super::step::Step;
 use crate::interp::op::{Op, ZERO};
-use crate::vector::pass::Level;
+use crate::vector::pass::Units;
 
 /// The longest span, in bytes. Spans are rarely longer, and a longer one crosses pages more often.
 const MAX_SPAN: i64 = 1024;
@@ -157,8 +157,8 @@ pub(super) struct Row {
     pub(super) end: usize,
     pub(super) spans: [Span; BASES],
     pub(super) count: usize,
-    /// The vector registers that it wants.
-    pub(super) level: Option<Level>,
+    /// What it wants in the host's registers.
+    pub(super) units: Units,
 }
 
 impl Row {

@@ -68,6 +68,12 @@ pub struct State {
     pub(super) crossings: u64,
     /// Address of the function that translates one.
     pub(super) apart: u64,
+    /// Address of the function that brings the x87 state into the host's unit.
+    pub(super) bring_x87: u64,
+    /// What FLDCW loads.
+    pub(super) x87_control: u64,
+    /// A [`crate::vector::pass::X87`].
+    pub(super) x87: u64,
     /// Address of the translator.
     pub(super) translator: u64,
     /// Address of the arena, as it is executed, and where it can be written.
@@ -156,6 +162,9 @@ impl State {
             rows: 0,
             crossings: 0,
             apart: 0,
+            bring_x87: 0,
+            x87_control: 0,
+            x87: 0,
             translator: 0,
             arena: 0,
             writable: 0,

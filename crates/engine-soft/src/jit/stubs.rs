@@ -14,6 +14,7 @@ use super::registers::{A, B, BUDGET, C, PIN, STACK, TABLE, resident};
 use super::state::field;
 use crate::interp::cpu::Cpu;
 use crate::mmu::tlb::{DataRow, ENTRIES, FETCH_ENTRIES};
+use crate::vector::Quirks;
 use crate::vector::pass::{LEVELS, Level, host_has_avx512, offset};
 
 /// log2 of the number of jump targets remembered.
@@ -154,6 +155,8 @@ pub(super) struct Stubs {
     pub(super) by_interpreter: usize,
     /// For what is rarely executed.
     pub(super) misses: Misses,
+    /// What the x87 unit records.
+    pub(super) quirks: Quirks,
     /// Length of all.
     pub(super) length: usize,
 }
@@ -501,6 +504,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
             interrupt_return,
             by_interpreter,
             misses,
+            quirks: Quirks::host(),
             length,
         },
     )

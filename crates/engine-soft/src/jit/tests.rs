@@ -18,6 +18,7 @@ mod tables;
 mod targets;
 mod time;
 mod vectors;
+mod x87;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use ringfence_oracle::Random;
 use ringfence_x86::segment::attribute;
 use ringfence_x86::{Cr0, Cr4, Efer, Exception};
 
+use generate::Mix;
 use pair::{Pair, run_rounds, run_rounds_of};
 
 use super::{Jit, Options, SMALLEST_CODE};
@@ -117,12 +119,23 @@ fn bytes(machine: &Interpreter, at: u64, len: usize) -> Vec<u8> {
 
 /// Runs random programs for `count` rounds.
 fn rounds(seed: u64, count: u64, options: Options) -> u64 {
-    run_rounds(Pair::new(options, false), seed, count)
+    run_rounds(Pair::new(options, Mix::Integers), seed, count)
 }
 
 /// Likewise, with vector instructions.
 fn vector_rounds(seed: u64, count: u64, options: Options) -> u64 {
-    run_rounds(Pair::new(options, true), seed, count)
+    run_rounds(Pair::new(options, Mix::Vectors), seed, count)
+}
+
+/// Likewise, with x87 and MMX instructions, on processors that record more or less of them.
+fn x87_rounds(seed: u64, count: u64, options: Options) -> u64 {
+    let of = |bits| {
+        let pair = Pair::new(options, Mix::X87).recording(x87::quirks(bits));
+        // Most of them as the host's, which are more likely to be this way.
+        let count = if bits == 0 { count / 2 } else { count / 14 };
+        run_rounds(pair, seed << 8 | bits, count)
+    };
+    (0..8).map(of).sum()
 }
 
 fn seed(default: u64) -> u64 {
@@ -179,9 +192,30 @@ fn random_vector_programs_partly_interpreted_run_as_in_the_interpreter() {
 }
 
 #[test]
+fn random_x87_instructions_one_at_a_time_run_as_in_the_interpreter() {
+    let options = Options { region: 1, exact_flags: true, ..OPTIONS };
+    assert!(x87_rounds(seed(11), count(1000), options) > 1000);
+}
+
+#[test]
+fn random_x87_programs_run_as_in_the_interpreter() {
+    assert!(x87_rounds(seed(12), count(3000), OPTIONS) > 1000);
+}
+
+#[test]
+fn random_x87_programs_with_exact_flags_run_as_in_the_interpreter() {
+    assert!(x87_rounds(seed(13), count(3000), Options { exact_flags: true, ..OPTIONS }) > 1000);
+}
+
+#[test]
+fn random_x87_programs_partly_interpreted_run_as_in_the_interpreter() {
+    assert!(x87_rounds(seed(14), count(3000), Options { threshold: 3, ..OPTIONS }) > 300);
+}
+
+#[test]
 fn random_programs_in_the_smallest_code_memory_run_as_in_the_interpreter() {
-    for (seed, vectors) in [(seed(9), false), (seed(10), true)] {
-        let mut pair = Pair::new(Options { code_size: SMALLEST_CODE, ..OPTIONS }, vectors);
+    for (seed, mix) in [(seed(9), Mix::Integers), (seed(10), Mix::Vectors), (seed(15), Mix::X87)] {
+        let mut pair = Pair::new(Options { code_size: SMALLEST_CODE, ..OPTIONS }, mix);
         run_rounds_of(&mut pair, seed, count(3000));
         // A round given up takes the counts with it.
         let sizes = &pair.jit.cache.sizes;

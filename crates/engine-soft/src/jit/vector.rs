@@ -9,48 +9,56 @@ use super::emit::Emitter;
 use super::helper::marks;
 use super::registers::A;
 use super::state::field;
-use crate::vector::pass::Level;
+use crate::vector::pass::{Level, Units};
 
-/// Where the code is that wants vector registers, as seen from a step.
+/// Where the code is that wants vector registers or the x87 unit, as seen from a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Before,
     Behind,
 }
 
+impl Side {
+    /// Marks of the site for where they may not be had: the region is left in front of the step, with its handler's help, or behind it.
+    pub(super) fn marks(self) -> u8 {
+        if self == Self::Before { marks::ENDS } else { marks::DONE }
+    }
+}
+
 impl Emitter<'_> {
     pub(super) fn vector(&mut self, i: usize) -> Option<()> {
         let passed = self.at(i).0.facts.passed?;
-        if !self.has_level(passed.level) {
-            if self.group.is_some() {
-                return None;
-            }
-            self.want_level(passed.level, i);
+        if self.group.is_some() && !self.units.cover(passed.units) {
+            return None;
         }
-        self.place(i, passed.alignment)
+        self.want(passed.units, i);
+        self.place(i, passed.alignment)?;
+        if passed.records { self.recorded(i) } else { Some(()) }
     }
 
-    fn has_level(&self, level: Level) -> bool {
-        self.level.is_some_and(|known| known >= level)
-    }
-
-    /// Makes sure in front of step `i` that vector registers are in the host's. Uses `A`; changes flags.
-    pub(super) fn want_level(&mut self, level: Level, i: usize) {
-        if !self.has_level(level) {
+    /// Makes sure in front of step `i` that all of this is in the host's registers. Uses `A`; changes flags.
+    pub(super) fn want(&mut self, units: Units, i: usize) {
+        if !self.units.cover(units) {
             self.keep_flags(i);
-            self.load_level(level, i, Side::Before);
+            self.load(units, i, Side::Before);
         }
     }
 
-    /// Loads vector registers where they may be in the vCPU. Flags are stored.
-    pub(super) fn load_level(&mut self, level: Level, step: usize, side: Side) {
+    /// Loads what may be missing. Flags are stored.
+    pub(super) fn load(&mut self, units: Units, step: usize, side: Side) {
+        if let Some(level) = units.level.filter(|&level| self.units.level < Some(level)) {
+            self.load_level(level, step, side);
+        }
+        if units.x87 && !self.units.x87 {
+            self.load_x87(step, side);
+        }
+    }
+
+    fn load_level(&mut self, level: Level, step: usize, side: Side) {
         self.a.imm_mem32(Imm::Cmp, field::level(), level as i32);
         let missing = self.a.jcc(cc::B);
-        (self.host_flags, self.level) = (false, Some(level));
-        // Where they may not be loaded, the region is left in front of the step, with its handler's help, or behind it.
-        let id = self.site_back(step, |site| {
-            site.marks = if side == Side::Before { marks::ENDS } else { marks::DONE }
-        });
+        (self.host_flags, self.units.level) = (false, Some(level));
+        let id = self.site_back(step, |site| site.marks = side.marks());
         self.lead_to_fixed([missing], self.stubs.misses.load, A, id);
     }
 }

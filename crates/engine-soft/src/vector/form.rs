@@ -339,6 +339,9 @@ impl VectorUnit {
             }
             self.registers.mxcsr |= self.registers.mxcsr_out & mxcsr::FLAGS;
         }
+        if form.x87 == Some(X87Kind::LoadControl) {
+            self.control_loaded(self.registers.bounce[0] as u16);
+        }
         if form.x87 == Some(X87Kind::Operation) {
             let raised = status & result::X87_ERROR != 0;
             self.record(raised, location);
@@ -424,7 +427,7 @@ pub(super) fn wants_64bit_mode(instruction: &Instruction, bytes: &[u8]) -> bool 
 }
 
 /// Whether the instruction is of the x87 unit proper (FXSAVE and MMX are not).
-fn is_x87(instruction: &Instruction) -> bool {
+pub(super) fn is_x87(instruction: &Instruction) -> bool {
     use iced_x86::CpuidFeature;
     instruction.mnemonic() == Mnemonic::Wait
         || instruction

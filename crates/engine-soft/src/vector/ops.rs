@@ -23,6 +23,11 @@ use crate::status::Status;
 /// holds its [`Slots`].
 const OPCODE: u32 = 20;
 
+/// The opcode that the x87 unit records of an operation.
+pub(crate) fn recorded_opcode(op: &Op) -> u16 {
+    (op.aux >> OPCODE) as u16
+}
+
 /// The operation for an instruction of this module; `None` for any other. `bytes` are those it was decoded from.
 pub fn lower(cpu: &mut Cpu, instruction: &Instruction, bytes: &[u8]) -> Option<Op> {
     if !table::concerns(instruction) {
@@ -330,7 +335,7 @@ impl Cpu {
         Location {
             cs: self.segment(SegmentRegister::Cs).selector.0,
             ip: self.rip().wrapping_sub(op.length.into()),
-            opcode: (op.aux >> OPCODE) as u16,
+            opcode: recorded_opcode(op),
             data,
         }
     }

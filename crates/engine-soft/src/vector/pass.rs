@@ -1,16 +1,19 @@
-//! Which instructions the translator may execute as they are, with the guest's vector registers in the host's.
+//! Which instructions the translator may execute as they are, with the guest's vector registers in the host's, and its x87 state.
 //!
-//! All that the table lists, but for those with rules of their own: x87 and MMX, whose records show addresses, and gathers and
-//! scatters.
+//! All that the table lists, but for those with rules of their own: gathers and scatters, moves of masked bytes, and what saves, loads or
+//! resets state. x87 and MMX instructions run as they are only while none of them can raise an exception of the unit's own
+//! ([`X87::Ready`]). Then all that is to be kept of one is where it was, which x87 operations record: the host's unit records it as well,
+//! but with the host's addresses.
 
 use std::sync::OnceLock;
 
-use iced_x86::{EncodingKind, Instruction, OpKind};
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
 
-use super::form::{Requirement, names_mmx, operand_alignment};
+use super::floating::uses_mxcsr;
+use super::form::{Requirement, is_x87, names_mmx, operand_alignment};
 use super::state::Registers;
 use super::store::Vector;
-use super::table;
+use super::table::{self, X87Kind};
 
 /// Which registers must be in the host's for an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,15 +37,54 @@ pub(crate) fn host_has_avx512() -> bool {
     *HAS.get_or_init(|| is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw"))
 }
 
+/// Whether x87 and MMX instructions may be executed as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum X87 {
+    /// They may once the guest's x87 state is in the host's unit, if it then turns out that nothing is in the way.
+    Away = 0,
+    /// They may: the state is there, the instructions are enabled, all exceptions are masked, and none is pending.
+    Ready = 1,
+    /// They may not.
+    Refused = 2,
+}
+
+/// What must be in the host's registers for an instruction, or is known to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Units {
+    /// Vector registers; `None` for none.
+    pub(crate) level: Option<Level>,
+    /// The x87 state, and [`X87::Ready`].
+    pub(crate) x87: bool,
+}
+
+impl Units {
+    /// Nothing.
+    pub(crate) const NONE: Self = Self { level: None, x87: false };
+
+    /// This and that.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { level: self.level.max(other.level), x87: self.x87 | other.x87 }
+    }
+
+    /// Whether it is all of what is wanted.
+    pub(crate) fn cover(self, wanted: Self) -> bool {
+        self.and(wanted) == self
+    }
+}
+
 /// An instruction to be executed as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Passed {
-    pub(crate) level: Level,
+    /// What it wants in the host's registers.
+    pub(crate) units: Units,
     /// What the address of the memory operand must be a multiple of; 1 for anything.
     pub(crate) alignment: u8,
+    /// The x87 unit records where it is, and its operand in memory.
+    pub(crate) records: bool,
 }
 
-/// Whether a vector instruction of 64-bit code can be executed as it is.
+/// Whether a vector, x87 or MMX instruction of 64-bit code can be executed as it is.
 pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
     let mut level = match instruction.encoding() {
         EncodingKind::Legacy => Level::Sse,
@@ -50,14 +92,18 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
         EncodingKind::EVEX => Level::Avx512,
         _ => return None,
     };
+    let special = table::special(instruction);
     let plain = matches!(
-        table::special(instruction),
+        special,
         Some(table::Special::ZeroUpper | table::Special::ZeroAll | table::Special::StoreMxcsr)
     );
-    if !table::concerns(instruction) || table::special(instruction).is_some() && !plain {
+    let of_x87 = is_x87(instruction);
+    let plain_x87 = matches!(special, Some(table::Special::Wait | table::Special::StoreStatusAx));
+    if !table::concerns(instruction) || special.is_some() && !plain && !plain_x87 {
         return None;
     }
-    let mut vector = plain;
+    // Conversions of operands in memory to MMX registers obey MXCSR, which comes with vector registers.
+    let mut vector = plain || names_mmx(instruction) && uses_mxcsr(instruction.mnemonic());
     let mut alignment = 1;
     for operand in 0..instruction.op_count() {
         match instruction.op_kind(operand) {
@@ -67,14 +113,14 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
                     vector = true;
                 } else if register.is_k() {
                     (vector, level) = (true, Level::Avx512);
-                } else if !register.is_gpr() {
+                } else if !register.is_gpr() && !register.is_mm() && !register.is_st() {
                     return None;
                 }
             }
             OpKind::Memory => {
                 let size = instruction.memory_size().size();
                 // Where all of the operand may be accessed, nothing can be told from a mask's leaving parts of it alone.
-                let whole = matches!(size, 1 | 2 | 4 | 8 | 16 | 32 | 64);
+                let whole = matches!(size, 1 | 2 | 4 | 8 | 16 | 32 | 64) || of_x87 && size == 10;
                 if !whole || instruction.memory_index().is_vector_register() {
                     return None;
                 }
@@ -84,8 +130,11 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
             _ => return None,
         }
     }
-    let passes = vector && !names_mmx(instruction) && (level < Level::Avx512 || host_has_avx512());
-    passes.then_some(Passed { level, alignment })
+    let x87 = of_x87 || names_mmx(instruction) || instruction.mnemonic() == Mnemonic::Emms;
+    let passes = (vector || x87) && (!vector || level < Level::Avx512 || host_has_avx512());
+    let records = of_x87 && table::x87_kind(instruction.mnemonic()) == X87Kind::Operation;
+    let units = Units { level: vector.then_some(level), x87 };
+    passes.then_some(Passed { units, alignment, records })
 }
 
 impl Vector {
@@ -105,6 +154,25 @@ impl Vector {
         }
     }
 
+    /// Whether x87 and MMX instructions may be executed as they are.
+    #[inline(always)]
+    pub(crate) fn x87_passes(&self) -> X87 {
+        let denied = |requirement| self.enabled().fault(requirement).is_some();
+        if denied(Requirement::X87) || denied(Requirement::Mmx) {
+            return X87::Refused;
+        }
+        match self.unit.raises_nothing() {
+            None => X87::Away,
+            Some(true) => X87::Ready,
+            Some(false) => X87::Refused,
+        }
+    }
+
+    /// Brings the x87 state into the host's unit, for instructions to be executed as they are.
+    pub(crate) fn bring_x87(&mut self) {
+        self.unit.ensure_live();
+    }
+
     /// Address of the register file. It stays where it is as long as the vCPU does.
     #[inline(always)]
     pub(crate) fn registers_address(&self) -> u64 {
@@ -114,7 +182,7 @@ impl Vector {
 
 /// Offsets in the register file.
 pub(crate) mod offset {
-    use super::Registers;
+    use super::{Registers, Vector};
     use std::mem::offset_of;
 
     /// Register 0; the others follow, 64 bytes each.
@@ -125,4 +193,11 @@ pub(crate) mod offset {
     pub(crate) const MXCSR: i32 = offset_of!(Registers, mxcsr) as i32;
     /// Rust's.
     pub(crate) const MXCSR_HOST: i32 = offset_of!(Registers, mxcsr_host) as i32;
+
+    /// Of what the x87 unit records, in [`Vector`]: instruction pointer, its segment's selector, opcode, data pointer and its selector.
+    pub(crate) const FIP: usize = offset_of!(Vector, unit.pointers.fip);
+    pub(crate) const FCS: usize = offset_of!(Vector, unit.pointers.fcs);
+    pub(crate) const FOP: usize = offset_of!(Vector, unit.pointers.fop);
+    pub(crate) const FDP: usize = offset_of!(Vector, unit.pointers.fdp);
+    pub(crate) const FDS: usize = offset_of!(Vector, unit.pointers.fds);
 }

@@ -230,6 +230,9 @@ pub(super) fn sign_extend(value: u64, bits: u32) -> u64 {
     ((value << unused) as i64 >> unused) as u64
 }
 
+/// The exceptions' masks in the x87 control word.
+const EXCEPTIONS: u16 = 0x3f;
+
 thread_local! {
     /// The unit whose x87 state is in this thread's x87 registers; zero for none.
     static OWNER: Cell<u64> = const { Cell::new(0) };
@@ -248,6 +251,8 @@ pub struct VectorUnit {
     /// The x87 state when it is not live.
     image: Image,
     live: bool,
+    /// While it is: every x87 exception is masked, and none is pending.
+    masked: bool,
     /// Kept by hand, so that no host address shows.
     pub(super) pointers: Pointers,
     pub(super) quirks: Quirks,
@@ -265,6 +270,7 @@ impl VectorUnit {
             registers: Registers::boxed(),
             image: Image::default(),
             live: false,
+            masked: false,
             pointers: Pointers::default(),
             quirks: Quirks::host(),
             mxcsr_mask: 0xffff | if misaligned_sse { mxcsr::MM } else { 0 },
@@ -306,6 +312,12 @@ impl VectorUnit {
         valid
     }
 
+    /// The x87 unit records as a processor of another kind would.
+    #[cfg(test)]
+    pub(crate) fn set_quirks(&mut self, quirks: Quirks) {
+        self.quirks = quirks;
+    }
+
     /// The x87 unit's pointers.
     pub fn pointers(&self) -> Pointers {
         self.pointers
@@ -341,7 +353,23 @@ impl VectorUnit {
         debug_assert_eq!(OWNER.get(), 0, "another vCPU's x87 state was not parked on this thread");
         call::fxrstor(&self.image);
         self.live = true;
+        self.control_loaded(u16::from_le_bytes([self.image.0[0], self.image.0[1]]));
         OWNER.set(self.id);
+    }
+
+    /// The unit, which is live, has a new control word.
+    pub(super) fn control_loaded(&mut self, control: u16) {
+        self.masked = control & EXCEPTIONS == EXCEPTIONS && !self.x87_pending();
+    }
+
+    /// Whether x87 and MMX instructions that are enabled raise nothing, and the selectors that they record are there already where
+    /// none are recorded; `None` if that is not known, since the unit is not live.
+    #[inline(always)]
+    pub(super) fn raises_nothing(&self) -> Option<bool> {
+        // Where selectors are not recorded, an operation makes them zero. They are nearly always.
+        let selectors = self.quirks.tracks_selectors
+            || self.pointers.fcs == 0 && (self.pointers.fds == 0 || !self.quirks.tracks_data);
+        self.live.then_some(self.masked && selectors)
     }
 
     /// Takes the x87 state out of the host's registers. See the type's description.

@@ -232,6 +232,8 @@ pub(super) enum X87Kind {
     Operation,
     /// Checks, but records nothing.
     WaitingControl,
+    /// Likewise, and loads the control word: FLDCW.
+    LoadControl,
     /// Neither.
     Control,
 }
@@ -248,9 +250,8 @@ pub(super) fn x87_kind(mnemonic: Mnemonic) -> X87Kind {
         | Mnemonic::Fneni
         | Mnemonic::Fndisi
         | Mnemonic::Fnsetpm => X87Kind::Control,
-        Mnemonic::Wait | Mnemonic::Fldcw | Mnemonic::Fldenv | Mnemonic::Frstor | Mnemonic::Emms => {
-            X87Kind::WaitingControl
-        }
+        Mnemonic::Wait | Mnemonic::Fldenv | Mnemonic::Frstor | Mnemonic::Emms => X87Kind::WaitingControl,
+        Mnemonic::Fldcw => X87Kind::LoadControl,
         _ => X87Kind::Operation,
     }
 }

@@ -51,6 +51,9 @@ fields!(
     crossings,
     writable,
     apart,
+    bring_x87,
+    x87_control,
+    x87,
     arena,
     onward,
     stale_flag,
@@ -161,6 +164,11 @@ pub(in super::super) fn msr(number: u32) -> Mem {
 /// A guest register's slot.
 pub(in super::super) fn register(number: u8) -> Mem {
     at(PIN, 8 * i32::from(number))
+}
+
+/// What the x87 unit records, by its offset in [`crate::vector::Vector`].
+pub(in super::super) fn x87_record(offset: usize) -> Mem {
+    at_distance(offset_of!(Cpu, vector) + offset)
 }
 
 /// RIP.

@@ -2,7 +2,7 @@
 
 use ringfence_oracle::Random;
 
-use super::{CODE_LEN, DATA, rows, vectors};
+use super::{CODE_LEN, DATA, rows, vectors, x87};
 
 /// A program.
 pub(super) struct Program {
@@ -348,8 +348,17 @@ fn vex(random: &mut Random) -> Vec<u8> {
     out
 }
 
-/// A program of 4 to 40 instructions, half of them vector instructions if those are wanted.
-pub(super) fn program(random: &mut Random, vectors: bool) -> Program {
+/// What half of a program's instructions are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mix {
+    Integers,
+    Vectors,
+    /// x87 and MMX, with some of vectors.
+    X87,
+}
+
+/// A program of 4 to 40 instructions.
+pub(super) fn program(random: &mut Random, mix: Mix) -> Program {
     let mut code = vec![0xcc; CODE_LEN];
     let start = match random.below(4) {
         0 => 0xf80 + random.below(0x7f),
@@ -393,7 +402,9 @@ pub(super) fn program(random: &mut Random, vectors: bool) -> Program {
                 }
                 last
             }
-            26..76 if vectors => vectors::instruction(random),
+            26..34 if mix == Mix::X87 => vectors::instruction(random),
+            26..76 if mix == Mix::X87 => x87::instruction(random),
+            26..76 if mix == Mix::Vectors => vectors::instruction(random),
             _ => from_table(random),
         };
         code[at..at + bytes.len()].copy_from_slice(&bytes);

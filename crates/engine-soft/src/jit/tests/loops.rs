@@ -160,7 +160,7 @@ fn program(random: &mut Random) -> Vec<u8> {
         bytes.extend([0x01, 0xc0]);
     }
     for _ in 0..body.random.below(3) {
-        let behind = body.other();
+        let behind = if body.random.chance(40) { body.access() } else { body.other() };
         code.set_buffer(std::mem::take(&mut bytes));
         put(&mut code, &behind);
         bytes = code.take_buffer();
@@ -169,7 +169,8 @@ fn program(random: &mut Random) -> Vec<u8> {
     for exit in exits {
         bytes[exit - 4..exit].copy_from_slice(&((out - exit) as i32).to_le_bytes());
     }
-    bytes.extend([0x0f, 0x0b]);
+    // mov rdx,[rbx]: what the soft TLB is asked behind branches out.
+    bytes.extend([0x48, 0x8b, 0x13, 0x0f, 0x0b]);
     bytes
 }
 

@@ -1,6 +1,7 @@
 //! Interpreter and translator side by side.
 
 use super::*;
+use crate::vector::Quirks;
 
 /// A vCPU and the translator under test.
 pub(super) struct Pair {
@@ -8,8 +9,10 @@ pub(super) struct Pair {
     subject: Interpreter,
     pub(super) jit: Jit,
     options: Options,
-    /// Programs have vector instructions.
-    vectors: bool,
+    /// What programs have besides integers.
+    mix: Mix,
+    /// What the x87 unit records.
+    quirks: Quirks,
     /// The program under way, for messages.
     code: Vec<u8>,
     start: u64,
@@ -23,9 +26,9 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn new(options: Options, vectors: bool) -> Self {
+    pub(super) fn new(options: Options, mix: Mix) -> Self {
         let (mut reference, mut subject) = (machine(), machine());
-        for cpu in [&mut reference.cpu, &mut subject.cpu].into_iter().filter(|_| vectors) {
+        for cpu in [&mut reference.cpu, &mut subject.cpu].into_iter().filter(|_| mix != Mix::Integers) {
             cpu.cr0 -= Cr0::EM;
             cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
             // Without AVX there is no such state, and VEX raises #UD.
@@ -38,7 +41,8 @@ impl Pair {
             subject,
             jit,
             options,
-            vectors,
+            mix,
+            quirks: Quirks::host(),
             code: Vec::new(),
             start: 0,
             seed: 0,
@@ -46,6 +50,19 @@ impl Pair {
             rewritten: false,
             given_up: 0,
         }
+    }
+
+    /// Likewise, with an x87 unit that records as a processor of another kind would.
+    pub(super) fn recording(mut self, quirks: Quirks) -> Self {
+        self.quirks = quirks;
+        self.jit.cache.stubs.quirks = quirks;
+        for machine in [&mut self.reference, &mut self.subject] {
+            machine.cpu.vector.unit.set_quirks(quirks);
+            for (number, segment) in machine.cpu.segments.iter_mut().enumerate() {
+                segment.selector.0 = 8 * number as u16 + 0x100;
+            }
+        }
+        self
     }
 
     /// Whether what is different now may be for flags that an instruction found as they were before a store into the code that
@@ -57,7 +74,7 @@ impl Pair {
     /// Gives the round up: both go on anew.
     fn give_up(&mut self) {
         let given_up = self.given_up + 1;
-        *self = Self { given_up, ..Self::new(self.options, self.vectors) };
+        *self = Self { given_up, ..Self::new(self.options, self.mix).recording(self.quirks) };
     }
 
     /// Loads a program and registers.
@@ -69,8 +86,16 @@ impl Pair {
         for pointer in generate::POINTERS {
             regs[usize::from(pointer)] = DATA + 0x800 + random.below(0x2800);
         }
-        if self.vectors {
+        if self.mix != Mix::Integers {
             self.load_vectors(random, &mut regs);
+        }
+        if self.mix == Mix::X87 {
+            let (state, switched) = (x87::state(random), random.chance(5));
+            for machine in [&mut self.reference, &mut self.subject] {
+                machine.cpu.vector.unit.set_x87(&state);
+                machine.cpu.cr0.set(Cr0::TS, switched);
+                machine.cpu.update_mode();
+            }
         }
         regs[4] &= !7;
         let flags = random.bits();
@@ -160,7 +185,7 @@ impl Pair {
             // Otherwise flags that nothing will look at may differ; a wrong one that something looks at shows there.
             self.same("flags", &a.status.canonical(), &b.status.canonical())?;
         }
-        if self.vectors {
+        if self.mix != Mix::Integers {
             self.compare_vectors()?;
         }
         if faulted {
@@ -174,6 +199,7 @@ impl Pair {
         if a.same(b) {
             return Ok(());
         }
+        self.same("x87 state", &a.x87(), &b.x87())?;
         let (a, b) = (a.vector_state(), b.vector_state());
         for i in 0..32 {
             self.same(&format!("zmm{i}"), &a.zmm[i], &b.zmm[i])?;
@@ -241,7 +267,7 @@ fn run_round(pair: &mut Pair, seed: u64) -> Result<(), String> {
     let mut random = Random::new(seed);
     let random = &mut random;
     (pair.seed, pair.origin, pair.rewritten) = (seed, pair.subject.cpu.retired, false);
-    let program = generate::program(random, pair.vectors);
+    let program = generate::program(random, pair.mix);
     pair.load(random, &program);
     let end = pair.subject.cpu.retired + 400;
     let mut faults = 0;

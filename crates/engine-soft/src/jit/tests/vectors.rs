@@ -7,7 +7,7 @@ use super::generate::{POINTERS, destination};
 
 /// What follows an opcode.
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+pub(super) enum Form {
     /// ModRM with anything.
     Any,
     /// ModRM with memory.
@@ -21,13 +21,13 @@ enum Form {
 use Form::{Any, Extension, Memory, Registers};
 
 /// Mandatory prefixes, as VEX numbers them.
-const NONE: u8 = 0;
-const P66: u8 = 1;
-const F3: u8 = 2;
-const F2: u8 = 3;
+pub(super) const NONE: u8 = 0;
+pub(super) const P66: u8 = 1;
+pub(super) const F3: u8 = 2;
+pub(super) const F2: u8 = 3;
 
 /// Prefixes, opcode map (1: 0F, 2: 0F 38, 3: 0F 3A), opcodes from the first to the last, form, whether a byte follows.
-type Template = (&'static [u8], u8, u8, u8, Form, bool);
+pub(super) type Template = (&'static [u8], u8, u8, u8, Form, bool);
 
 const PS_PD: &[u8] = &[NONE, P66];
 const ALL: &[u8] = &[NONE, P66, F3, F2];
@@ -223,7 +223,7 @@ fn operands(random: &mut Random, form: Form, out: &mut Vec<u8>) -> u8 {
     rex
 }
 
-fn legacy(random: &mut Random, template: Template) -> Vec<u8> {
+pub(super) fn legacy(random: &mut Random, template: Template) -> Vec<u8> {
     let (prefixes, map, first, last, form, constant) = template;
     let mut tail = Vec::new();
     let mut rex = 0x40 | operands(random, form, &mut tail);

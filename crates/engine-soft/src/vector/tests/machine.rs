@@ -286,7 +286,7 @@ fn machine_without_vectors() -> Interpreter {
     let mut table = CpuidTable::default();
     table.set(0, 0, host_cpuid(0, 0));
     let mut m = machine(host_table());
-    m.cpu.vector = Box::new(crate::vector::Vector::new(&table).expect("code memory"));
+    m.cpu.vector = crate::vector::Vector::new(&table).expect("code memory");
     m.cpu.update_mode();
     m
 }
