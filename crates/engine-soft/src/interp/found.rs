@@ -24,10 +24,15 @@ pub(super) mod marks {
     pub(in super::super) const FLOWS: u8 = 16;
 }
 
+/// LOOP, LOOPE, LOOPNE, JECXZ and JRCXZ.
+pub(crate) fn is_counted(instruction: &Instruction) -> bool {
+    instruction.is_loop() || instruction.is_loopcc() || instruction.is_jcx_short()
+}
+
 pub(super) fn marks_of(instruction: &Instruction, same: bool) -> Marks {
     // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
-    let passes =
-        instruction.is_jcc_short_or_near() && instruction.op0_kind() == iced_x86::OpKind::NearBranch64;
+    let branches = instruction.is_jcc_short_or_near() || is_counted(instruction);
+    let passes = branches && instruction.op0_kind() == iced_x86::OpKind::NearBranch64;
     let mark = |there, mark| if there { mark } else { 0 };
     marks::EXISTS
         | mark(same, marks::SAME)

@@ -7,6 +7,7 @@ use iced_x86::{Code, Instruction};
 use super::asm::{Imm, Mem, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::kept::named;
+use super::links::reads_flags;
 use super::loops::Loop;
 use super::native::Kind;
 use super::registers::{A, B, BUDGET, C, Home, home, sized};
@@ -174,11 +175,13 @@ impl Emitter<'_> {
     fn end_lap(&mut self, all: &Loop, top: usize) -> Option<()> {
         self.scratch_is_free(all.end)?;
         let (step, op) = self.at(all.end);
-        self.restore_flags(A);
+        if reads_flags(op.code) {
+            self.restore_flags(A);
+        }
         if self.source.wanted_at(step.target()) != 0 {
             self.save_flags();
         }
-        let site = self.a.jcc(op.condition);
+        let site = self.jump_if(op);
         self.a.patch(site, top as i64);
         if self.laps == Laps::WithoutTable {
             load_table(&mut self.a);

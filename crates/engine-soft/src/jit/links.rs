@@ -1,13 +1,15 @@
 //! How translated code goes from place to place: direct branches, calls and returns.
 
-use super::asm::{Imm, Mem, RSP, Two, at, cc};
+use iced_x86::Code;
+
+use super::asm::{Imm, Mem, RSP, Reg, Two, at, cc};
 use super::cold::Side;
 use super::emit::Emitter;
 use super::laps::Laps;
 use super::registers::{A, B, C, STACK};
 use super::state::field;
 use super::stubs::{Target, enter_page, fetch_entry, load_table};
-use crate::interp::op::prefix;
+use crate::interp::op::{Op, prefix};
 use crate::vector::pass::Units;
 use ringfence_memory::GuestAddress;
 
@@ -199,15 +201,17 @@ impl Emitter<'_> {
 
     pub(super) fn branch(&mut self, i: usize) -> Option<()> {
         let (step, op) = self.at(i);
-        let (condition, target, refund) = (op.condition, step.target(), step.behind);
-        self.restore_flags(A);
+        let (target, refund) = (step.target(), step.behind);
+        if reads_flags(op.code) {
+            self.restore_flags(A);
+        }
         let inside = self.source.inside(target);
         let wanted = self.source.wanted_at(target) != 0;
         if inside.is_some() && wanted {
             // The host's flags stay as they are.
             self.save_flags();
         }
-        let site = self.a.jcc(condition);
+        let site = self.jump_if(op);
         let save = wanted && !self.stored_flags;
         let table = self.laps == Laps::WithoutTable;
         match (inside, page_offset(target)) {
@@ -218,6 +222,39 @@ impl Emitter<'_> {
             _ => self.sides.push(Side { site, target, inside, save, refund, table }),
         }
         Some(())
+    }
+
+    /// Jumps if a conditional branch is taken, whose flags are in the host's, if it reads any. Changes no flag.
+    pub(super) fn jump_if(&mut self, op: &Op) -> usize {
+        use Code as C;
+        // LEA leaves the flags alone.
+        match op.code {
+            C::Loop_rel8_64_RCX | C::Loope_rel8_64_RCX | C::Loopne_rel8_64_RCX => {
+                self.a.rm(Two::Lea, RCX, at(RCX, -1));
+            }
+            C::Loop_rel8_64_ECX | C::Loope_rel8_64_ECX | C::Loopne_rel8_64_ECX => {
+                self.a.rm32(Two::Lea, RCX, at(RCX, -1));
+            }
+            _ => {}
+        }
+        // What comes before a JMP, which has five bytes, and whether a count of zero leads to that or behind it.
+        let (before, zero): (&[u8], _) = match op.code {
+            C::Loop_rel8_64_RCX | C::Loop_rel8_64_ECX => (&[], false),
+            C::Loope_rel8_64_RCX | C::Loope_rel8_64_ECX => (&[0x75, 5], false), // jne
+            C::Loopne_rel8_64_RCX | C::Loopne_rel8_64_ECX => (&[0x74, 5], false), // je
+            C::Jrcxz_rel8_64 | C::Jecxz_rel8_64 => (&[0xeb, 5], true),
+            _ => return self.a.jcc(op.condition),
+        };
+        if matches!(
+            op.code,
+            C::Loop_rel8_64_ECX | C::Loope_rel8_64_ECX | C::Loopne_rel8_64_ECX | C::Jecxz_rel8_64
+        ) {
+            self.a.bytes(&[0x67]);
+        }
+        let over = before.len() as u8 + if zero { 0 } else { 5 };
+        self.a.bytes(&[0xe3, over]); // jrcxz
+        self.a.bytes(before);
+        self.a.jmp()
     }
 
     /// Pushes the address behind step `i` to `slot`, and to the host's stack. Uses [`B`].
@@ -325,6 +362,15 @@ impl Emitter<'_> {
         self.slow_unless_covered(i, check);
         Some(())
     }
+}
+
+const RCX: Reg = Reg(1);
+
+/// Whether a conditional branch looks at flags: not if only at a count.
+pub(super) fn reads_flags(code: Code) -> bool {
+    use Code as C;
+    let counts = [C::Loop_rel8_64_RCX, C::Loop_rel8_64_ECX, C::Jrcxz_rel8_64, C::Jecxz_rel8_64];
+    !counts.contains(&code)
 }
 
 /// A target in the page.

@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind};
 
+use crate::interp::found::is_counted;
 use crate::vector::pass::{Passed, passes};
 
 /// How an instruction is translated.
@@ -67,7 +68,7 @@ pub(super) enum Kind {
     Nothing,
     /// Relative JMP.
     Jump,
-    /// Jcc.
+    /// Jcc, LOOP, LOOPE, LOOPNE, JECXZ and JRCXZ.
     Branch,
     /// Relative CALL.
     Call,
@@ -206,7 +207,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         },
         M::Div if operands_fit(instruction) => Kind::Divide,
         M::Idiv if operands_fit(instruction) => Kind::DivideSigned,
-        _ if instruction.is_jcc_short_or_near() => match instruction.op0_kind() {
+        _ if instruction.is_jcc_short_or_near() || is_counted(instruction) => match instruction.op0_kind() {
             OpKind::NearBranch64 => Kind::Branch,
             _ => Kind::Interpreted,
         },

@@ -391,7 +391,12 @@ pub(super) fn program(random: &mut Random, mix: Mix) -> Program {
             22 | 24 => repeated(random),
             25 if random.chance(50) => control(random),
             25 => base(random),
-            23 => vec![0xe2, random.pick(&[0xfe, 0x00, 0x02])],
+            23 => {
+                // LOOPNE, LOOPE, LOOP or JRCXZ, or with ECX.
+                let mut bytes = if random.chance(30) { vec![0x67] } else { vec![] };
+                bytes.extend([0xe0 + random.below(4) as u8, random.pick(&[0xfe, 0x00, 0x02])]);
+                bytes
+            }
             26 | 76 => {
                 let mut row = rows::row(random);
                 let last = row.pop().unwrap_or_default();
