@@ -65,8 +65,8 @@ impl Emitter<'_> {
     fn emit_laps(&mut self, all: &Loop, held: bool) -> Option<()> {
         let counter = all.counter();
         // Two bits of the budget that take on all values in four laps.
-        let unit = self.source.steps[all.start].unit;
-        self.a.test_imm(BUDGET, 3 << unit.trailing_zeros());
+        let length = (all.end + 1 - all.start) as u32;
+        self.a.test_imm(BUDGET, 3 << length.trailing_zeros());
         self.go_back(all, cc::NE);
         let anew = self.a.here();
         if held && all.row.count > HOLDERS.len() {
@@ -96,12 +96,9 @@ impl Emitter<'_> {
             self.a.patch(site, anew as i64);
         }
         (self.host_flags, self.stored_flags, self.units) = (false, true, all.row.units);
-        self.a.imm(Imm::Sub, true, BUDGET, i32::from(unit));
-        let site = self.a.jcc(cc::L);
-        self.exceeded(site, all.start);
-
         let mut i = all.start;
         while i < all.end {
+            self.take_unit(i)?;
             let straight = |&n: &usize| n < all.end && self.source.steps[n].kind != Kind::Branch;
             let end = (i..i + MOST_STEPS).take_while(straight).last().map_or(i, |last| last + 1);
             if end == i {
@@ -113,7 +110,26 @@ impl Emitter<'_> {
                 i = end;
             }
         }
+        self.take_unit(all.end)?;
         self.end_lap(all, top)
+    }
+
+    /// Takes the unit that starts with step `i`, if one does, off the budget.
+    fn take_unit(&mut self, i: usize) -> Option<()> {
+        let unit = self.source.steps[i].unit;
+        if unit != 0 {
+            if self.source.wanted_before(i) != 0 {
+                if self.laps != Laps::Shared && !self.stored_flags {
+                    return None;
+                }
+                self.save_flags();
+            }
+            (self.host_flags, self.stored_flags) = (false, true);
+            self.a.imm(Imm::Sub, true, BUDGET, i32::from(unit));
+            let site = self.a.jcc(cc::L);
+            self.exceeded(site, i);
+        }
+        Some(())
     }
 
     /// Steps of a lap that come one after another, along which registers are kept.
@@ -206,12 +222,8 @@ impl Emitter<'_> {
     }
 
     /// What comes before the laps: for each base its distance to the host, to the vCPU; and at what value of the counter they end. Flags
-    /// are in the vCPU.
+    /// are in the vCPU, and vector registers where the lap before, in the first code, has wanted them.
     fn enter_laps(&mut self, all: &Loop, counter: Option<u8>) -> Option<()> {
-        if let Some(level) = all.row.units.level {
-            self.a.imm_mem32(Imm::Cmp, field::level(), level as i32);
-            self.go_back(all, cc::B);
-        }
         let mut limited = false;
         for (place, span) in all.row.spans().iter().enumerate() {
             self.find_distance(all, span)?;

@@ -89,7 +89,8 @@ impl Emitter<'_> {
         let mut changed = 0;
         for i in start..=end {
             let step = &self.source.steps[i];
-            if i > start && self.starts_anew(i) {
+            // Units may start behind branches.
+            if i > start && (step.label || self.source.steps[i - 1].last) {
                 return None;
             }
             match step.kind {
