@@ -58,7 +58,13 @@ impl Emitter<'_> {
                     return None;
                 }
                 // An index of vector registers counts as none here; nothing with one is translated.
-                if usize::from(op.base) >= RIP || !self.is_plain(op) {
+                // 64-bit code hardly ever names an address without a base.
+                let counted = match usize::from(op.base) {
+                    RIP => false,
+                    ZERO => self.is_narrow(),
+                    _ => true,
+                };
+                if !counted || !self.is_plain(op) {
                     return None;
                 }
                 let (from, size) = (op.displacement, i64::from(facts.size));
@@ -201,9 +207,9 @@ impl Emitter<'_> {
 
     /// The address `displacement` from what a row counts from. Uses [`A`] and [`B`].
     pub(super) fn row_address(&mut self, base: Base, displacement: i32) -> Mem {
-        let register = self.fetch(base.register, A);
+        let register = (usize::from(base.register) != ZERO).then(|| self.fetch(base.register, A));
         let index = (usize::from(base.index) != ZERO).then(|| (self.fetch(base.index, B), base.scale));
-        Mem { base: Some(register), index, disp: displacement }
+        Mem { base: register, index, disp: displacement }
     }
 
     /// Emits the row that starts with step `i` and returns the index behind it; `None` if there is none.

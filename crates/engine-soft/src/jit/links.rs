@@ -350,15 +350,12 @@ impl Emitter<'_> {
     }
 
     pub(super) fn ret(&mut self, i: usize) -> Option<()> {
-        let released = self.at(i).1.immediate & 0xffff;
-        if released != 0 {
-            return None;
-        }
+        let released = (self.at(i).1.immediate & 0xffff) as i32;
         // A row keeps its address in A.
         self.save_flags_with(B);
         let (slot, check) = self.check_pop(i);
         self.load_pointer(A, slot);
-        self.settle_stack(self.word());
+        self.settle_stack(self.word() + released);
         self.a.rm(Two::Cmp, A, at(RSP, 8));
         let site = self.a.jcc(cc::NE);
         self.a.ret();

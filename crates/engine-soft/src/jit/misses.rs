@@ -87,8 +87,8 @@ fn find_record(a: &mut Assembler, shift: u8, first: Mem) {
     a.rm(Two::Add, C, first);
 }
 
-/// The site whose number was put by.
-fn find_site(a: &mut Assembler) {
+/// The address of the site whose number was put by to [`C`].
+pub(super) fn find_site(a: &mut Assembler) {
     find_record(a, SITE_SHIFT, field::sites());
 }
 

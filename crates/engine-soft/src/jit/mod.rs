@@ -454,7 +454,7 @@ impl Jit {
         address: GuestAddress,
         executed: impl Fn(GuestAddress) -> bool,
     ) {
-        let address = CodeAddress::new(address, !cpu.is_64bit());
+        let Some(address) = cpu.mode().map(|mode| mode.at(address)) else { return };
         if self.cache.find(address).is_none() {
             let _ = self.translate_now(cpu, address, |_, other| executed(other));
         }

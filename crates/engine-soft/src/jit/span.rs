@@ -24,7 +24,7 @@ pub(super) struct Access {
     pub(super) alignment: u8,
 }
 
-/// What displacements are counted from: a base register and, if it is not [`ZERO`], an index register and its shift.
+/// What displacements are counted from: a base register and an index register with its shift, each if it is not [`ZERO`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Base {
     pub(super) register: u8,
@@ -52,8 +52,8 @@ impl Base {
 
     /// How far it moves when its registers do.
     pub(super) fn moved(self, by: impl Fn(u8) -> i64) -> i64 {
-        let index = if usize::from(self.index) == ZERO { 0 } else { by(self.index) << self.scale };
-        by(self.register) + index
+        let by = |register| if usize::from(register) == ZERO { 0 } else { by(register) };
+        by(self.register) + (by(self.index) << self.scale)
     }
 }
 

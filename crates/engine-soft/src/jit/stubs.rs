@@ -7,6 +7,7 @@
 use std::mem::offset_of;
 
 use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
+use super::helper::Site;
 use super::interrupt_return;
 use super::misses::{self, Around, Misses};
 use super::privilege::{self, Ways};
@@ -14,6 +15,7 @@ use super::registers::{A, B, BUDGET, C, PIN, STACK, TABLE, resident};
 use super::state::field;
 use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::Cpu;
+use crate::interp::op::Op;
 use crate::mmu::tlb::{DataRow, ENTRIES, FETCH_ENTRIES};
 use crate::vector::Quirks;
 use crate::vector::pass::{LEVELS, Level, host_has_avx512, offset};
@@ -549,11 +551,16 @@ fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize, wor
     a.jmp_reg(B);
     a.bind(missing);
     // Where it may fault, the handler executes it, from before it.
+    misses::find_site(a);
+    // What it takes off besides.
+    a.load_word(C, at(C, (offset_of!(Site, op) + offset_of!(Op, immediate)) as i32));
     let before = at(STACK, -word);
     if word == 4 {
-        a.rm32(Two::Lea, STACK, before)
+        a.rm32(Two::Lea, STACK, before);
+        a.rr32(Two::Sub, STACK, C);
     } else {
-        a.rm(Two::Lea, STACK, before)
+        a.rm(Two::Lea, STACK, before);
+        a.rr(Two::Sub, STACK, C);
     }
     a.rm32(Two::Load, A, field::link());
     a.call_to(interpret as i64);

@@ -168,9 +168,14 @@ fn row(random: &mut Random) -> Vec<Vec<u8>> {
     (0..3 + random.below(8))
         .map(|_| {
             let (base, reg) = (random.pick(&bases), random.pick(&[0, 1, 2, 5]));
+            let absolute = random.chance(20);
             let displacement =
                 if random.chance(20) { random.bits() as i8 } else { 4 * random.below(16) as i8 };
             let operand = |opcode: &[u8]| {
+                if absolute {
+                    let at = (DATA + 0x1000 + displacement as u8 as u64) as u32;
+                    return [opcode, &[reg << 3 | 5], &at.to_le_bytes()].concat();
+                }
                 let sib: &[u8] = if base == 4 { &[0x24] } else { &[] };
                 [opcode, &[0x40 | reg << 3 | base], sib, &[displacement as u8]].concat()
             };

@@ -29,13 +29,13 @@ fn run_from(
     ((exception, m.cpu.regs, m.cpu.retired, memory), m, jit)
 }
 
-/// Runs code under the interpreter and translated; both must end alike. Returns the end, and the share of translated code in percent.
+/// Runs code under the interpreter and translated; both must end alike. Returns the end, and the share of what handlers had no part in, in percent.
 fn same(code: &[u8], start: u64, change: impl Fn(&mut Cpu)) -> (End, u64) {
     let (expected, ..) = run_from(code, start, 200, &change);
     let (found, m, jit) = run_from(code, start, 1, &change);
     assert_eq!((found.0, found.1, found.2), (expected.0, expected.1, expected.2));
     assert!(found.3 == expected.3, "memory");
-    (found, 100 * jit.executed / m.cpu.retired.max(1))
+    (found, 100 * (jit.executed - m.cpu.translated.interpreted) / m.cpu.retired.max(1))
 }
 
 #[test]
@@ -60,6 +60,20 @@ fn recursive_fibonacci_is_right_and_translated() {
     // 10,946 leaves of 4 instructions, 10,945 inner calls of 12, and 2 around them.
     assert_eq!(m.cpu.retired, 10_946 * 4 + 10_945 * 12 + 2);
     assert!(m.cpu.retired - jit.executed + m.cpu.translated.interpreted < 20);
+}
+
+#[test]
+fn return_that_takes_arguments_off_the_stack_is_translated() {
+    // top: push eax; push ecx; call f; dec ecx; jnz top; ud2; f: inc eax; ret 8
+    let code = [0x50, 0x51, 0xe8, 5, 0, 0, 0, 0x49, 0x75, 0xf6, 0x0f, 0x0b, 0x40, 0xc2, 8, 0];
+    let (end, m, _) = run(&code, |cpu| (cpu.regs[0], cpu.regs[1]) = (0, 1000));
+    assert_eq!((end.0, m.cpu.regs[0], m.cpu.regs[4]), (Exception::UD, 1000, DATA + 0x2000));
+    assert!(m.cpu.translated.interpreted < 20, "{}", m.cpu.translated.interpreted);
+    // The same with another return address, so that it does not match the call: f: pop edx; lea edx,[edx]; push edx; and a target that
+    // nothing is known of.
+    let code = [0x50, 0x51, 0x68, 0, 0, 0, 0, 0xc2, 8, 0, 0x0f, 0x0b];
+    let ((exception, regs, ..), _) = same(&code, CODE, |cpu| cpu.regs[1] = 7);
+    assert_eq!((exception.vector, regs[4]), (ringfence_x86::Vector::PageFault, DATA + 0x2000));
 }
 
 #[test]
@@ -114,8 +128,13 @@ fn stack_pointer_wraps_at_4_gib() {
 
 #[test]
 fn stack_pointer_with_more_than_32_bits_is_cut() {
-    // push eax; pop edx; add edx,ecx; dec ecx; jnz top; ud2
-    let code = [0x50, 0x5a, 0x01, 0xca, 0x49, 0x75, 0xf9, 0x0f, 0x0b];
+    // top: mov [DATA+0x1ff0],ecx, so that the page is known; push eax; pop edx; dec ecx; jnz top; ud2
+    let code = [
+        &[0x89, 0x0d][..],
+        &(DATA as u32 + 0x1ff0).to_le_bytes(),
+        &[0x50, 0x5a, 0x49, 0x75, 0xf5, 0x0f, 0x0b],
+    ]
+    .concat();
     let ((exception, regs, ..), _) =
         same(&code, CODE, |cpu| (cpu.regs[1], cpu.regs[4]) = (100, 7 << 32 | (DATA + 0x2000)));
     assert_eq!((exception, regs[4]), (Exception::UD, DATA + 0x2000));
@@ -173,28 +192,34 @@ fn data_segment_that_is_not_flat_has_its_limit() {
 
 #[test]
 fn segment_of_its_own_base_is_used_and_limited() {
-    // top: add eax,gs:[ebx]; inc dword gs:[8]; dec ecx; jnz top; ud2
-    let code = [0x65, 0x03, 0x03, 0x65, 0xff, 0x05, 8, 0, 0, 0, 0x49, 0x75, 0xf3, 0x0f, 0x0b];
-    let with = |selector: u16, at: u64| {
+    // top: inc dword [edi]; add eax,gs:[ebx]; inc dword gs:[8]; mov ebx,esi; dec ecx; jnz top; ud2: where GS has no say, all are found in the
+    // soft TLB.
+    let code = [
+        0xff, 0x07, 0x65, 0x03, 0x03, 0x65, 0xff, 0x05, 8, 0, 0, 0, 0x89, 0xf3, 0x49, 0x75, 0xef, 0x0f, 0x0b,
+    ];
+    let with = |selector: u16, first: u64, then: u64| {
         same(&code, CODE, |cpu| {
             load(cpu, SegmentRegister::Gs, selector);
             cpu.update_mode();
-            (cpu.regs[1], cpu.regs[3]) = (100, at);
+            let base = cpu.segment(SegmentRegister::Gs).base;
+            (cpu.regs[1], cpu.regs[3], cpu.regs[6], cpu.regs[7]) = (100, first, then, base + 8);
             cpu.memory.write(GuestAddress(0x2_0ffe + 0x10), 7_u32).unwrap();
         })
     };
-    let ((exception, regs, _, memory), share) = with(selector::AHEAD, 0x10);
+    let ((exception, regs, _, memory), share) = with(selector::AHEAD, 0x10, 0x10);
     assert_eq!((exception, regs[0]), (Exception::UD, 700));
-    assert_eq!(memory[0x1006], 100);
+    assert_eq!(memory[0x1006], 200);
     assert!(share > 95, "{share} %");
     // Four bytes from there end with the segment, or go beyond it.
-    assert_eq!(with(selector::AHEAD, 0xffff_fffc).0.0, Exception::UD);
+    assert_eq!(with(selector::AHEAD, 0xffff_fff0, 0xffff_fffc).0.0, Exception::UD);
     for at in [0xffff_fffd, 0xffff_ffff] {
-        assert_eq!(with(selector::AHEAD, at).0.0, Exception::GP0);
+        let ((exception, regs, ..), _) = with(selector::AHEAD, 0xffff_fff0, at);
+        assert_eq!((exception, regs[1], regs[RIP]), (Exception::GP0, 99, CODE + 2));
     }
-    let ((exception, regs, ..), _) = with(selector::READABLE, DATA);
-    assert_eq!((exception, regs[RIP]), (Exception::GP0, CODE + 3), "what cannot be written is read");
-    assert_eq!(with(0, DATA).0.0, Exception::GP0, "there is no segment");
+    let ((exception, regs, ..), _) = with(selector::READABLE, 16, 16);
+    assert_eq!((exception, regs[RIP]), (Exception::GP0, CODE + 5), "what cannot be written is read");
+    let ((exception, regs, ..), _) = with(0, 16, 16);
+    assert_eq!((exception, regs[RIP]), (Exception::GP0, CODE + 2), "there is no segment");
 }
 
 #[test]
@@ -205,15 +230,24 @@ fn code_segment_is_not_written() {
     assert_eq!((exception, regs[RIP]), (Exception::GP0, CODE + 6));
 }
 
+/// Two pages of code, with these bytes at the start of the first and at an offset in the second.
+fn pages(first: &[u8], offset: usize, second: &[u8]) -> Vec<u8> {
+    let mut code = vec![0xcc; CODE_LEN];
+    code[..first.len()].copy_from_slice(first);
+    code[0x1000 + offset..][..second.len()].copy_from_slice(second);
+    code
+}
+
 #[test]
 fn branches_wrap_at_4_gib() {
-    // top: dec ecx; js out; jmp to the next instruction 1 GiB below 0; jmp top, 1 GiB above 4; out: ud2
-    let code = [0x49, 0x78, 10, 0xe9, 0, 0, 0, 0xc0, 0xe9, 0xf3, 0xff, 0xff, 0x3f, 0x0f, 0x0b];
+    // top: dec ecx; jmp to the next page 1 GiB below 0; there: js out; jmp top, 1 GiB above 4; out: ud2
+    let code =
+        pages(&[0x49, 0xe9, 0, 0x10, 0, 0xc0], 6, &[0x78, 5, 0xe9, 0xf3, 0xef, 0xff, 0x3f, 0x0f, 0x0b]);
     let ((exception, regs, ..), share) = same(&code, CODE, |cpu| cpu.regs[1] = 1000);
-    assert_eq!((exception, regs[RIP]), (Exception::UD, CODE + 13));
+    assert_eq!((exception, regs[RIP]), (Exception::UD, ALIAS32 + CODE + 0x100d));
     assert!(share > 95, "{share} %");
-    // top: dec ecx; js out; call the ret 1 GiB below 0; jmp top; out: ud2; ret
-    let code = [0x49, 0x78, 7, 0xe8, 4, 0, 0, 0xc0, 0xeb, 0xf6, 0x0f, 0x0b, 0xc3];
+    // top: dec ecx; js out; call the ret in the next page 1 GiB below 0; jmp top; out: ud2
+    let code = pages(&[0x49, 0x78, 7, 0xe8, 4, 0x10, 0, 0xc0, 0xeb, 0xf6, 0x0f, 0x0b], 12, &[0xc3]);
     let ((exception, regs, ..), share) = same(&code, CODE, |cpu| cpu.regs[1] = 1000);
     assert_eq!((exception, regs[RIP]), (Exception::UD, CODE + 10));
     assert!(share > 95, "{share} %");
