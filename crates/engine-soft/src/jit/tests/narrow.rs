@@ -72,12 +72,8 @@ pub(super) fn prepare(cpu: &mut Cpu, narrow: bool) {
     cpu.update_mode();
 }
 
-fn pair(options: Options, vectors: bool, modes: pair::Modes) -> Pair {
-    Pair::of(options, if vectors { Mix::Vectors } else { Mix::Integers }, modes)
-}
-
-fn narrow_rounds(seed: u64, count: u64, options: Options, vectors: bool) -> u64 {
-    let mut pair = pair(options, vectors, pair::Modes::Narrow);
+fn narrow_rounds(seed: u64, count: u64, options: Options, mix: Mix) -> u64 {
+    let mut pair = Pair::of(options, mix, pair::Modes::Narrow);
     run_rounds_of(&mut pair, seed, count);
     assert!(pair.share() > 85, "{} %", pair.share());
     pair.jit.cache.sizes.regions
@@ -86,33 +82,43 @@ fn narrow_rounds(seed: u64, count: u64, options: Options, vectors: bool) -> u64 
 #[test]
 fn random_32_bit_instructions_one_at_a_time_run_as_in_the_interpreter() {
     let options = Options { region: 1, exact_flags: true, ..OPTIONS };
-    assert!(narrow_rounds(seed(21), count(1000), options, false) > 1000);
+    assert!(narrow_rounds(seed(21), count(1000), options, Mix::Integers) > 1000);
 }
 
 #[test]
 fn random_32_bit_programs_run_as_in_the_interpreter() {
-    assert!(narrow_rounds(seed(22), count(3000), OPTIONS, false) > 1000);
+    assert!(narrow_rounds(seed(22), count(3000), OPTIONS, Mix::Integers) > 1000);
 }
 
 #[test]
 fn random_32_bit_programs_with_exact_flags_run_as_in_the_interpreter() {
-    assert!(narrow_rounds(seed(23), count(3000), Options { exact_flags: true, ..OPTIONS }, false) > 1000);
+    assert!(
+        narrow_rounds(seed(23), count(3000), Options { exact_flags: true, ..OPTIONS }, Mix::Integers) > 1000
+    );
 }
 
 #[test]
 fn random_32_bit_programs_partly_interpreted_run_as_in_the_interpreter() {
-    assert!(narrow_rounds(seed(24), count(3000), Options { threshold: 3, ..OPTIONS }, false) > 300);
+    assert!(narrow_rounds(seed(24), count(3000), Options { threshold: 3, ..OPTIONS }, Mix::Integers) > 300);
 }
 
 #[test]
 fn random_32_bit_vector_programs_run_as_in_the_interpreter() {
-    assert!(narrow_rounds(seed(25), count(3000), OPTIONS, true) > 1000);
+    assert!(narrow_rounds(seed(25), count(3000), OPTIONS, Mix::Vectors) > 1000);
+}
+
+#[test]
+fn random_32_bit_x87_programs_run_as_in_the_interpreter() {
+    for bits in 0..8 {
+        let mut pair = Pair::of(OPTIONS, Mix::X87, pair::Modes::Narrow).recording(super::x87::quirks(bits));
+        run_rounds_of(&mut pair, seed(29) << 8 | bits, count(3000) / 6);
+    }
 }
 
 #[test]
 fn random_programs_in_both_modes_run_as_in_the_interpreter() {
-    for (seed, vectors) in [(seed(26), false), (seed(27), true)] {
-        let mut pair = pair(OPTIONS, vectors, pair::Modes::Both);
+    for (seed, mix) in [(seed(26), Mix::Integers), (seed(27), Mix::Vectors), (seed(28), Mix::X87)] {
+        let mut pair = Pair::of(OPTIONS, mix, pair::Modes::Both);
         run_rounds_of(&mut pair, seed, count(3000));
         assert!(pair.jit.cache.sizes.regions > 1000 && pair.share() > 85, "{} %", pair.share());
     }

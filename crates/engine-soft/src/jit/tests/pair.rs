@@ -322,7 +322,7 @@ fn run_round(pair: &mut Pair, seed: u64) -> Result<(), String> {
     (pair.seed, pair.origin, pair.rewritten) = (seed, pair.subject.cpu.retired, false);
     let program = match pair.modes {
         Modes::Bits64 => generate::program(random, pair.mix),
-        modes => narrow::generate::program(random, pair.mix != Mix::Integers, modes == Modes::Both),
+        modes => narrow::generate::program(random, pair.mix, modes == Modes::Both),
     };
     pair.load(random, &program);
     let end = pair.subject.cpu.retired + 400;

@@ -4,7 +4,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use ringfence_oracle::Random;
 
 use super::super::generate::{self, Form, Program, TABLE, destination, value};
-use super::super::{CODE, CODE_LEN, DATA, vectors};
+use super::super::{CODE, CODE_LEN, DATA, Mix, vectors, x87};
 use super::selector;
 
 /// Registers that point to data, most of the time.
@@ -151,10 +151,10 @@ fn from_table(random: &mut Random) -> Vec<u8> {
     assemble(random, short, prefix, &opcode, &tail)
 }
 
-/// A vector instruction that 32-bit code has as well.
-fn vector(random: &mut Random) -> Vec<u8> {
+/// One of these instructions that 32-bit code has as well.
+fn shared(random: &mut Random, of: fn(&mut Random) -> Vec<u8>) -> Vec<u8> {
     loop {
-        let bytes = vectors::instruction(random);
+        let bytes = of(random);
         let instruction = Decoder::new(32, &bytes, DecoderOptions::NONE).decode();
         if instruction.len() == bytes.len() || random.chance(2) {
             return bytes;
@@ -199,7 +199,7 @@ fn row(random: &mut Random) -> Vec<Vec<u8>> {
 }
 
 /// A program of 4 to 40 instructions. With `both`, it goes over from each mode to the other.
-pub(in super::super) fn program(random: &mut Random, with_vectors: bool, both: bool) -> Program {
+pub(in super::super) fn program(random: &mut Random, mix: Mix, both: bool) -> Program {
     let mut code = vec![0xcc; CODE_LEN];
     let start = match random.below(4) {
         0 => 0xf80 + random.below(0x7f),
@@ -252,7 +252,9 @@ pub(in super::super) fn program(random: &mut Random, with_vectors: bool, both: b
                 }
                 last
             }
-            28..76 if with_vectors => vector(random),
+            28..36 if mix == Mix::X87 => shared(random, vectors::instruction),
+            28..76 if mix == Mix::X87 => shared(random, x87::instruction),
+            28..76 if mix == Mix::Vectors => shared(random, vectors::instruction),
             _ => from_table(random),
         };
         code[at..at + bytes.len()].copy_from_slice(&bytes);
