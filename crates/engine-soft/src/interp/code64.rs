@@ -1,8 +1,10 @@
-//! Runs of 64-bit code, for the translator.
+//! Runs of code, for the translator.
 
 use iced_x86::Instruction;
 use ringfence_memory::GuestAddress;
 
+use super::code_address::CodeAddress;
+use super::code32;
 use super::cpu::{CodeSize, Cpu};
 use super::decode::{Decoded, MAX_LENGTH, decode_one, lower_disguised, translate_fetch, with_tail};
 use super::found::{Found, find, marks, marks_of};
@@ -19,12 +21,12 @@ pub trait Sink {
     fn take(&mut self, found: &Found<'_>) -> bool;
 }
 
-/// Finds instructions of 64-bit code from `address` on, to the end of the page or until `on` has had enough, which tells whether
+/// Finds instructions from `address` on, to the end of the page or until `on` has had enough, which tells whether
 /// to go on. What is truncated is not found.
 #[inline(always)]
 fn walk<S: Sink>(
     cpu: &mut Cpu,
-    address: GuestAddress,
+    address: CodeAddress,
     sink: &mut S,
     mut on: impl FnMut(&mut S, &Found<'_>) -> bool,
 ) {
@@ -32,9 +34,14 @@ fn walk<S: Sink>(
     let mut decoded = Instruction::default();
     let mut next = address;
     while next.page() == address.page() {
-        let code = window.at(cpu, next);
-        let Some(found) = find(cpu, code, &mut decoded, sink.room()) else { break };
-        next.0 += u64::from(found.length);
+        let code = window.at(cpu, next.physical());
+        let found = if address.is_narrow() {
+            code32::find(cpu, code, &mut decoded, sink.room())
+        } else {
+            find(cpu, code, &mut decoded, sink.room())
+        };
+        let Some(found) = found else { break };
+        next = next.behind(found.length.into());
         if !on(sink, &found) {
             break;
         }
@@ -52,7 +59,7 @@ pub fn begin(cpu: &mut Cpu) {
 /// Decodes up to `most` instructions from `address` to the end of the page, past conditional branches, and hands each to
 /// `sink`; one that does not exist is the last.
 #[inline(always)]
-pub fn decode_run(cpu: &mut Cpu, address: GuestAddress, most: usize, sink: &mut impl Sink) {
+pub fn decode_run(cpu: &mut Cpu, address: CodeAddress, most: usize, sink: &mut impl Sink) {
     let mut left = most;
     walk(cpu, address, sink, |sink, found| {
         left -= 1;
@@ -63,7 +70,7 @@ pub fn decode_run(cpu: &mut Cpu, address: GuestAddress, most: usize, sink: &mut 
 
 /// Hands up to `most` instructions from `address` on to `sink`, as long as they can be decoded, and the page lasts.
 /// Their bytes are marked as code.
-pub fn peek(cpu: &mut Cpu, address: GuestAddress, most: usize, sink: &mut impl Sink) {
+pub fn peek(cpu: &mut Cpu, address: CodeAddress, most: usize, sink: &mut impl Sink) {
     let mut left = most;
     walk(cpu, address, sink, |sink, found| {
         left -= 1;
@@ -71,31 +78,37 @@ pub fn peek(cpu: &mut Cpu, address: GuestAddress, most: usize, sink: &mut impl S
     });
 }
 
-/// Hands the instruction of 64-bit code at `linear`, whose first byte is at `address` and whose last is in the next page, to `sink`:
+/// Hands the instruction at `linear`, whose first byte is at `address` and whose last is in the next page, to `sink`:
 /// the physical address of that page. `None` if it is another kind of instruction or cannot be fetched now.
 pub fn decode_straddling(
     cpu: &mut Cpu,
     linear: u64,
-    address: GuestAddress,
+    address: CodeAddress,
     sink: &mut impl Sink,
 ) -> Option<GuestAddress> {
     let mut window = Window::take(cpu);
-    let head = window.at(cpu, address).bytes().to_vec();
+    let head = window.at(cpu, address.physical()).bytes().to_vec();
     window.put_back(cpu);
-    if head.len() >= MAX_LENGTH || !matches!(decode_one(cpu, &head, CodeSize::Bits64), Decoded::Truncated) {
+    let size = if address.is_narrow() { CodeSize::Bits32 } else { CodeSize::Bits64 };
+    if head.len() >= MAX_LENGTH || !matches!(decode_one(cpu, &head, size), Decoded::Truncated) {
         return None;
     }
     let second = translate_fetch(cpu, (linear | 0xfff).wrapping_add(1)).ok()?;
     let all = with_tail(cpu, &head, second);
     let code = Code64 { all: all.first_chunk().unwrap_or(&[0; LOOKED_AT]), length: MAX_LENGTH };
+    let mut decoded = Instruction::default();
+    if address.is_narrow() {
+        let found = code32::find(cpu, code, &mut decoded, sink.room())?;
+        return found.exists().then(|| sink.take(&found)).map(|_| second);
+    }
     let bytes = code.bytes();
     match decode_one(cpu, bytes, CodeSize::Bits64) {
-        Decoded::Instruction(mut instruction) => {
-            cpu.features.disguise(&mut instruction, bytes);
-            let op = lower_disguised(cpu, &instruction, bytes);
-            *sink.room() = op;
-            let (pattern, marks) = (None, marks_of(&instruction, false));
-            let (length, decoded) = (op.length, Some(&instruction));
+        Decoded::Instruction(instruction) => {
+            decoded = instruction;
+            cpu.features.disguise(&mut decoded, bytes);
+            *sink.room() = lower_disguised(cpu, &decoded, bytes);
+            let (pattern, marks) = (None, marks_of(&decoded, false));
+            let (length, decoded) = (decoded.len() as u8, Some(&decoded));
             sink.take(&Found { pattern, length, marks, code, features: &cpu.features, decoded });
             Some(second)
         }

@@ -64,6 +64,8 @@ pub struct Cpu {
     pub segments: [Segment; 6],
     /// Whether each segment spans all 4 GiB from 0: bit 0 readable, bit 1 writable.
     pub(crate) flat: [u8; 6],
+    /// Likewise, wherever it starts. Of CS and SS, it is of no use to anybody.
+    pub(crate) spans: [u8; 6],
     /// Local descriptor table register.
     pub ldtr: Segment,
     /// Task register.
@@ -204,6 +206,7 @@ impl Cpu {
             segments: state.segments,
             bases: [0; 6],
             flat: [0; 6],
+            spans: [0; 6],
             ldtr: state.ldtr,
             tr: state.tr,
             gdtr: state.gdtr,
@@ -332,12 +335,11 @@ impl Cpu {
         let segment = self.segments[register as usize];
         let ignored = self.is_64bit() && !matches!(register, SegmentRegister::Fs | SegmentRegister::Gs);
         self.bases[register as usize] = if ignored { 0 } else { segment.base };
-        let whole = segment.base == 0
-            && segment.limit == u32::MAX
-            && segment.has(attribute::PRESENT)
-            && !segment.is_expand_down();
-        self.flat[register as usize] =
+        let whole = segment.limit == u32::MAX && segment.has(attribute::PRESENT) && !segment.is_expand_down();
+        let spans =
             if whole { u8::from(segment.is_readable()) | u8::from(segment.is_writable()) << 1 } else { 0 };
+        self.spans[register as usize] = spans;
+        self.flat[register as usize] = if segment.base == 0 { spans } else { 0 };
     }
 
     /// Recomputes whose soft-TLB tables data accesses use: follows CPL, AC, SMAP, AM and DR7.

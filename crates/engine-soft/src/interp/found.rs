@@ -1,4 +1,5 @@
-//! Instructions of 64-bit code as they are found: by their patterns, or by decoding.
+//! Instructions of 64-bit code as they are found: by their patterns, or by decoding. Those of 32-bit code are found by
+//! [`super::code32`].
 
 use iced_x86::{Decoder, FlowControl, Instruction};
 
@@ -10,7 +11,7 @@ use super::op::Op;
 use super::patterns::{Marks, Pattern};
 use super::window::Code64;
 
-/// [`Marks`] of an instruction of 64-bit code.
+/// [`Marks`] of an instruction.
 pub(super) mod marks {
     /// It is one; otherwise its operation raises an exception.
     pub(in super::super) const EXISTS: u8 = 1;
@@ -22,6 +23,8 @@ pub(super) mod marks {
     pub(in super::super) const PASSES: u8 = 8;
     /// Control goes to the next instruction.
     pub(in super::super) const FLOWS: u8 = 16;
+    /// It is for its handler to execute, whatever its form is.
+    pub(in super::super) const HANDLED: u8 = 32;
 }
 
 /// LOOP, LOOPE, LOOPNE, JECXZ and JRCXZ.
@@ -41,7 +44,7 @@ pub(super) fn marks_of(instruction: &Instruction, same: bool) -> Marks {
         | mark(instruction.flow_control() == FlowControl::Next, marks::FLOWS)
 }
 
-/// An instruction of 64-bit code that was found in memory. It looks as if it were at zero: code may be mapped anywhere.
+/// An instruction that was found in memory, in the terms of 64-bit code. It looks as if it were at zero: code may be mapped anywhere.
 pub struct Found<'a> {
     /// Its pattern, if it has one.
     pub(crate) pattern: Option<Pattern>,
@@ -72,7 +75,13 @@ impl Found<'_> {
         self.has(marks::EXISTS)
     }
 
-    /// Whether the host takes its bytes for the same.
+    /// Whether it is an instruction whose form says how it can be translated.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.marks & (marks::EXISTS | marks::HANDLED) == marks::EXISTS
+    }
+
+    /// Whether the host takes its bytes for the same, but for an operand in memory.
     #[inline(always)]
     pub fn is_the_hosts(&self) -> bool {
         self.has(marks::SAME)

@@ -17,7 +17,9 @@
 
 pub mod access;
 pub mod block;
+mod code32;
 pub mod code64;
+pub mod code_address;
 mod counted;
 pub mod cpu;
 pub mod decode;

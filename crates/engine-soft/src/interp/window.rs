@@ -27,7 +27,7 @@ impl Default for Window {
     }
 }
 
-/// Bytes of which the first, at most [`MAX_LENGTH`], are those of 64-bit code; what is behind them is anything.
+/// Bytes of which the first, at most [`MAX_LENGTH`], are those of code; what is behind them is anything.
 #[derive(Clone, Copy)]
 pub(super) struct Code64<'a> {
     pub(super) all: &'a [u8; LOOKED_AT],

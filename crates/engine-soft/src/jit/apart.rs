@@ -5,8 +5,6 @@
 
 use std::time::Instant;
 
-use ringfence_memory::GuestAddress;
-
 use super::cache::Cache;
 use super::emit::{Emitter, emit_apart};
 use super::enter::show_code;
@@ -16,6 +14,7 @@ use super::region::Source;
 use super::registers::A;
 use super::vector::Side;
 use super::{Jit, Options};
+use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::Cpu;
 use crate::interp::op::RIP;
 use crate::vector::pass::Units;
@@ -24,8 +23,8 @@ use crate::vector::pass::Units;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Row {
-    /// Physical address of its first instruction.
-    pub(super) address: GuestAddress,
+    /// Where its first instruction is.
+    pub(super) address: CodeAddress,
     /// Its code, 0 while there is none.
     pub(super) code: u32,
     /// Where to go on with a check of the stack that succeeds now.

@@ -217,6 +217,11 @@ impl Assembler {
         }
     }
 
+    /// `xchg a, b`.
+    pub(super) fn exchange(&mut self, a: Reg, b: Reg) {
+        self.with_reg(true, 0x87, a.0, b);
+    }
+
     /// An immediate on a register, 32 or 64 bits wide.
     pub(super) fn imm(&mut self, imm: Imm, wide: bool, rm: Reg, value: i32) {
         match i8::try_from(value) {

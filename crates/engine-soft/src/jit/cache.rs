@@ -15,7 +15,8 @@ use super::state::State;
 use super::stubs::{self, JUMP_BITS, Jump, NO_JUMP, Stubs, TARGETS, Target, jump_index};
 use super::{LARGEST_CODE, SMALLEST_CODE};
 use crate::codemem::{CodeMemory, CodeMemoryError};
-use crate::hash::AddressMap;
+use crate::hash::QuickMap;
+use crate::interp::code_address::CodeAddress;
 
 /// Index of a region; valid until the cache is flushed.
 pub(super) type RegionId = u32;
@@ -28,7 +29,7 @@ const ALIGN: usize = 16;
 /// A translated region.
 #[derive(Debug)]
 pub(super) struct Region {
-    pub(super) address: GuestAddress,
+    pub(super) address: CodeAddress,
     /// Granules of its page that it was made from.
     mask: u64,
     /// Where it can be entered: a range of the list of those addresses.
@@ -43,7 +44,7 @@ pub(super) struct Region {
     pub(super) lengths: Box<[u8]>,
 }
 
-/// What there is of a guest page.
+/// What there is of a guest page in a mode.
 #[derive(Debug)]
 pub(super) struct Page {
     /// Regions made from it.
@@ -88,11 +89,11 @@ struct Link {
     target: i64,
     crossing: Option<u32>,
     /// The page that the region is in.
-    page: GuestAddress,
+    page: CodeAddress,
 }
 
 impl Link {
-    fn new(link: &NewLink, page: GuestAddress) -> Self {
+    fn new(link: &NewLink, page: CodeAddress) -> Self {
         let NewLink { site, stub, target, crossing } = *link;
         let crossing = crossing.map(|crossing| crossing.number);
         Self { site: site as u32, stub: stub as u32, target, crossing, page }
@@ -129,13 +130,13 @@ pub(super) struct Cache {
     /// What was emitted last, for its memory.
     pub(super) output: Option<Output>,
     regions: Vec<Option<Region>>,
-    by_address: AddressMap<Entry>,
-    by_page: AddressMap<Page>,
+    by_address: QuickMap<CodeAddress, Entry>,
+    by_page: QuickMap<CodeAddress, Page>,
     links: Vec<Link>,
     /// Those to other pages.
     crossings: Vec<Crossing>,
     /// Addresses at which regions can be entered.
-    addresses: Vec<GuestAddress>,
+    addresses: Vec<CodeAddress>,
     /// What handlers are called for from translated code.
     sites: Vec<Site>,
     /// Rows that may have to run apart.
@@ -168,8 +169,8 @@ impl Cache {
             stubs,
             output: None,
             regions: Vec::new(),
-            by_address: AddressMap::default(),
-            by_page: AddressMap::default(),
+            by_address: QuickMap::default(),
+            by_page: QuickMap::default(),
             links: Vec::new(),
             crossings: Vec::new(),
             addresses: Vec::new(),
@@ -231,13 +232,13 @@ impl Cache {
         state.crossings = self.crossings.as_ptr() as u64;
     }
 
-    /// The code for a physical address.
-    pub(super) fn find(&self, address: GuestAddress) -> Option<Entry> {
+    /// The code for an address.
+    pub(super) fn find(&self, address: CodeAddress) -> Option<Entry> {
         self.by_address.get(&address).copied()
     }
 
     /// What there is of a page.
-    pub(super) fn page(&self, page: GuestAddress) -> Option<&Page> {
+    pub(super) fn page(&self, page: CodeAddress) -> Option<&Page> {
         self.by_page.get(&page)
     }
 
@@ -246,20 +247,20 @@ impl Cache {
         self.host(entry.code as usize)
     }
 
-    /// The code for a physical address, if it is among the jump targets.
+    /// The code for an address, if it is among the jump targets.
     #[inline(always)]
-    pub(super) fn jump(&self, address: GuestAddress) -> Option<Entry> {
-        let index = jump_index(address.0);
-        let row = [index, index + 1].into_iter().find(|&row| self.jumps[row].physical == address.0)?;
+    pub(super) fn jump(&self, address: CodeAddress) -> Option<Entry> {
+        let index = jump_index(address);
+        let row = [index, index + 1].into_iter().find(|&row| self.jumps[row].code == address.bits())?;
         Some(self.jump_entries[row])
     }
 
-    /// Makes the code for a physical address a jump target. The older one of the two in its rows goes.
-    pub(super) fn remember(&mut self, address: GuestAddress, entry: Entry) {
-        let index = jump_index(address.0);
+    /// Makes the code for an address a jump target. The older one of the two in its rows goes.
+    pub(super) fn remember(&mut self, address: CodeAddress, entry: Entry) {
+        let index = jump_index(address);
         self.jumps[index + 1] = self.jumps[index];
         self.jump_entries[index + 1] = self.jump_entries[index];
-        self.jumps[index] = Jump { physical: address.0, host: self.host(entry.code as usize) };
+        self.jumps[index] = Jump { code: address.bits(), host: self.host(entry.code as usize) };
         self.jump_entries[index] = entry;
     }
 
@@ -297,7 +298,7 @@ impl Cache {
         // A region that starts with a look at another page can be entered there only.
         let others = if source.second.is_none() { &output.entries[..] } else { &[] };
         for &(step, code) in others {
-            let at = GuestAddress(address.page().0 + u64::from(source.steps[step].start()));
+            let at = address.in_page(source.steps[step].start());
             let wanted = source.wanted_before(step);
             self.by_address.entry(at).or_insert(Entry { region: id, wanted, code: code as u32 });
             page.set(at.page_offset(), true);
@@ -319,14 +320,14 @@ impl Cache {
             lengths,
         }));
         if let Some(second) = source.second {
-            self.by_page.entry(second).or_default().regions.push(id);
+            self.by_page.entry(CodeAddress::new(second, address.is_narrow())).or_default().regions.push(id);
         }
         self.add_links(&output.links, address.page());
         first
     }
 
     /// Adds code of a page, for which there is room, to what is rarely executed, as all of it is: its offset in the arena.
-    pub(super) fn add_rare(&mut self, output: &Output, page: GuestAddress) -> u32 {
+    pub(super) fn add_rare(&mut self, output: &Output, page: CodeAddress) -> u32 {
         self.put(output);
         self.sizes.apart += 1;
         self.add_links(&output.links, page);
@@ -350,7 +351,7 @@ impl Cache {
     }
 
     /// Adds links of code of a page, and makes those that lead to code in the page.
-    fn add_links(&mut self, links: &[NewLink], page: GuestAddress) {
+    fn add_links(&mut self, links: &[NewLink], page: CodeAddress) {
         for link in links {
             let index = self.links.len() as u32;
             self.links.push(Link::new(link, page));
@@ -360,7 +361,7 @@ impl Cache {
             }
             if self.chaining
                 && link.crossing.is_none()
-                && let Some(to) = self.find(GuestAddress(page.0 + link.target as u64))
+                && let Some(to) = self.find(page.behind(link.target as u64))
             {
                 self.connect(index, to);
             }
@@ -404,12 +405,15 @@ impl Cache {
         let Some(&Link { site, crossing, page: own, .. }) = self.links.get(link as usize) else { return };
         let Some(Some(region)) = self.regions.get_mut(to.region as usize) else { return };
         let page = region.address.page();
+        if page.is_narrow() != own.is_narrow() {
+            return;
+        }
         match crossing {
             // The page tables have changed since the branch was executed.
             None if page != own => return,
             None => {}
             Some(crossing) => {
-                let Ok(page) = u32::try_from(page.0 >> 8) else { return };
+                let Ok(page) = u32::try_from(page.physical().0 >> 8) else { return };
                 let Some(crossing) = self.crossings.get_mut(crossing as usize) else { return };
                 crossing.page = page;
             }
@@ -447,6 +451,13 @@ impl Cache {
 
     /// Drops every region made from the given granules of a page.
     pub(super) fn invalidate(&mut self, page: GuestAddress, mask: u64) {
+        for narrow in [false, true] {
+            self.invalidate_in(CodeAddress::new(page, narrow), mask);
+        }
+    }
+
+    /// Likewise, in one mode.
+    fn invalidate_in(&mut self, page: CodeAddress, mask: u64) {
         let Some(known) = self.by_page.get_mut(&page) else { return };
         let ids = std::mem::take(&mut known.regions);
         let (stale, kept): (Vec<_>, Vec<_>) = ids.into_iter().partition(|&id| {
@@ -470,9 +481,9 @@ impl Cache {
                         known.set(address.page_offset(), false);
                     }
                 }
-                let row = jump_index(address.0);
+                let row = jump_index(address);
                 for jump in &mut self.jumps[row..row + 2] {
-                    if jump.physical == address.0 {
+                    if jump.code == address.bits() {
                         *jump = NO_JUMP;
                     }
                 }

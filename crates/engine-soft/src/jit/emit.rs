@@ -64,6 +64,8 @@ pub(super) struct Emitter<'a> {
     pub(super) units: Units,
     /// The step that the x87 unit's record is about, if it has yet to be written ([`super::x87`]).
     pub(super) record: Option<usize>,
+    /// Branches taken where the segment of the operand in memory of the step under way does not permit the access.
+    pub(super) segment_misses: [Option<usize>; 2],
     /// The row under way: its addresses have been checked.
     pub(super) group: Option<Group>,
     /// How far the row under way has yet to move the stack pointer.
@@ -206,6 +208,7 @@ impl<'a> Emitter<'a> {
             stored_flags: true,
             units: Units::NONE,
             record: None,
+            segment_misses: [None; 2],
             group: None,
             pending: 0,
             kept: Kept::NOTHING,
@@ -304,6 +307,7 @@ impl<'a> Emitter<'a> {
     /// Takes back what was emitted since, outside of rows.
     pub(super) fn take_back(&mut self, mark: &Mark) {
         (self.group, self.pending, self.kept) = (None, 0, Kept::NOTHING);
+        self.segment_misses = [None; 2];
         self.a.truncate(mark.code);
         self.fixed.truncate(mark.fixed);
         self.sides.truncate(mark.sides);
@@ -541,7 +545,8 @@ impl<'a> Emitter<'a> {
         self.a.rm(Two::Load, A, field::page());
         match i32::try_from(offset) {
             Ok(0) => {}
-            Ok(offset) => self.a.rm(Two::Lea, A, at(A, offset)),
+            Ok(offset) => self.lea(A, at(A, offset)),
+            Err(_) if self.is_narrow() => self.lea(A, at(A, offset as i32)),
             Err(_) => {
                 self.a.constant(B, offset as u64);
                 self.a.rm(Two::Lea, A, Mem { base: Some(A), index: Some((B, 0)), disp: 0 });

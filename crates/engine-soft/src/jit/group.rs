@@ -10,17 +10,15 @@
 
 use std::ops::Range;
 
-use ringfence_memory::GuestAddress;
-
 use super::apart;
 use super::asm::{Mem, Two, at, cc};
 use super::emit::Emitter;
 use super::native::Kind;
-use super::operand::adds_base;
 use super::registers::{A, B};
 use super::span::{Access, BASES, Base, MOST_STEPS, Move, RSP, Row, STACK_POINTER, Span};
 use super::special::StackCheck;
 use super::state::field;
+use super::step::Step;
 use super::x87::carries_record;
 use crate::interp::op::{RIP, ZERO};
 use crate::vector::pass::Units;
@@ -46,10 +44,11 @@ impl Emitter<'_> {
     pub(super) fn access(&self, i: usize) -> Option<Access> {
         let step = &self.source.steps[i];
         let op = &step.op;
+        let word = i64::from(self.word());
         let stack =
-            |from, write| Some(Access { base: STACK_POINTER, from, to: from + 8, write, alignment: 1 });
+            |from, write| Some(Access { base: STACK_POINTER, from, to: from + word, write, alignment: 1 });
         match step.kind {
-            Kind::Push | Kind::Call => stack(-8, true),
+            Kind::Push | Kind::Call => stack(-word, true),
             Kind::Pop if op.dst == RSP => None,
             Kind::Pop | Kind::Return => stack(0, false),
             Kind::Same | Kind::Vector => {
@@ -59,8 +58,13 @@ impl Emitter<'_> {
                     return None;
                 }
                 // An index of vector registers counts as none here; nothing with one is translated.
-                let simple = usize::from(op.base) < RIP && op.address_mask == u64::MAX && !adds_base(op);
-                if !simple {
+                // 64-bit code hardly ever names an address without a base.
+                let counted = match usize::from(op.base) {
+                    RIP => false,
+                    ZERO => self.is_narrow(),
+                    _ => true,
+                };
+                if !counted || !self.is_plain(op) {
                     return None;
                 }
                 let (from, size) = (op.displacement, i64::from(facts.size));
@@ -94,7 +98,7 @@ impl Emitter<'_> {
             }
             _ => false,
         };
-        scratch && (self.changes(i) & row.registers() == 0 || Move::of(step).is_some())
+        scratch && (self.changes(i) & row.registers() == 0 || self.moves(step).is_some())
     }
 
     /// Whether step `i` is not simply what comes behind the one before it: a unit, a branch may lead there, or the run of steps before may have ended.
@@ -108,6 +112,11 @@ impl Emitter<'_> {
         let step = &self.source.steps[i];
         let stack = matches!(step.kind, Kind::Pop | Kind::Push | Kind::Call | Kind::Return);
         u32::from(step.changes) | u32::from(stack) << RSP
+    }
+
+    /// How a step moves a register, if that is all that it does.
+    pub(super) fn moves(&self, step: &Step) -> Option<Move> {
+        Move::of(step, self.is_narrow())
     }
 
     /// Whether step `i` has an operand in memory.
@@ -136,6 +145,7 @@ impl Emitter<'_> {
         let (mut accesses, mut runs, mut current) = (0, 1, 0);
         let (mut changed, mut wanted, mut keeps_flags) = (0, Units::NONE, false);
         let mut best = None;
+        let word = i64::from(self.word());
         // How far registers have moved that have not been changed otherwise.
         let mut moved = [0; 16];
         for n in i..self.source.steps.len().min(i + MOST_STEPS) {
@@ -149,7 +159,7 @@ impl Emitter<'_> {
                 if self.touches_memory(n) || !self.spares(n, &row) {
                     break;
                 }
-                match Move::of(step) {
+                match self.moves(step) {
                     Some(by) => {
                         moved[usize::from(by.register) % 16] += by.by;
                         row.move_spans(by);
@@ -179,8 +189,8 @@ impl Emitter<'_> {
             accesses += 1;
             changed |= self.changes(n);
             match kind {
-                Kind::Push => row.spans[place].moved -= 8,
-                Kind::Pop => row.spans[place].moved += 8,
+                Kind::Push => row.spans[place].moved -= word,
+                Kind::Pop => row.spans[place].moved += word,
                 _ => {}
             }
             (row.units, row.end) = (wanted, n + 1);
@@ -197,9 +207,9 @@ impl Emitter<'_> {
 
     /// The address `displacement` from what a row counts from. Uses [`A`] and [`B`].
     pub(super) fn row_address(&mut self, base: Base, displacement: i32) -> Mem {
-        let register = self.fetch(base.register, A);
+        let register = (usize::from(base.register) != ZERO).then(|| self.fetch(base.register, A));
         let index = (usize::from(base.index) != ZERO).then(|| (self.fetch(base.index, B), base.scale));
-        Mem { base: Some(register), index, disp: displacement }
+        Mem { base: register, index, disp: displacement }
     }
 
     /// Emits the row that starts with step `i` and returns the index behind it; `None` if there is none.
@@ -230,6 +240,7 @@ impl Emitter<'_> {
             group.lowest = span.lowest;
         }
         let mut current = 0;
+        let word = i64::from(self.word());
         self.group = Some(groups[0]);
         self.keep(i..row.end, true);
         let mut done = Some(());
@@ -254,11 +265,11 @@ impl Emitter<'_> {
                 break;
             }
             match kind {
-                Kind::Push => groups[current].moved -= 8,
-                Kind::Pop => groups[current].moved += 8,
+                Kind::Push => groups[current].moved -= word,
+                Kind::Pop => groups[current].moved += word,
                 _ => {}
             }
-            if let Some(by) = Move::of(&self.source.steps[n]) {
+            if let Some(by) = self.moves(&self.source.steps[n]) {
                 for (group, span) in groups.iter_mut().zip(row.spans()) {
                     group.moved += span.base.moved(|register| by.of_register(register));
                 }
@@ -295,7 +306,7 @@ impl Emitter<'_> {
                 stack = Some(self.check_stack(span.lowest as i32, span.size()));
             } else {
                 let address = self.row_address(span.base, span.lowest as i32);
-                self.a.rm(Two::Lea, A, address);
+                self.lea(A, address);
                 misses.push(self.check(span.size() as usize, 1, span.write));
             }
             if let Some((alignment, address)) = span.alignment {
@@ -319,7 +330,7 @@ impl Emitter<'_> {
     fn add_row(&mut self, steps: Range<usize>, stored: bool, units: Units) -> u64 {
         let (first, last) = (&self.source.steps[steps.start], &self.source.steps[steps.end - 1]);
         self.rows.push(apart::Row {
-            address: GuestAddress(self.source.address.page().0 + u64::from(first.start())),
+            address: self.source.address.in_page(first.start()),
             code: 0,
             again: 0,
             back: self.a.here() as u32,

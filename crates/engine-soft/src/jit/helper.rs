@@ -6,7 +6,7 @@ use ringfence_x86::{Exception, Rflags};
 
 use super::stubs::reason;
 use super::{Jit, MAX_UNIT};
-use crate::interp::cpu::{CodeSize, Cpu};
+use crate::interp::cpu::Cpu;
 use crate::interp::op::{Op, RIP};
 
 /// An instruction that translated code may hand to its handler, and what the function, or the fixed code that calls it, must know.
@@ -80,7 +80,7 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
         cpu.translated.exception = Some(exception);
         return reason::FAULT;
     }
-    if site.op.code == Code::Iretq {
+    if matches!(site.op.code, Code::Iretq | Code::Iretd) {
         returned(cpu, after);
     }
     if cpu.leave_block || site.has(marks::ENDS) && must_leave(cpu) {
@@ -111,7 +111,7 @@ fn resume(cpu: &mut Cpu) -> u64 {
     reason::RESUME
 }
 
-/// After an IRETQ, where the budget covers `left` instructions more: fixed code may do the next one like it.
+/// After an IRETQ or IRETD, where the budget covers `left` instructions more: fixed code may do the next one like it.
 fn returned(cpu: &mut Cpu, left: i64) {
     cpu.learn_return();
     if cpu.flags.contains(Rflags::RF) && left >= MAX_UNIT as i64 {
@@ -173,7 +173,7 @@ pub(crate) fn handed(cpu: &Cpu) -> Vec<(String, u64)> {
 /// Whether nothing keeps translated code from going on at RIP after an instruction that has changed mode, privilege or
 /// address space.
 fn may_resume(cpu: &Cpu) -> bool {
-    cpu.code_size == CodeSize::Bits64
+    cpu.mode().is_some()
         && cpu.activity == Activity::Active
         && !cpu.steps_singly()
         && !cpu.translated.stale.as_ref().is_some_and(|stale| stale.any())
@@ -195,12 +195,35 @@ pub(super) fn resumes(code: Code) -> bool {
             | Code::Cpuid
             | Code::Invlpg_m
             | Code::Invpcid_r64_m128
+            // From and to 32-bit code, and in it.
+            | Code::Int_imm8
+            | Code::Sysretd
+            | Code::Sysenter
+            | Code::Sysexitd
+            | Code::Iretd
+            | Code::Popfd
+            | Code::Mov_cr_r32
+            | Code::Invpcid_r32_m128
+            | Code::Mov_Sreg_rm16
+            | Code::Mov_Sreg_r32m16
+            | Code::Popd_ES
+            | Code::Popd_DS
+            | Code::Popd_FS
+            | Code::Popd_GS
+            | Code::Call_ptr1632
+            | Code::Jmp_ptr1632
+            | Code::Call_m1632
+            | Code::Jmp_m1632
+            | Code::Call_m1664
+            | Code::Jmp_m1664
+            | Code::Retfd
+            | Code::Retfq
     )
 }
 
 /// Whether an instruction that may change anything did change what jump targets or the run loop depend on.
 fn must_leave(cpu: &Cpu) -> bool {
-    cpu.code_size != CodeSize::Bits64
+    cpu.mode().is_none()
         || !cpu.jump_contexts_hold()
         || cpu.flags.intersects(Rflags::TF | Rflags::RF)
         || cpu.interrupt_shadow

@@ -139,7 +139,11 @@ impl Emitter<'_> {
         self.a.rm(Two::Cmp, A, field::page());
         let misses = [other_number, self.a.jcc(cc::NE)];
         let verified = self.a.here();
-        self.a.imm_mem(Imm::Add, field::page(), page);
+        if self.is_narrow() {
+            self.a.imm_mem32(Imm::Add, field::page(), page);
+        } else {
+            self.a.imm_mem(Imm::Add, field::page(), page);
+        }
         NewCrossing { number, misses, checked, verified, back: None }
     }
 
@@ -173,7 +177,8 @@ impl Emitter<'_> {
             self.a.bind(miss);
         }
         self.a.constant(A, crossing.number.into());
-        self.call_out(self.stubs.misses.verify);
+        let crossing_code = self.stubs.misses.crossings[usize::from(self.is_narrow())];
+        self.call_out(crossing_code.verify);
         self.a.jcc_to(cc::E, crossing.verified as i64);
         if let Some(back) = crossing.back {
             // What comes next is called, and comes back to where the call in line would.
@@ -181,7 +186,7 @@ impl Emitter<'_> {
             self.a.jmp_to(back as i64);
             self.a.bind(site);
         }
-        self.jump_out(self.stubs.misses.astray);
+        self.jump_out(crossing_code.astray);
     }
 
     pub(super) fn jump(&mut self, i: usize) -> Option<()> {
@@ -262,8 +267,8 @@ impl Emitter<'_> {
         let next = self.at(i).0.next as i32;
         self.a.rm(Two::Load, B, field::page());
         self.a.rm(Two::Lea, B, at(B, next));
-        self.a.rm(Two::Store, B, slot);
-        self.settle_stack(-8);
+        self.store_pointer(B, slot);
+        self.settle_stack(-self.word());
         self.a.push(B);
     }
 
@@ -297,12 +302,12 @@ impl Emitter<'_> {
         let (_, op) = self.at(i);
         if op.has(prefix::MEMORY) {
             self.address(i)?;
-            sites.push(self.check(8, 1, false));
-            self.a.rm(Two::Load, A, at(A, 0));
+            sites.push(self.check(self.word() as usize, 1, false));
+            self.load_pointer(A, at(A, 0));
         } else {
             let number = op.dst;
             let from = self.fetch(number, A);
-            self.a.copy(A, from);
+            self.copy_pointer(A, from);
         }
         let missing = Target::find(&mut self.a);
         let id = self.site_back(i, |_| ());
@@ -323,8 +328,9 @@ impl Emitter<'_> {
 
     pub(super) fn call_indirect(&mut self, i: usize) -> Option<()> {
         self.save_flags();
-        self.a.rm(Two::Lea, A, at(STACK, -8));
-        let mut sites = vec![self.check(8, 1, true)];
+        let word = self.word();
+        self.lea(A, at(STACK, -word));
+        let mut sites = vec![self.check(word as usize, 1, true)];
         self.a.rm(Two::Store, A, field::slot());
         self.indirect_target(i, &mut sites)?;
         // Nothing can go wrong from here on.
@@ -333,8 +339,8 @@ impl Emitter<'_> {
         self.a.rm(Two::Lea, C, at(C, next));
         enter_page(&mut self.a);
         self.a.rm(Two::Load, A, field::slot());
-        self.a.rm(Two::Store, C, at(A, 0));
-        self.a.rm(Two::Lea, STACK, at(STACK, -8));
+        self.store_pointer(C, at(A, 0));
+        self.lea(STACK, at(STACK, -word));
         self.a.push(C);
         load_table(&mut self.a);
         self.a.call_reg(B);
@@ -344,21 +350,18 @@ impl Emitter<'_> {
     }
 
     pub(super) fn ret(&mut self, i: usize) -> Option<()> {
-        let released = self.at(i).1.immediate & 0xffff;
-        if released != 0 {
-            return None;
-        }
+        let released = (self.at(i).1.immediate & 0xffff) as i32;
         // A row keeps its address in A.
         self.save_flags_with(B);
         let (slot, check) = self.check_pop(i);
-        self.a.rm(Two::Load, A, slot);
-        self.settle_stack(8);
+        self.load_pointer(A, slot);
+        self.settle_stack(self.word() + released);
         self.a.rm(Two::Cmp, A, at(RSP, 8));
         let site = self.a.jcc(cc::NE);
         self.a.ret();
         // It does not match the call on top.
         let id = self.site(i);
-        self.lead_to_fixed([site], self.stubs.ret, B, id);
+        self.lead_to_fixed([site], self.stubs.ret[usize::from(self.is_narrow())], B, id);
         self.slow_unless_covered(i, check);
         Some(())
     }

@@ -13,7 +13,7 @@
 use super::emit::Emitter;
 use super::laps::Laps;
 use super::native::Kind;
-use super::span::{BASES, Base, Move, Row, Span};
+use super::span::{BASES, Base, Row, Span};
 use crate::vector::pass::Units;
 
 /// Most bytes that a base may move in a lap: so many laps fit in a page that they are worth what comes before.
@@ -74,7 +74,8 @@ impl Loop {
 impl Emitter<'_> {
     /// Takes the branch at `site`, step `end`, back to step `start`, for that of a loop, if it is one that is worth it.
     pub(super) fn begin_loop(&mut self, site: usize, start: usize, end: usize) -> bool {
-        if self.laps != Laps::None || start > end {
+        // In 32-bit code addresses may wrap between one lap and the next.
+        if self.laps != Laps::None || start > end || self.is_narrow() {
             return false;
         }
         let found = self.find_loop(site, start, end);
@@ -116,7 +117,7 @@ impl Emitter<'_> {
                 span.moved = access.base.moved(|register| all.moves[usize::from(register) % 16]);
                 span.add(&access)?;
             }
-            match Move::of(step) {
+            match self.moves(step) {
                 Some(by) => {
                     all.moves[usize::from(by.register) % 16] += by.by;
                     all.moved |= 1 << by.register;

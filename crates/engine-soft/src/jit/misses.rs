@@ -29,17 +29,24 @@ pub(super) struct Misses {
     pub(super) row_of_stack: usize,
     /// Jumped to with a site in [`B`], an indirect branch to the linear address in [`A`] that is not in the table of targets.
     pub(super) target: usize,
-    /// Called with a [`Crossing`]'s number in [`A`], the page being the link's: "equal" if it leads where it should, which is noted. The
-    /// number is put by. Uses [`A`], [`B`] and [`C`].
-    pub(super) verify: usize,
-    /// Jumped to after that, if it does not: looks the target up.
-    pub(super) astray: usize,
+    /// For links to other pages: of 64-bit code, of 32-bit code.
+    pub(super) crossings: [CrossingCode; 2],
     /// Jumped to with a site in [`A`]: brings vector registers into the host's.
     pub(super) load: usize,
     /// Likewise, the x87 state.
     pub(super) load_x87: usize,
     /// Jumped to: the interpreter is to execute what is at RIP.
     pub(super) give_up: usize,
+}
+
+/// Code for a [`Crossing`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CrossingCode {
+    /// Called with its number in [`A`], the page being the link's: "equal" if it leads where it should, which is noted. The
+    /// number is put by. Uses [`A`], [`B`] and [`C`].
+    pub(super) verify: usize,
+    /// Jumped to after that, if it does not: looks the target up.
+    pub(super) astray: usize,
 }
 
 /// Fixed code that this leads to.
@@ -80,8 +87,8 @@ fn find_record(a: &mut Assembler, shift: u8, first: Mem) {
     a.rm(Two::Add, C, first);
 }
 
-/// The site whose number was put by.
-fn find_site(a: &mut Assembler) {
+/// The address of the site whose number was put by to [`C`].
+pub(super) fn find_site(a: &mut Assembler) {
     find_record(a, SITE_SHIFT, field::sites());
 }
 
@@ -130,13 +137,13 @@ pub(super) fn emit(a: &mut Assembler, around: &Around) -> Misses {
     let stack = self::stack(a, around, slow);
     let (row, row_of_stack) = row(a, around);
     let target = target(a, around);
-    let (verify, astray) = crossing(a, around);
+    let crossings = [false, true].map(|narrow| crossing(a, around, narrow));
     let give_up = a.here();
     a.constant(B, reason::INTERPRET);
     a.jmp_to(around.leave as i64);
     let (load, behind) = load(a, around);
     let load_x87 = load_x87(a, around, behind, give_up);
-    Misses { slow, stack, row, row_of_stack, target, verify, astray, load, load_x87, give_up }
+    Misses { slow, stack, row, row_of_stack, target, crossings, load, load_x87, give_up }
 }
 
 fn slow(a: &mut Assembler, around: &Around) -> usize {
@@ -266,19 +273,20 @@ const PATIENCE: u32 = 4;
 const CROSSING_SHIFT: u8 = 5;
 const _: () = assert!(size_of::<Crossing>() == 1 << CROSSING_SHIFT);
 
-/// The crossing whose number was put by, and the linear address that it is meant to lead to, to [`A`].
-fn find_crossing(a: &mut Assembler) {
+/// The crossing whose number was put by, and the linear address that it is meant to lead to, to [`A`]; 32-bit ones (`narrow`) wrap.
+fn find_crossing(a: &mut Assembler, narrow: bool) {
     find_record(a, CROSSING_SHIFT, field::crossings());
     a.rm(Two::Load, A, field::page());
-    a.rm(Two::Add, A, at(C, offset_of!(Crossing, target) as i32));
+    let target = at(C, offset_of!(Crossing, target) as i32);
+    if narrow { a.rm32(Two::Add, A, target) } else { a.rm(Two::Add, A, target) }
 }
 
-/// The code of [`Misses::verify`] and [`Misses::astray`].
-fn crossing(a: &mut Assembler, around: &Around) -> (usize, usize) {
+/// The code for links to other pages.
+fn crossing(a: &mut Assembler, around: &Around, narrow: bool) -> CrossingCode {
     let its = |offset: usize| at(C, offset as i32);
     let verify = a.here();
     a.rm32(Two::Store, A, field::link());
-    find_crossing(a);
+    find_crossing(a, narrow);
     a.imm(Imm::And, true, A, -0x1000);
     fetch_entry(a);
     a.rm(Two::Cmp, A, at(B, 0));
@@ -311,12 +319,12 @@ fn crossing(a: &mut Assembler, around: &Around) -> (usize, usize) {
     a.ret();
 
     let astray = a.here();
-    find_crossing(a);
+    find_crossing(a, narrow);
     a.imm_mem32(Imm::Cmp, its(offset_of!(Crossing, page)), Crossing::NO_PAGE as i32);
     a.jcc_to(cc::NE, around.dispatch as i64);
     a.rm32(Two::Load, A, its(offset_of!(Crossing, link)));
     a.jmp_to(around.link as i64);
-    (verify, astray)
+    CrossingCode { verify, astray }
 }
 
 /// The code of [`Misses::load`], and where a region is left behind the site at [`C`].

@@ -1,4 +1,4 @@
-//! The translator of 64-bit code: guest instructions become host instructions of the same set.
+//! The translator: guest instructions, of 64-bit code and of flat 32-bit code, become host instructions of the same set, in 64-bit mode.
 //!
 //! A *region* is instructions of one page that lead to each other ([`region`]). When its first has been executed often
 //! enough by the interpreter it is translated ([`emit`], [`cold`], [`operand`], [`special`], [`system`]) to code that keeps
@@ -10,7 +10,7 @@
 //! fixed code ([`misses`]), and every instruction that is not in the table ([`native`]), runs by the interpreter's handler, called from
 //! translated code ([`helper`]). So whatever the interpreter can do, translated code can.
 //!
-//! * Regions are found by physical address. Nothing in them depends on where the page is mapped or on privilege: the
+//! * Regions are found by physical address and mode ([`mode`]): the same bytes are other instructions in 32-bit code. Nothing in them depends on where the page is mapped or on privilege: the
 //!   linear address of the page is a field of the vCPU ([`state`]), the soft TLB's tables are selected by class.
 //! * A direct branch is linked to its target's code once that exists; one to another page first makes sure by one
 //!   comparison that the same physical page is there ([`links::Crossing`]). Any other branch looks its target up in a
@@ -23,7 +23,7 @@
 //!   time-stamp counter is read there too ([`time`]).
 //! * When bytes are written that a region was made from, its links are undone and it is forgotten ([`cache`]).
 //!
-//! 16-bit and 32-bit code runs in the interpreter.
+//! 16-bit code runs in the interpreter, and 32-bit code that does not see memory as one flat space.
 
 mod apart;
 mod asm;
@@ -41,6 +41,7 @@ mod laps;
 mod links;
 mod loops;
 mod misses;
+mod mode;
 mod native;
 mod operand;
 mod output;
@@ -75,6 +76,7 @@ use ringfence_x86::Exception;
 
 use crate::code::{CodeMap, StaleCode};
 use crate::codemem::CodeMemoryError;
+use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::Cpu;
 use crate::interp::decode::translate_fetch;
 use crate::interp::op::RIP;
@@ -82,6 +84,7 @@ use crate::interp::run::Interpreter;
 use cache::{Cache, Entry};
 use facts::Forms;
 pub(crate) use helper::handed;
+use mode::Mode;
 use native::Host;
 use region::{Circumstances, Known, Source};
 pub(crate) use single::{HostCode, Next};
@@ -179,13 +182,20 @@ fn near_hole(linear: u64) -> bool {
     hole(1 << 31).contains(&linear)
 }
 
+/// Whether an address is in the last page of 4 GiB: behind it, 32-bit code finds the end of its segment.
+fn is_last_of_32_bits(linear: u64) -> bool {
+    linear >> 12 == 0xf_ffff
+}
+
 /// How far most branches go at most. Without address space randomisation, Linux has a program's libraries within 2 GiB of the
 /// hole, though not within this.
 const NEAR: u64 = 64 << 20;
 
 /// Whether translated code must not run at a linear address that fetches from `address`.
 pub(crate) fn must_interpret(cpu: &Cpu, linear: u64, address: GuestAddress) -> bool {
-    near_hole(linear) && (hole(NEAR).contains(&linear) || cpu.translated.far_pages.contains(&address.page()))
+    is_last_of_32_bits(linear)
+        || near_hole(linear)
+            && (hole(NEAR).contains(&linear) || cpu.translated.far_pages.contains(&address.page()))
 }
 
 /// The translator of one vCPU.
@@ -202,7 +212,7 @@ pub struct Jit {
     stale: Arc<StaleCode>,
     heat: Box<[u8]>,
     /// Addresses of code that could not be translated.
-    never: HashSet<GuestAddress>,
+    never: HashSet<CodeAddress>,
     /// The upper bit of the soft TLB's newest generation: code knows the others.
     generations: u32,
     exits: [u64; 8],
@@ -249,7 +259,7 @@ impl Jit {
     /// The exception that an instruction raised, not delivered; RIP points at the instruction then.
     pub fn run(&mut self, interpreter: &mut Interpreter, limit: u64) -> Result<(), Exception> {
         let as_limit = |left: u64| usize::try_from(left).unwrap_or(usize::MAX);
-        if !interpreter.cpu.is_64bit() {
+        if interpreter.cpu.mode().is_none() {
             return interpreter.run_block(as_limit(limit));
         }
         self.renew_generations(&mut interpreter.cpu);
@@ -293,7 +303,7 @@ impl Jit {
             cpu.translated.epoch = cpu.translated.epoch.wrapping_add(1);
             for (page, mask) in self.stale.take() {
                 self.cache.invalidate(page, mask);
-                self.never.retain(|address| address.page() != page);
+                self.never.retain(|address| address.page().physical() != page);
             }
         }
     }
@@ -358,43 +368,51 @@ impl Jit {
     /// Puts RIP where the link leads through which translated code was left.
     fn follow_link(&self, cpu: &mut Cpu) {
         if let Some(target) = self.cache.link_target(cpu.translated.link) {
-            cpu.regs[RIP] = cpu.translated.page.wrapping_add(target as u64);
+            let mask = if cpu.is_64bit() { u64::MAX } else { 0xffff_ffff };
+            cpu.regs[RIP] = cpu.translated.page.wrapping_add(target as u64) & mask;
         }
     }
 
     /// The code for what is at RIP, translated now if it is due; `None` if the interpreter is to run it.
     fn code_at_rip(&mut self, cpu: &mut Cpu) -> Result<Option<Entry>, Exception> {
         let linear = cpu.regs[RIP];
+        let Some(mode) = cpu.mode() else { return Ok(None) };
+        if mode == Mode::Flat32 && linear > 0xffff_ffff {
+            // The interpreter knows what there is behind the end of the segment.
+            return Ok(None);
+        }
         let address = translate_fetch(cpu, linear)?;
         // After the walk, which may have written to code.
         self.drop_stale(cpu);
         if must_interpret(cpu, linear, address) {
             return Ok(None);
         }
-        if let Some(entry) = self.cache.jump(address) {
+        let code = mode.at(address);
+        if let Some(entry) = self.cache.jump(code) {
             return Ok(Some(entry));
         }
-        let Some(entry) = self.cache.find(address).or_else(|| self.warm(cpu, address)) else {
+        let Some(entry) = self.cache.find(code).or_else(|| self.warm(cpu, code)) else {
             return Ok(None);
         };
         if must_interpret(cpu, linear, address) {
             return Ok(None);
         }
         if self.cache.chaining {
-            self.cache.remember(address, entry);
+            self.cache.remember(code, entry);
         }
         Ok(Some(entry))
     }
 
     /// Counts an execution of the block at `address`, and translates it if it is due.
-    fn warm(&mut self, cpu: &mut Cpu, address: GuestAddress) -> Option<Entry> {
-        let heat = &mut self.heat[heat_index(address)];
+    fn warm(&mut self, cpu: &mut Cpu, address: CodeAddress) -> Option<Entry> {
+        let index = heat_index(address.physical());
+        let heat = &mut self.heat[index];
         *heat = heat.saturating_add(1);
         if *heat < self.options.threshold || self.never.contains(&address) {
             return None;
         }
         let entry = self.translate_now(cpu, address, |counts, address| counts[heat_index(address)] != 0);
-        self.heat[heat_index(address)] = 0;
+        self.heat[index] = 0;
         if entry.is_none() && self.never.len() < MAX_NEVER {
             self.never.insert(address);
         }
@@ -406,7 +424,7 @@ impl Jit {
     fn translate_now(
         &mut self,
         cpu: &mut Cpu,
-        address: GuestAddress,
+        address: CodeAddress,
         executed: impl Fn(&[u8], GuestAddress) -> bool,
     ) -> Option<Entry> {
         let page = address.page();
@@ -418,7 +436,8 @@ impl Jit {
         #[cfg(test)]
         seeded::seed(self.seeded, &mut self.source);
         let entry = decoded.and_then(|()| self.cache.translate(&self.source));
-        if entry.is_some() && self.source.reach() > NEAR && cpu.translated.far_pages.insert(page) {
+        let far = entry.is_some() && !address.is_narrow() && self.source.reach() > NEAR;
+        if far && cpu.translated.far_pages.insert(page.physical()) {
             // Near the hole, no fetch must lead to this page any more.
             cpu.tlb.forget_all();
         }
@@ -435,6 +454,7 @@ impl Jit {
         address: GuestAddress,
         executed: impl Fn(GuestAddress) -> bool,
     ) {
+        let Some(address) = cpu.mode().map(|mode| mode.at(address)) else { return };
         if self.cache.find(address).is_none() {
             let _ = self.translate_now(cpu, address, |_, other| executed(other));
         }

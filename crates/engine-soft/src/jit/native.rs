@@ -24,7 +24,7 @@ pub(super) enum Kind {
     Push,
     /// PUSH of an operand in memory.
     PushMemory,
-    /// PUSHFQ.
+    /// PUSHFQ, or PUSHFD in 32-bit code.
     PushFlags,
     /// CLI.
     ClearInterrupts,
@@ -135,7 +135,8 @@ impl Host {
     }
 }
 
-/// How to translate an instruction of 64-bit code; for [`Kind::Vector`] and [`Kind::LoadControl`], what it demands. It is the same for all of the same
+/// How to translate an instruction of 64-bit code, or of 32-bit code in the terms of 64-bit code; for [`Kind::Vector`] and
+/// [`Kind::LoadControl`], what it demands. It is the same for all of the same
 /// form (see [`super::facts`]).
 pub(super) fn kind(instruction: &Instruction, host: &Host) -> (Kind, Option<Passed>) {
     match (integer(instruction, host), passes(instruction)) {
@@ -156,10 +157,11 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Lea => Kind::Address,
         M::Push => push(instruction),
         M::Pop => match instruction.code() {
-            Code::Pop_r64 | Code::Pop_rm64 if instruction.op0_kind() == OpKind::Register => Kind::Pop,
+            Code::Pop_r64 | Code::Pop_rm64 | Code::Pop_r32 | Code::Pop_rm32
+                if instruction.op0_kind() == OpKind::Register => Kind::Pop,
             _ => Kind::Interpreted,
         },
-        M::Pushfq => Kind::PushFlags,
+        M::Pushfq | M::Pushfd => Kind::PushFlags,
         M::Cli => Kind::ClearInterrupts,
         M::Sti => Kind::SetInterrupts,
         M::Clac => Kind::ClearAc,
@@ -189,10 +191,11 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         {
             Kind::BitString
         }
-        M::Leave if instruction.code() == Code::Leaveq => Kind::Leave,
+        M::Leave if matches!(instruction.code(), Code::Leaveq | Code::Leaved) => Kind::Leave,
         M::Nop
         | M::Pause
         | M::Endbr64
+        | M::Endbr32
         | M::Prefetchnta
         | M::Prefetcht0
         | M::Prefetcht1
@@ -202,13 +205,17 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         | M::Serialize => Kind::Nothing,
         M::Call | M::Jmp => transfer(instruction),
         M::Ret => match instruction.code() {
-            Code::Retnq | Code::Retnq_imm16 => Kind::Return,
+            Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => Kind::Return,
             _ => Kind::Interpreted,
         },
         M::Div if operands_fit(instruction) => Kind::Divide,
         M::Idiv if operands_fit(instruction) => Kind::DivideSigned,
-        _ if instruction.is_jcc_short_or_near() || is_counted(instruction) => match instruction.op0_kind() {
+        _ if is_counted(instruction) => match instruction.op0_kind() {
             OpKind::NearBranch64 => Kind::Branch,
+            _ => Kind::Interpreted,
+        },
+        _ if instruction.is_jcc_short_or_near() => match instruction.op0_kind() {
+            OpKind::NearBranch64 | OpKind::NearBranch32 => Kind::Branch,
             _ => Kind::Interpreted,
         },
         mnemonic if same(instruction) && host.can(mnemonic) && operands_fit(instruction) => Kind::Same,
@@ -218,19 +225,23 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
 
 fn push(instruction: &Instruction) -> Kind {
     match instruction.code() {
-        Code::Push_r64 | Code::Push_rm64 if instruction.op0_kind() == OpKind::Register => Kind::Push,
-        Code::Push_rm64 => Kind::PushMemory,
-        Code::Pushq_imm32 | Code::Pushq_imm8 => Kind::Push,
+        Code::Push_r64 | Code::Push_rm64 | Code::Push_r32 | Code::Push_rm32
+            if instruction.op0_kind() == OpKind::Register =>
+        {
+            Kind::Push
+        }
+        Code::Push_rm64 | Code::Push_rm32 => Kind::PushMemory,
+        Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Pushd_imm32 | Code::Pushd_imm8 => Kind::Push,
         _ => Kind::Interpreted,
     }
 }
 
 fn transfer(instruction: &Instruction) -> Kind {
     match (instruction.code(), instruction.op0_kind()) {
-        (Code::Call_rm64, _) => Kind::CallIndirect,
-        (Code::Jmp_rm64, _) => Kind::JumpIndirect,
-        (Code::Call_rel32_64, _) => Kind::Call,
-        (Code::Jmp_rel32_64 | Code::Jmp_rel8_64, _) => Kind::Jump,
+        (Code::Call_rm64 | Code::Call_rm32, _) => Kind::CallIndirect,
+        (Code::Jmp_rm64 | Code::Jmp_rm32, _) => Kind::JumpIndirect,
+        (Code::Call_rel32_64 | Code::Call_rel32_32, _) => Kind::Call,
+        (Code::Jmp_rel32_64 | Code::Jmp_rel8_64 | Code::Jmp_rel32_32 | Code::Jmp_rel8_32, _) => Kind::Jump,
         _ => Kind::Interpreted,
     }
 }

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, EncodingKind, Instruction, Register};
 
-use super::asm::{Mem, Reg, Two, at, cc};
+use super::asm::{Imm, Mem, RSI, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::helper::{Site, marks};
 use super::laps::Laps;
@@ -15,6 +15,7 @@ use crate::interp::op::{Op, RIP, ZERO};
 
 pub(super) const FS: u8 = 4;
 pub(super) const GS: u8 = 5;
+const CS: u8 = 1;
 
 /// A guest register without a host register that an instruction names: where it is meanwhile, and what is done with it.
 #[derive(Clone, Copy)]
@@ -33,7 +34,7 @@ struct Parts {
     disp: i64,
 }
 
-/// Whether the operand in memory is in FS or GS, the segments whose bases count in 64-bit mode.
+/// Whether the operand in memory is in FS or GS, the segments whose bases count.
 pub(super) fn adds_base(op: &Op) -> bool {
     matches!(op.segment, FS | GS)
 }
@@ -103,11 +104,31 @@ impl Emitter<'_> {
     pub(super) fn address(&mut self, i: usize) -> Option<()> {
         let (step, op) = self.at(i);
         let (next, op) = (step.next, *op);
+        let (size, write) = (step.facts.size, step.facts.stores);
         self.effective_address(A, &op, next, false)?;
-        if adds_base(&op) {
-            self.a.rm(Two::Add, A, field::segment_base(op.segment));
+        match op.segment {
+            FS | GS if self.is_narrow() => self.add_base(&op, size, write),
+            FS | GS => self.a.rm(Two::Add, A, field::segment_base(op.segment)),
+            // It may be readable, and is never written.
+            CS => return None,
+            _ => {}
         }
         Some(())
+    }
+
+    /// Adds the base of FS or GS to the effective address in [`A`], in 32-bit code, unless the segment does not permit an access of `size`
+    /// bytes: then the branches of [`Self::segment_misses`] are taken. Changes flags.
+    fn add_base(&mut self, op: &Op, size: u16, write: bool) {
+        self.a.test_byte(field::spans(op.segment), if write { 2 } else { 1 });
+        self.segment_misses[0] = Some(self.a.jcc(cc::E));
+        // Its last byte must not lie beyond the segment, which ends at 4 GiB.
+        let known = usize::from(op.base) == ZERO && usize::from(op.index) == ZERO;
+        let last = -i64::from(size);
+        if size > 1 && !(known && op.displacement as u32 <= last as u32) {
+            self.a.imm(Imm::Cmp, false, A, last as i32);
+            self.segment_misses[1] = Some(self.a.jcc(cc::A));
+        }
+        self.a.rm32(Two::Add, A, field::segment_base(op.segment));
     }
 
     /// Turns the linear address in [`A`] into the host's if the soft TLB permits an access of `size` bytes and the address is
@@ -140,7 +161,8 @@ impl Emitter<'_> {
 
     /// The way out of line for step `i`, for branches in `sites`, coming back here.
     pub(super) fn slow(&mut self, i: usize, sites: impl IntoIterator<Item = usize>) {
-        let mut sites = sites.into_iter().peekable();
+        let segment = std::mem::take(&mut self.segment_misses);
+        let mut sites = sites.into_iter().chain(segment.into_iter().flatten()).peekable();
         if sites.peek().is_some() {
             let id = self.site_back(i, |_| ());
             self.lead_to_fixed(sites, self.stubs.misses.slow, A, id);
@@ -360,10 +382,21 @@ impl Emitter<'_> {
         for (n, reg) in registers.iter() {
             instruction.set_op_register(n, sized(reg, instruction.op_register(n).size()));
         }
-        if let Some(memory) = memory {
-            place_memory(&mut instruction, memory);
+        let Some(memory) = memory else { return self.encode(&instruction) };
+        place_memory(&mut instruction, memory);
+        if plain {
+            return self.encode(&instruction);
         }
-        self.encode(&instruction)
+        if memory.base != Some(A) || memory.index.is_some() {
+            return None;
+        }
+        // AH to BH cannot be named beside one of the upper registers: the address changes places with one that such an instruction does
+        // not name.
+        instruction.set_memory_base(sized(RSI, 8));
+        self.a.exchange(A, RSI);
+        self.encode(&instruction)?;
+        self.a.exchange(A, RSI);
+        Some(())
     }
 
     /// Whether [`A`] is to stay as it is between steps.
@@ -374,11 +407,7 @@ impl Emitter<'_> {
     /// The displacement of a memory operand that is one from the stack pointer alone.
     pub(super) fn on_stack(&self, i: usize, alignment: u8) -> Option<i32> {
         let op = self.at(i).1;
-        let simple = op.base == 4
-            && usize::from(op.index) == ZERO
-            && op.address_mask == u64::MAX
-            && !adds_base(op)
-            && alignment == 1;
+        let simple = op.base == 4 && usize::from(op.index) == ZERO && self.is_plain(op) && alignment == 1;
         if simple { i32::try_from(op.displacement).ok() } else { None }
     }
 

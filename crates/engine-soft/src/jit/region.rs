@@ -19,6 +19,7 @@ use super::step::{Step, Steps};
 use super::taker::{Taker, flags_wanted};
 use super::{MAX_UNIT, Options};
 use crate::code::granules;
+use crate::interp::code_address::CodeAddress;
 use crate::interp::code64::{begin, decode_run, decode_straddling};
 use crate::interp::cpu::Cpu;
 use crate::interp::features::Features;
@@ -30,7 +31,7 @@ use iced_x86::Instruction;
 pub(super) struct Known<'a, E> {
     cache: &'a Cache,
     page: Option<&'a Page>,
-    address: GuestAddress,
+    address: CodeAddress,
     /// Whether the interpreter has executed the code at an address.
     executed: E,
 }
@@ -42,7 +43,7 @@ impl<E> std::fmt::Debug for Known<'_, E> {
 }
 
 impl<'a, E: Fn(GuestAddress) -> bool> Known<'a, E> {
-    pub(super) fn new(cache: &'a Cache, address: GuestAddress, executed: E) -> Self {
+    pub(super) fn new(cache: &'a Cache, address: CodeAddress, executed: E) -> Self {
         Self { cache, page: cache.page(address), address, executed }
     }
 
@@ -59,11 +60,11 @@ impl<'a, E: Fn(GuestAddress) -> bool> Known<'a, E> {
 
     /// Whether it has been executed, but not translated.
     fn is_executed(&self, offset: u32) -> bool {
-        !self.is_translated(offset) && (self.executed)(self.at(offset))
+        !self.is_translated(offset) && (self.executed)(self.at(offset).physical())
     }
 
-    fn at(&self, offset: u32) -> GuestAddress {
-        GuestAddress(self.address.0 + u64::from(offset))
+    fn at(&self, offset: u32) -> CodeAddress {
+        self.address.in_page(offset)
     }
 }
 
@@ -99,12 +100,12 @@ impl Place {
 /// A decoded region; its memory is used again for the next.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// Physical address of its first instruction.
-    pub(super) address: GuestAddress,
+    /// Where its first instruction is.
+    pub(super) address: CodeAddress,
     pub(super) steps: Steps,
     /// Direct branches and calls, and the last steps of runs, in order.
     pub(super) leads: Vec<u16>,
-    /// Instructions that their steps' bytes do not tell, by the offset behind each.
+    /// Instructions that their steps' bytes do not tell, by the offset of each.
     odd: Vec<(u32, Instruction)>,
     /// What the vCPU's model offers.
     features: Option<Arc<Features>>,
@@ -132,7 +133,7 @@ pub(super) struct Source {
 impl Default for Source {
     fn default() -> Self {
         Self {
-            address: GuestAddress(0),
+            address: CodeAddress::new(GuestAddress(0), false),
             steps: Steps::default(),
             leads: Vec::new(),
             odd: Vec::new(),
@@ -171,7 +172,7 @@ impl Source {
     pub(super) fn decode(
         &mut self,
         cpu: &mut Cpu,
-        address: GuestAddress,
+        address: CodeAddress,
         mut with: Circumstances<'_, impl Fn(GuestAddress) -> bool>,
     ) -> Option<()> {
         self.reset(cpu, address);
@@ -207,7 +208,7 @@ impl Source {
     pub(super) fn decode_steps(
         &mut self,
         cpu: &mut Cpu,
-        address: GuestAddress,
+        address: CodeAddress,
         most: usize,
         forms: &mut Forms,
         options: &Options,
@@ -221,7 +222,7 @@ impl Source {
     }
 
     /// Forgets the last region.
-    fn reset(&mut self, cpu: &mut Cpu, address: GuestAddress) {
+    fn reset(&mut self, cpu: &mut Cpu, address: CodeAddress) {
         begin(cpu);
         if self.features.is_none() {
             self.features = Some(Arc::clone(&cpu.features));
@@ -247,18 +248,18 @@ impl Source {
         self.places[start as usize % 0x1000] = Place::step(self.steps.len());
     }
 
-    /// Keeps an instruction that ends at `next` if it cannot be told from its bytes.
+    /// Keeps an instruction that starts at an offset if it cannot be told from its bytes.
     #[inline(always)]
-    pub(super) fn note(&mut self, found: &Found<'_>, next: u32) {
+    pub(super) fn note(&mut self, found: &Found<'_>, start: u32) {
         if !found.is_the_hosts() && found.exists() {
-            self.odd.push((next, found.instruction()));
+            self.odd.push((start, found.instruction()));
         }
     }
 
     /// The instruction of step `i`, as if it were at zero.
     pub(super) fn instruction(&self, i: usize) -> Instruction {
         let step = &self.steps[i];
-        let odd = self.odd.iter().find(|(next, _)| *next == step.next);
+        let odd = self.odd.iter().find(|(start, _)| *start == step.start());
         match (odd, &self.features) {
             (Some((_, instruction)), _) => *instruction,
             (None, Some(features)) => decode_again(&step.bytes, step.op.length, features),
@@ -282,7 +283,7 @@ impl Source {
         offset: u32,
         with: &mut Circumstances<'_, impl Fn(GuestAddress) -> bool>,
     ) {
-        let start = GuestAddress(self.address.page().0 + u64::from(offset));
+        let start = self.address.in_page(offset);
         let most = with.options.region - self.steps.len();
         let (forms, options) = (&mut *with.forms, with.options);
         let mut taker = Taker { source: self, forms, options, next: offset, known: Some(&with.known) };
@@ -455,7 +456,7 @@ impl Source {
                 if self.places.get(offset as usize) != Some(&Place::NOTHING) {
                     continue;
                 }
-                let at = GuestAddress(self.address.page().0 + u64::from(offset));
+                let at = self.address.in_page(offset);
                 let wanted = match with.known.wanted(offset) {
                     Some(wanted) => {
                         // Should that code just have been written, this region goes together with it.

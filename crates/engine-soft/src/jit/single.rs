@@ -1,10 +1,10 @@
 //! One region at a time: how a tool drives the translator and looks at its code.
 
-use ringfence_memory::GuestAddress;
 use ringfence_x86::Exception;
 
 use super::Jit;
 use super::stubs::reason;
+use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::Cpu;
 use crate::interp::run::Interpreter;
 
@@ -57,9 +57,6 @@ impl Jit {
     /// # Errors
     /// What the fetch raises.
     pub(crate) fn upcoming(&mut self, cpu: &mut Cpu) -> Result<Option<Upcoming<'_>>, Exception> {
-        if !cpu.is_64bit() {
-            return Ok(None);
-        }
         let Some(entry) = self.code_at_rip(cpu)? else { return Ok(None) };
         Ok(self.cache.region(entry).map(|region| Upcoming { entry, lengths: &region.lengths }))
     }
@@ -84,8 +81,8 @@ impl Jit {
         }
     }
 
-    /// The host code made from the guest's at a physical address.
-    pub(crate) fn host_code(&self, address: GuestAddress) -> Option<HostCode> {
+    /// The host code made from the guest's at an address.
+    pub(crate) fn host_code(&self, address: CodeAddress) -> Option<HostCode> {
         let region = self.cache.region(self.cache.find(address)?)?;
         let parts = region.code.map(|(at, length)| self.cache.code(at, length));
         Some(HostCode { parts, instructions: region.instructions })

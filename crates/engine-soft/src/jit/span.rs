@@ -24,7 +24,7 @@ pub(super) struct Access {
     pub(super) alignment: u8,
 }
 
-/// What displacements are counted from: a base register and, if it is not [`ZERO`], an index register and its shift.
+/// What displacements are counted from: a base register and an index register with its shift, each if it is not [`ZERO`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Base {
     pub(super) register: u8,
@@ -52,8 +52,8 @@ impl Base {
 
     /// How far it moves when its registers do.
     pub(super) fn moved(self, by: impl Fn(u8) -> i64) -> i64 {
-        let index = if usize::from(self.index) == ZERO { 0 } else { by(self.index) << self.scale };
-        by(self.register) + index
+        let by = |register| if usize::from(register) == ZERO { 0 } else { by(register) };
+        by(self.register) + (by(self.index) << self.scale)
     }
 }
 
@@ -66,10 +66,11 @@ pub(super) struct Move {
 
 impl Move {
     /// What an instruction without an operand in memory does, if that is all that it does to general-purpose registers. The stack
-    /// pointer is another matter.
-    pub(super) fn of(step: &Step) -> Option<Self> {
+    /// pointer is another matter. In 32-bit code (`narrow`) registers have 32 bits.
+    pub(super) fn of(step: &Step, narrow: bool) -> Option<Self> {
         let op = &step.op;
         let by = match op.code {
+            _ if narrow => Self::distance_of_32(op)?,
             Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_RAX_imm32 => op.immediate as i64,
             Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_RAX_imm32 => -(op.immediate as i64),
             Code::Inc_rm64 => 1,
@@ -85,6 +86,23 @@ impl Move {
             && (step.facts.memory.is_none() || step.kind == Kind::Address)
             && op.dst != RSP;
         plain.then_some(Self { register: op.dst, by })
+    }
+
+    /// How far an instruction of 32-bit code moves the register that it names first.
+    fn distance_of_32(op: &Op) -> Option<i64> {
+        let constant = i64::from(op.immediate as i32);
+        match op.code {
+            Code::Add_rm32_imm8 | Code::Add_rm32_imm32 | Code::Add_EAX_imm32 => Some(constant),
+            Code::Sub_rm32_imm8 | Code::Sub_rm32_imm32 | Code::Sub_EAX_imm32 => Some(-constant),
+            Code::Inc_rm32 | Code::Inc_r32 => Some(1),
+            Code::Dec_rm32 | Code::Dec_r32 => Some(-1),
+            Code::Lea_r32_m
+                if op.base == op.dst && usize::from(op.index) == ZERO && op.address_mask == 0xffff_ffff =>
+            {
+                Some(op.displacement)
+            }
+            _ => None,
+        }
     }
 
     /// How far it moves a register.

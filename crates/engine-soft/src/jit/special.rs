@@ -25,10 +25,10 @@ impl Emitter<'_> {
     /// Checks the slot below the stack's top for writing: where its host address is then, and where the check is left.
     pub(super) fn check_push(&mut self, i: usize) -> (Mem, Option<StackCheck>) {
         if let Some(group) = self.group {
-            return (at(A, group.offset(-8)), None);
+            return (at(A, group.offset(-i64::from(self.word()))), None);
         }
         self.keep_flags(i);
-        (at(A, 0), Some(self.check_stack(-8, 8)))
+        (at(A, 0), Some(self.check_stack(-self.word(), self.word())))
     }
 
     /// Likewise for reading the slot at the stack's top.
@@ -37,7 +37,7 @@ impl Emitter<'_> {
             return (at(A, group.offset(0)), None);
         }
         self.keep_flags(i);
-        (at(A, 0), Some(self.check_stack(0, 8)))
+        (at(A, 0), Some(self.check_stack(0, self.word())))
     }
 
     /// The host address of `size` bytes, `displacement` from the stack pointer, to [`A`], if they lie in the stack's page. It
@@ -46,7 +46,7 @@ impl Emitter<'_> {
         self.host_flags = false;
         match displacement {
             0 => self.a.copy(A, STACK),
-            _ => self.a.rm(Two::Lea, A, at(STACK, displacement)),
+            _ => self.lea(A, at(STACK, displacement)),
         }
         self.a.rm(Two::Sub, A, field::stack_page());
         let limit = 0x1000 - size;
@@ -77,22 +77,23 @@ impl Emitter<'_> {
     pub(super) fn settle_stack(&mut self, more: i32) {
         let distance = std::mem::take(&mut self.pending) + more;
         if distance != 0 {
-            self.a.rm(Two::Lea, STACK, at(STACK, distance));
+            self.lea(STACK, at(STACK, distance));
         }
     }
 
     pub(super) fn push(&mut self, i: usize) -> Option<()> {
         let (slot, check) = self.check_push(i);
         let op = *self.at(i).1;
-        let value = if matches!(op.code, Code::Push_r64 | Code::Push_rm64) {
+        let register = matches!(op.code, Code::Push_r64 | Code::Push_rm64 | Code::Push_r32 | Code::Push_rm32);
+        let value = if register {
             self.fetch(op.dst, B)
         } else {
             let scratch = self.scratch(B);
-            self.a.constant(scratch, op.immediate);
+            self.a.constant(scratch, op.immediate & self.whole_mask());
             scratch
         };
-        self.a.rm(Two::Store, value, slot);
-        self.move_stack(-8);
+        self.store_pointer(value, slot);
+        self.move_stack(-self.word());
         self.slow_unless_covered(i, check);
         Some(())
     }
@@ -101,12 +102,12 @@ impl Emitter<'_> {
         let (slot, check) = self.check_pop(i);
         let to = self.at(i).1.dst;
         if to == RSP {
-            self.a.rm(Two::Load, STACK, slot);
+            self.load_pointer(STACK, slot);
             self.slow_unless_covered(i, check);
             return Some(());
         }
         match home(to) {
-            Home::Host(reg) => self.a.rm(Two::Load, reg, slot),
+            Home::Host(reg) => self.load_pointer(reg, slot),
             Home::Slot if self.keeps() => {
                 let reg = self.kept(to, false, true)?;
                 self.a.rm(Two::Load, reg, slot);
@@ -116,17 +117,18 @@ impl Emitter<'_> {
                 self.a.rm(Two::Store, B, field::register(to));
             }
         }
-        self.move_stack(8);
+        self.move_stack(self.word());
         self.slow_unless_covered(i, check);
         Some(())
     }
 
     pub(super) fn leave(&mut self, i: usize) -> Option<()> {
         self.keep_flags(i);
-        self.a.copy(A, RBP);
-        let miss = self.check(8, 1, false);
-        self.a.rm(Two::Lea, STACK, at(RBP, 8));
-        self.a.rm(Two::Load, RBP, at(A, 0));
+        let word = self.word();
+        self.copy_pointer(A, RBP);
+        let miss = self.check(word as usize, 1, false);
+        self.lea(STACK, at(RBP, word));
+        self.load_pointer(RBP, at(A, 0));
         self.slow(i, [miss]);
         Some(())
     }

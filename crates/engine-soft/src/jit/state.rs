@@ -15,7 +15,8 @@ use super::interrupt_return::Returns;
 use super::registers::PIN;
 use super::span::BASES;
 use crate::code::StaleCode;
-use crate::interp::cpu::Cpu;
+use crate::interp::code_address::CodeAddress;
+use crate::interp::cpu::{CodeSize, Cpu};
 use crate::interp::msrs::Msrs;
 use crate::interp::op::RIP;
 use crate::interp::system::syscall::segments_of;
@@ -127,6 +128,8 @@ pub struct State {
     pub(super) passing: u32,
     /// Address of the table of jump targets.
     pub(super) jumps: u64,
+    /// What distinguishes the mode's physical addresses there; see [`CodeAddress`].
+    pub(super) code_tag: u64,
     /// What the host's stack and the run loop rely on: mode, privilege, TLB generation.
     pub(super) context: u64,
     /// Table of the soft TLB for instruction fetches by the current privilege.
@@ -191,6 +194,7 @@ impl State {
             link: 0,
             passing: 0,
             jumps: 0,
+            code_tag: 0,
             context: 0,
             fetch_table: 0,
             level: 0,
@@ -273,6 +277,7 @@ impl Cpu {
             privilege.fetch_table = self.tlb.fetch_table(user);
         }
         state.context = contexts[usize::from(self.cpl == 3)];
+        state.code_tag = CodeAddress::tag(self.code_size == CodeSize::Bits32);
         let star = self.stored_msr(msr::STAR);
         if self.translated.star != star {
             self.translated.star = star;
@@ -291,7 +296,7 @@ impl Cpu {
             | u64::from(user) << 32
             | u64::from(self.translated.epoch & 0xff_ffff) << 8
             | 1 << 4
-            | self.code_size as u64
+            | self.mode().map_or(0, |mode| mode as u64)
     }
 
     /// Whether what was prepared for code below CPL 3 and there still holds.

@@ -66,7 +66,7 @@ impl Step {
     pub(super) fn complete(&mut self, found: &Found<'_>, next: u32, forms: &mut Forms, options: &Options) {
         let op = &self.op;
         // Nothing is native that the interpreter does not know.
-        let known = found.exists() && !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
+        let known = found.is_plain() && !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
         let noted = if known { forms.of(found) } else { &INTERPRETED };
         let facts = &noted.facts;
         let mut effect = if facts.kind == Kind::Interpreted { INTERPRETED.effect } else { noted.effect };

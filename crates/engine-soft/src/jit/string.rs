@@ -8,7 +8,6 @@ use ringfence_x86::Rflags;
 
 use super::asm::{Imm, Mem, RAX, RDI, RSI, Reg, Two, at, cc};
 use super::emit::Emitter;
-use super::operand::adds_base;
 use super::registers::{A, B, C};
 use super::state::field;
 use super::stubs::load_table;
@@ -30,7 +29,7 @@ impl Emitter<'_> {
     fn string_shape(&self, i: usize) -> Option<Shape> {
         let (step, op) = self.at(i);
         // The segment is that of what RSI points at; RDI's never has a base.
-        let plain = op.address_mask == u64::MAX && !adds_base(op);
+        let plain = self.is_plain(op);
         let scale = match step.facts.size {
             1 => 0,
             2 => 1,
@@ -64,7 +63,7 @@ impl Emitter<'_> {
             self.a.compare_imm(A, 0x1000);
             sites.push(self.a.jcc(cc::A));
         }
-        self.a.copy(A, pointer);
+        self.copy_pointer(A, pointer);
         sites.push(self.check(if shape.repeated { 1 } else { 1 << shape.scale }, 1, write));
     }
 
@@ -72,7 +71,7 @@ impl Emitter<'_> {
     fn behind_elements(&mut self, pointer: Reg, shape: Shape) {
         let (index, disp) =
             if shape.repeated { (Some((RCX, shape.scale)), 0) } else { (None, 1 << shape.scale) };
-        self.a.rm(Two::Lea, C, Mem { base: Some(pointer), index, disp });
+        self.lea(C, Mem { base: Some(pointer), index, disp });
     }
 
     /// The host's instruction: `opcode` for bytes, the next for wider elements.

@@ -7,12 +7,15 @@
 use std::mem::offset_of;
 
 use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
+use super::helper::Site;
 use super::interrupt_return;
 use super::misses::{self, Around, Misses};
 use super::privilege::{self, Ways};
 use super::registers::{A, B, BUDGET, C, PIN, STACK, TABLE, resident};
 use super::state::field;
+use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::Cpu;
+use crate::interp::op::Op;
 use crate::mmu::tlb::{DataRow, ENTRIES, FETCH_ENTRIES};
 use crate::vector::Quirks;
 use crate::vector::pass::{LEVELS, Level, host_has_avx512, offset};
@@ -25,12 +28,12 @@ const ENTRY_SHIFT: u8 = 4;
 const ROW_SHIFT: u8 = 5;
 const _: () = assert!(size_of::<DataRow>() == 1 << ROW_SHIFT);
 
-/// The code for a guest physical address.
+/// The code for a guest physical address in a mode.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Jump {
-    /// The guest physical address.
-    pub(super) physical: u64,
+    /// The guest physical address, and the mode: [`CodeAddress::bits`].
+    pub(super) code: u64,
     /// The host's address.
     pub(super) host: u64,
 }
@@ -96,7 +99,7 @@ impl Target {
 }
 
 /// No code: no guest has such an address.
-pub(super) const NO_JUMP: Jump = Jump { physical: u64::MAX, host: 0 };
+pub(super) const NO_JUMP: Jump = Jump { code: u64::MAX, host: 0 };
 
 const _: () = assert!(size_of::<Jump>() == 1 << ENTRY_SHIFT);
 
@@ -105,8 +108,9 @@ const JUMP_MASK: i32 = (1 << JUMP_BITS) - 2;
 
 /// The first of the two rows for an address; the code below computes the same. With one row, two targets of a loop would
 /// take each other's place for ever: some programs left translated code a hundred thousand times a second for it.
-pub(super) fn jump_index(physical: u64) -> usize {
-    (physical ^ physical >> 12) as usize & JUMP_MASK as usize
+pub(super) fn jump_index(address: CodeAddress) -> usize {
+    let bits = address.bits();
+    (bits ^ bits >> 12) as usize & JUMP_MASK as usize
 }
 
 /// Why translated code was left.
@@ -143,8 +147,8 @@ pub(super) struct Stubs {
     /// Jumped to with a link in [`A`]: it is not linked yet. RIP is left to Rust.
     pub(super) link: usize,
     /// Jumped to with a return address in [`A`] that is not the one on top, and the site in [`B`]. The stack pointer is where it
-    /// is behind the return.
-    pub(super) ret: usize,
+    /// is behind the return. One for 64-bit code, one for 32-bit code.
+    pub(super) ret: [usize; 2],
     /// Jumped to with the address of the next instruction in [`A`] and the site in [`C`]: SYSCALL.
     pub(super) system_call: usize,
     /// Jumped to with the site in [`C`]: SYSRET to 64-bit code.
@@ -241,6 +245,7 @@ fn look_up(a: &mut Assembler) -> usize {
     a.rr32(Two::Load, C, A);
     a.imm(Imm::And, false, C, 0xfff);
     a.rr(Two::Add, B, C);
+    a.rm(Two::Add, B, field::code_tag());
     a.copy(C, B);
     a.shr(C, 12);
     a.rr32(Two::Xor, C, B);
@@ -467,7 +472,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.rr32(Two::Load, B, RAX);
     a.jmp_to(leave_stored as i64);
 
-    let ret = ret(&mut a, interpret, look_up_start, dispatch);
+    let ret = [8, 4].map(|word| ret(&mut a, interpret, look_up_start, dispatch, word));
     let ways = Ways { interpret, dispatch };
     let system_call = privilege::system_call(&mut a, ways);
     let system_return = privilege::system_return(&mut a, ways);
@@ -528,8 +533,8 @@ fn find_stack(a: &mut Assembler) {
 }
 
 /// A return that does not match, the stack pointer being where it is behind it. As the host's predictor would, take one call off:
-/// code that drops return addresses (return thunks do) matches the next.
-fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize) -> usize {
+/// code that drops return addresses (return thunks do) matches the next. A return takes `word` bytes off the guest's stack.
+fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize, word: i32) -> usize {
     let start = a.here();
     a.rm32(Two::Store, B, field::link());
     a.rm(Two::Cmp, RSP, field::base());
@@ -546,7 +551,17 @@ fn ret(a: &mut Assembler, interpret: usize, look_up: usize, dispatch: usize) -> 
     a.jmp_reg(B);
     a.bind(missing);
     // Where it may fault, the handler executes it, from before it.
-    a.rm(Two::Lea, STACK, at(STACK, -8));
+    misses::find_site(a);
+    // What it takes off besides.
+    a.load_word(C, at(C, (offset_of!(Site, op) + offset_of!(Op, immediate)) as i32));
+    let before = at(STACK, -word);
+    if word == 4 {
+        a.rm32(Two::Lea, STACK, before);
+        a.rr32(Two::Sub, STACK, C);
+    } else {
+        a.rm(Two::Lea, STACK, before);
+        a.rr(Two::Sub, STACK, C);
+    }
     a.rm32(Two::Load, A, field::link());
     a.call_to(interpret as i64);
     a.rm(Two::Load, A, field::rip());

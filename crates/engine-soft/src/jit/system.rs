@@ -8,7 +8,7 @@ use ringfence_x86::{Cr4, Rflags, msr};
 
 use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
-use super::operand::{FS, GS};
+use super::operand::{FS, GS, adds_base};
 use super::privilege::{forget_stack, load_rflags, not_canonical};
 use super::registers::{A, B, BUDGET, C, Home, STACK, TABLE, home};
 use super::state::field;
@@ -203,15 +203,15 @@ impl Emitter<'_> {
         }
     }
 
-    /// PUSHFQ.
+    /// PUSHFQ and PUSHFD.
     pub(super) fn push_flags(&mut self, i: usize) -> Option<()> {
         self.save_flags();
         let (slot, check) = self.check_push(i);
         load_rflags(&mut self.a, B);
         load_table(&mut self.a);
         self.a.imm(Imm::And, true, B, !((Rflags::VM | Rflags::RF).bits() as i32));
-        self.a.rm(Two::Store, B, slot);
-        self.a.rm(Two::Lea, STACK, at(STACK, -8));
+        self.store_pointer(B, slot);
+        self.lea(STACK, at(STACK, -self.word()));
         self.host_flags = false;
         self.slow_unless_covered(i, check);
         Some(())
@@ -221,14 +221,15 @@ impl Emitter<'_> {
     pub(super) fn push_memory(&mut self, i: usize) -> Option<()> {
         self.keep_flags(i);
         self.address(i)?;
-        let mut sites = vec![self.check(8, 1, false)];
-        self.a.rm(Two::Load, A, at(A, 0));
+        let word = self.word();
+        let mut sites = vec![self.check(word as usize, 1, false)];
+        self.load_pointer(A, at(A, 0));
         self.a.rm(Two::Store, A, field::slot());
-        self.a.rm(Two::Lea, A, at(STACK, -8));
-        sites.push(self.check(8, 1, true));
+        self.lea(A, at(STACK, -word));
+        sites.push(self.check(word as usize, 1, true));
         self.a.rm(Two::Load, B, field::slot());
-        self.a.rm(Two::Store, B, at(A, 0));
-        self.a.rm(Two::Lea, STACK, at(STACK, -8));
+        self.store_pointer(B, at(A, 0));
+        self.lea(STACK, at(STACK, -word));
         self.slow(i, sites);
         Some(())
     }
@@ -241,7 +242,9 @@ impl Emitter<'_> {
         let (effect, wanted) = (step.effect, step.wanted);
         let wide = instruction.op1_register().size() == 8;
         let size = if wide { 8 } else { 4 };
-        if op.address_mask != u64::MAX || !(wide || instruction.op1_register().size() == 4) {
+        let based = adds_base(op) && self.is_narrow();
+        if op.address_mask != self.whole_mask() || based || !(wide || instruction.op1_register().size() == 4)
+        {
             return None;
         }
         self.keep_flags(i);
@@ -254,7 +257,7 @@ impl Emitter<'_> {
         }
         self.a.sar(true, C, if wide { 6 } else { 5 });
         let index = super::asm::Mem { base: Some(A), index: Some((C, if wide { 3 } else { 2 })), disp: 0 };
-        self.a.rm(Two::Lea, A, index);
+        self.lea(A, index);
         load_table(&mut self.a);
         let site = self.check(size, 1, instruction.mnemonic() != iced_x86::Mnemonic::Bt);
         let from = self.fetch(number, C);

@@ -6,6 +6,7 @@ use super::Options;
 use super::facts::Forms;
 use super::flags::{self, Set};
 use super::region::{Known, Source};
+use crate::interp::code_address::CodeAddress;
 use crate::interp::code64::{Sink, peek};
 use crate::interp::cpu::Cpu;
 use crate::interp::found::Found;
@@ -33,7 +34,7 @@ impl<E: Fn(GuestAddress) -> bool> Sink for Taker<'_, E> {
         let source = &mut *self.source;
         let start = self.next;
         self.next += u32::from(found.length);
-        source.note(found, self.next);
+        source.note(found, start);
         source.put_place(start);
         let step = source.steps.room();
         step.complete(found, self.next, self.forms, self.options);
@@ -57,7 +58,7 @@ const LOOK: usize = 5;
 
 /// Which flags the code at an address may look at. Whoever relies on it hears of a write to that code, because it is in the
 /// same page.
-pub(super) fn flags_wanted(cpu: &mut Cpu, address: GuestAddress, forms: &mut Forms) -> Set {
+pub(super) fn flags_wanted(cpu: &mut Cpu, address: CodeAddress, forms: &mut Forms) -> Set {
     let mut look = Look { forms, op: Op::UNDEFINED, read: 0, left: flags::ALL };
     peek(cpu, address, LOOK, &mut look);
     look.read | look.left

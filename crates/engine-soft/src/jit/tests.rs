@@ -6,6 +6,7 @@ mod hole;
 mod kept;
 mod loops;
 mod moves;
+mod narrow;
 mod pair;
 mod privilege;
 mod programs;
@@ -33,6 +34,7 @@ use pair::{Pair, run_rounds, run_rounds_of};
 
 use super::{Jit, Options, SMALLEST_CODE};
 use crate::code::CodeMap;
+use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::{Connections, Cpu};
 use crate::interp::features::host_cpuid;
 use crate::interp::op::RIP;

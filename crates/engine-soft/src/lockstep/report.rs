@@ -6,6 +6,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, GasFormatter};
 use ringfence_memory::GuestAddress;
 
 use super::compare::{Difference, registers};
+use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::Cpu;
 use crate::interp::decode::translate_fetch;
 use crate::jit::HostCode;
@@ -43,7 +44,7 @@ pub(super) struct Block {
     /// What is there, as far as it can be fetched.
     code: Vec<u8>,
     /// Where it lies.
-    pub(super) physical: Option<GuestAddress>,
+    physical: Option<GuestAddress>,
     bits: u32,
 }
 
@@ -60,6 +61,11 @@ impl Block {
             }
         }
         Self { linear, code, physical, bits: cpu.code_size.bits() }
+    }
+
+    /// Where it is for the translator.
+    pub(super) fn address(&self) -> Option<CodeAddress> {
+        Some(CodeAddress::new(self.physical?, self.bits == 32))
     }
 }
 

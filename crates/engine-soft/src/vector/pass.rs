@@ -84,7 +84,7 @@ pub(crate) struct Passed {
     pub(crate) records: bool,
 }
 
-/// Whether a vector, x87 or MMX instruction of 64-bit code can be executed as it is.
+/// Whether a vector, x87 or MMX instruction of 64-bit code, or of 32-bit code in its terms, can be executed as it is.
 pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
     let mut level = match instruction.encoding() {
         EncodingKind::Legacy => Level::Sse,

@@ -31,6 +31,7 @@ fields!(
     budget,
     page,
     jumps,
+    code_tag,
     fetch_table,
     context,
     entry,
@@ -149,6 +150,11 @@ pub(in super::super) fn base_of(segment: u8) -> [Mem; 2] {
 /// A segment register's attributes, 16 bits.
 pub(in super::super) fn attributes(segment: u8) -> Mem {
     at_distance(self::segment(segment) + offset_of!(Segment, attributes))
+}
+
+/// What accesses a segment permits to all of 4 GiB: a byte of [`Cpu::spans`].
+pub(in super::super) fn spans(segment: u8) -> Mem {
+    at_distance(offset_of!(Cpu, spans) + usize::from(segment))
 }
 
 /// A segment register's selector, 16 bits.

@@ -31,7 +31,7 @@ pub(super) fn value(random: &mut Random) -> u64 {
 
 /// What follows an opcode.
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+pub(super) enum Form {
     /// ModRM with a register and anything.
     R,
     /// ModRM with a register and memory only.
@@ -46,14 +46,14 @@ enum Form {
 
 /// An opcode: prefix, bytes, form, immediate (0, 1: one byte, 4: two or four bytes by operand size, 8: likewise or
 /// eight), whether 66h is allowed.
-type Template = (&'static [u8], &'static [u8], Form, u8, bool);
+pub(super) type Template = (&'static [u8], &'static [u8], Form, u8, bool);
 
 use Form::{M, N, O, R, X};
 
 const ANY: Form = X(&[0, 1, 2, 3, 4, 5, 6, 7]);
 
 /// A count, and a repeated string instruction of any width, rarely upside down.
-fn repeated(random: &mut Random) -> Vec<u8> {
+pub(super) fn repeated(random: &mut Random) -> Vec<u8> {
     let count = match random.below(4) {
         0 => random.below(0x1100),
         1 => random.below(0x100),
@@ -84,7 +84,7 @@ fn control(random: &mut Random) -> Vec<u8> {
     vec![rex, 0x0f, 0x20, 0xc0 | random.pick(&[0, 2, 3, 4, 5]) << 3 | destination(random)]
 }
 
-const TABLE: &[Template] = &[
+pub(super) const TABLE: &[Template] = &[
     (&[], &[0x80], ANY, 1, false),
     (&[], &[0x81], ANY, 4, true),
     (&[], &[0x83], ANY, 1, true),

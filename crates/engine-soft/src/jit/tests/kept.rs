@@ -83,7 +83,7 @@ fn row_with_registers_kept_runs_apart_and_faults_as_its_instructions_do() {
 
 /// How often the code of the region at [`CODE`] names what is `displacement` from the pinned register.
 fn accesses(jit: &Jit, displacement: u64) -> usize {
-    let code = jit.host_code(GuestAddress(CODE)).unwrap();
+    let code = jit.host_code(CodeAddress::new(GuestAddress(CODE), false)).unwrap();
     let (at, bytes) = &code.parts[0];
     let all = Decoder::with_ip(64, bytes, *at, DecoderOptions::NONE);
     let names = |i: &iced_x86::Instruction| {

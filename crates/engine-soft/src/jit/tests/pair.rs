@@ -1,7 +1,20 @@
 //! Interpreter and translator side by side.
 
+use ringfence_x86::SegmentRegister;
+
 use super::*;
 use crate::vector::Quirks;
+
+/// The modes that programs run in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Modes {
+    /// 64-bit code.
+    Bits64,
+    /// 32-bit code.
+    Narrow,
+    /// Both by turns, the same bytes.
+    Both,
+}
 
 /// A vCPU and the translator under test.
 pub(super) struct Pair {
@@ -13,6 +26,7 @@ pub(super) struct Pair {
     mix: Mix,
     /// What the x87 unit records.
     quirks: Quirks,
+    modes: Modes,
     /// The program under way, for messages.
     code: Vec<u8>,
     start: u64,
@@ -27,6 +41,10 @@ pub(super) struct Pair {
 
 impl Pair {
     pub(super) fn new(options: Options, mix: Mix) -> Self {
+        Self::of(options, mix, Modes::Bits64)
+    }
+
+    pub(super) fn of(options: Options, mix: Mix, modes: Modes) -> Self {
         let (mut reference, mut subject) = (machine(), machine());
         for cpu in [&mut reference.cpu, &mut subject.cpu].into_iter().filter(|_| mix != Mix::Integers) {
             cpu.cr0 -= Cr0::EM;
@@ -43,6 +61,7 @@ impl Pair {
             options,
             mix,
             quirks: Quirks::host(),
+            modes,
             code: Vec::new(),
             start: 0,
             seed: 0,
@@ -65,6 +84,11 @@ impl Pair {
         self
     }
 
+    /// How many of the instructions executed the translator's code had a part in, in percent.
+    pub(super) fn share(&self) -> u64 {
+        100 * self.jit.executed / self.subject.cpu.retired.max(1)
+    }
+
     /// Whether what is different now may be for flags that an instruction found as they were before a store into the code that
     /// follows it: without exact flags those may be stale, where the code that was there before would have overwritten them.
     fn may_have_stale_flags(&self) -> bool {
@@ -74,13 +98,18 @@ impl Pair {
     /// Gives the round up: both go on anew.
     fn give_up(&mut self) {
         let given_up = self.given_up + 1;
-        *self = Self { given_up, ..Self::new(self.options, self.mix).recording(self.quirks) };
+        *self = Self { given_up, ..Self::of(self.options, self.mix, self.modes).recording(self.quirks) };
     }
 
     /// Loads a program and registers.
     fn load(&mut self, random: &mut Random, program: &generate::Program) {
         let data: Vec<u8> = (0..DATA_LEN / 8).flat_map(|_| random.bits().to_le_bytes()).collect();
-        let alias = if random.chance(30) { ALIAS } else { 0 };
+        let narrow = self.choose_mode(random);
+        let alias = match narrow {
+            _ if !random.chance(30) => 0,
+            true => narrow::ALIAS32,
+            false => ALIAS,
+        };
         let rip = CODE + program.start as u64 + alias;
         let mut regs: [u64; 16] = std::array::from_fn(|_| generate::value(random));
         for pointer in generate::POINTERS {
@@ -98,6 +127,12 @@ impl Pair {
             }
         }
         regs[4] &= !7;
+        if narrow && random.chance(70) {
+            // Otherwise there is something above the 32 bits that such code knows.
+            for register in &mut regs {
+                *register &= 0xffff_ffff;
+            }
+        }
         let flags = random.bits();
         for machine in [&mut self.reference, &mut self.subject] {
             machine.cpu.memory.write_bytes(GuestAddress(CODE), &program.code).unwrap();
@@ -107,6 +142,23 @@ impl Pair {
             machine.cpu.set_rflags(flags & 0x8d5);
         }
         (self.code, self.start) = (program.code.clone(), rip);
+    }
+
+    /// Chooses the mode to go on in: whether it is that of 32-bit code.
+    fn choose_mode(&mut self, random: &mut Random) -> bool {
+        let narrow = match self.modes {
+            Modes::Bits64 => return false,
+            Modes::Narrow => true,
+            Modes::Both => random.chance(60),
+        };
+        for machine in [&mut self.reference, &mut self.subject] {
+            narrow::prepare(&mut machine.cpu, narrow);
+            if narrow && self.seed.is_multiple_of(5) {
+                narrow::load(&mut machine.cpu, SegmentRegister::Gs, narrow::selector::DATA);
+                machine.cpu.update_mode();
+            }
+        }
+        narrow
     }
 
     /// Loads vector registers, and makes pointers such as vector operands want: aligned, or near the end of a page.
@@ -238,7 +290,8 @@ impl Pair {
             .unwrap();
         }
         let code = &self.code[offset..];
-        for instruction in Decoder::with_ip(64, code, self.start, DecoderOptions::NONE).iter().take(60) {
+        let bits = a.code_size.bits();
+        for instruction in Decoder::with_ip(bits, code, self.start, DecoderOptions::NONE).iter().take(60) {
             write!(text, "{:x}: ", instruction.ip()).unwrap();
             formatter.format(&instruction, &mut text);
             text.push('\n');
@@ -267,7 +320,10 @@ fn run_round(pair: &mut Pair, seed: u64) -> Result<(), String> {
     let mut random = Random::new(seed);
     let random = &mut random;
     (pair.seed, pair.origin, pair.rewritten) = (seed, pair.subject.cpu.retired, false);
-    let program = generate::program(random, pair.mix);
+    let program = match pair.modes {
+        Modes::Bits64 => generate::program(random, pair.mix),
+        modes => narrow::generate::program(random, pair.mix, modes == Modes::Both),
+    };
     pair.load(random, &program);
     let end = pair.subject.cpu.retired + 400;
     let mut faults = 0;
@@ -282,7 +338,10 @@ fn run_round(pair: &mut Pair, seed: u64) -> Result<(), String> {
         let limit = 1 + random.below(most);
         if pair.advance(limit)?.is_some() {
             faults += 1;
-            let next = pair.start & !0x1fff | random.pick(&program.starts) as u64;
+            let mut next = pair.start & !0x1fff | random.pick(&program.starts) as u64;
+            if pair.choose_mode(random) && next >> 32 != 0 {
+                next = next & 0x1f_ffff | narrow::ALIAS32;
+            }
             // Going on elsewhere, where other flags are looked at.
             pair.subject.cpu.status = pair.reference.cpu.status;
             for machine in [&mut pair.reference, &mut pair.subject] {

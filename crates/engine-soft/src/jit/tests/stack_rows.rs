@@ -121,11 +121,11 @@ fn return_that_does_not_match_faults_with_the_stack_pointer_before_it() {
 
 #[test]
 fn row_that_is_given_up_leaves_no_move_behind() {
-    // push rax; push rcx; push rdx; ret 8, which has no code of its own
-    let code = [0x50, 0x51, 0x52, 0xc2, 8, 0];
+    // push rax; lea cx,[rax], which has no code of its own; push rdx; ud2
+    let code = [0x50, 0x66, 0x8d, 0x08, 0x52, 0x0f, 0x0b];
     let (found, jit) = ends(&code, &[TOP; 3], true, 1);
     assert!(jit.cache.rows.is_empty() && jit.cache.sizes.regions > 0);
-    assert!(found.iter().all(|run| run.1[4] == TOP - 8));
+    assert!(found.iter().all(|run| run.1[4] == TOP - 16));
 }
 
 #[test]

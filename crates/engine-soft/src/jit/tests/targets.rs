@@ -45,7 +45,8 @@ fn run_two(second: u64, rounds: u32, between: &[u8], numbers: [u8; 2]) -> (Inter
 
 #[test]
 fn targets_that_share_rows_do_not_displace_each_other() {
-    assert_eq!(jump_index(FIRST), jump_index(SECOND));
+    let index = |address| jump_index(CodeAddress::new(GuestAddress(address), false));
+    assert_eq!(index(FIRST), index(SECOND));
     // invlpg [rsi]: the first function's page must be asked for at every call, and addresses that were known are known no more.
     let (m, jit) = run(2000, &[0x0f, 0x01, 0x3e], [1, 100]);
     assert_eq!(m.cpu.regs[3], 1000 * 101);

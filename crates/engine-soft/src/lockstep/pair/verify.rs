@@ -99,7 +99,7 @@ impl Pair {
             .iter()
             .map(|&linear| {
                 let block = Block::fetch(&mut interpreter.cpu, linear);
-                let host = block.physical.and_then(|at| jit.host_code(at));
+                let host = block.address().and_then(|at| jit.host_code(at));
                 (block, host)
             })
             .collect();
