@@ -103,8 +103,8 @@ pub(crate) fn long_mode(
     Ok(state)
 }
 
-/// 32-bit protected mode without paging, for PVH (Xen, docs/misc/pvh.pandoc) and Multiboot (Multiboot 0.6.96,
-/// 3.2): flat segments, interrupts off.
+/// 32-bit protected mode without paging, for PVH (Xen, docs/misc/pvh.pandoc), Multiboot (Multiboot 0.6.96, 3.2) and 32-bit Linux: flat
+/// segments, interrupts off.
 pub(crate) fn protected_mode(
     memory: &GuestMemory,
     layout: &mut Layout,

@@ -78,8 +78,10 @@ pub enum BootError {
         /// What is needed, and for what.
         needs: &'static str,
     },
-    /// A 32-bit Linux kernel.
-    #[error("this is a 32-bit Linux kernel; only 64-bit kernels (x86-64) can be booted directly")]
+    /// A 32-bit Linux kernel where a 64-bit one is wanted.
+    #[error(
+        "this is a 32-bit Linux kernel: it boots from its bzImage (vmlinuz), by the 32-bit protocol, only"
+    )]
     ThirtyTwoBit,
     /// A kernel for another architecture.
     #[error("the kernel is for another architecture (ELF machine {0}); x86-64 is needed")]

@@ -2,11 +2,12 @@
 //!
 //! [`load()`] does what firmware and a boot loader do on a real PC: it puts a kernel, its initrd and command line
 //! into guest memory, describes the machine to it (E820, ACPI, SMBIOS), and says in which state the first CPU
-//! starts. Four kinds of kernel are known:
+//! starts. Five kinds of kernel are known:
 //!
 //! | file | entered | description handed over |
 //! |---|---|---|
 //! | Linux bzImage | 64-bit, paged; payload unpacked here, or by the guest's own decompressor | zero page |
+//! | 32-bit Linux bzImage | 32-bit, unpaged; by its own decompressor | zero page |
 //! | ELF vmlinux | 64-bit, paged | zero page |
 //! | ELF with a PVH note | 32-bit, unpaged | `hvm_start_info` |
 //! | Multiboot 1 | 32-bit, unpaged | Multiboot information |

@@ -14,6 +14,8 @@ pub enum KernelFormat {
     BzImage(Compression),
     /// Linux bzImage, unpacked by itself.
     BzImageInGuest,
+    /// Linux bzImage entered in 32-bit mode, unpacked by itself.
+    BzImage32,
     /// ELF vmlinux by the 64-bit Linux protocol.
     Vmlinux,
     /// ELF by its PVH entry.
@@ -27,6 +29,7 @@ impl fmt::Display for KernelFormat {
         match self {
             Self::BzImage(compression) => write!(f, "bzImage ({compression}, unpacked on the host)"),
             Self::BzImageInGuest => f.write_str("bzImage (unpacks itself)"),
+            Self::BzImage32 => f.write_str("bzImage (32-bit, unpacks itself)"),
             Self::Vmlinux => f.write_str("ELF vmlinux"),
             Self::Pvh => f.write_str("ELF with PVH entry"),
             Self::Multiboot => f.write_str("Multiboot"),

@@ -1,6 +1,7 @@
-//! A bzImage: unpacked here and entered directly, or left to its own decompressor.
+//! A bzImage: unpacked here and entered directly, or left to its own decompressor, as every 32-bit kernel is.
 
 use ringfence_memory::{GuestAddress, GuestRange};
+use ringfence_x86::Gpr;
 
 use super::header::SetupHeader;
 use super::relocate::Relocations;
@@ -11,14 +12,16 @@ use crate::load::Context;
 use crate::random::Random;
 use crate::stream::ElfLoader;
 use crate::unpack::unpack;
-use crate::{BootError, BootPlan, KaslrOutcome, KernelFormat, entry};
+use crate::{BootError, BootPlan, KaslrOutcome, KernelFormat, Protocol, entry};
 
 /// x86-64 kernels start at a multiple of this, whatever their header says.
 const MIN_ALIGNMENT: u64 = 2 << 20;
 /// The window of virtual addresses for the kernel's image, with KASLR (`KERNEL_IMAGE_SIZE`).
 const IMAGE_WINDOW: u64 = 1 << 30;
-/// The offset of the 64-bit entry in the protected-mode part.
+/// The offset of the 64-bit entry in the protected-mode part; the 32-bit entry is at its start.
 const ENTRY_64: u64 = 0x200;
+/// Where the protected-mode part of a kernel goes that cannot run elsewhere.
+const FIXED_START: u64 = 0x10_0000;
 /// Memory for a kernel whose header does not tell how much it needs, on top of its unpacked size.
 const SLACK: u64 = 8 << 20;
 
@@ -37,10 +40,17 @@ struct Placement {
 /// Loads a bzImage.
 pub(crate) fn load(context: &mut Context<'_>) -> Result<BootPlan, BootError> {
     let header = SetupHeader::parse(context.spec.kernel)?;
-    if context.spec.decompress_in_guest {
-        load_packed(context, &header)
-    } else {
-        load_unpacked(context, &header)
+    if context.spec.decompress_in_guest || header.is_32bit() {
+        return load_packed(context, &header);
+    }
+    // Old headers do not tell whether the kernel is a 32-bit one; what is packed does.
+    let layout = context.layout.clone();
+    match load_unpacked(context, &header) {
+        Err(BootError::ThirtyTwoBit) if !header.has_64bit_entry() => {
+            context.layout = layout;
+            load_packed(context, &header)
+        }
+        result => result,
     }
 }
 
@@ -123,20 +133,28 @@ fn place(
 
 fn load_packed(context: &mut Context<'_>, header: &SetupHeader<'_>) -> Result<BootPlan, BootError> {
     let code = header.whole_code()?;
-    if !header.has_64bit_entry() {
+    let by_32_bits = !header.has_64bit_entry();
+    if by_32_bits && context.spec.protocol == Protocol::Linux64 {
         return Err(BootError::ThirtyTwoBit);
     }
-    let range = GuestRange::new(header.preferred_address, header.init_size.max(code.len() as u64));
+    let start = if header.relocatable { header.preferred_address } else { FIXED_START };
+    let size = match header.init_size {
+        // It unpacks itself to some three times its size.
+        0 => 4 * code.len() as u64 + SLACK,
+        size => size.max(code.len() as u64),
+    };
+    let range = GuestRange::new(start, size);
     context.layout.claim(range, KERNEL)?;
     let initrd = place_initrd(context.spec, &mut context.layout, header.initrd_limit())?;
     context.memory.write_bytes(range.start, code).map_err(BootError::memory("the kernel"))?;
-    let entry = GuestAddress(range.start.0 + ENTRY_64);
+    let entry = GuestAddress(range.start.0 + if by_32_bits { 0 } else { ENTRY_64 });
+    let format = if by_32_bits { KernelFormat::BzImage32 } else { KernelFormat::BzImageInGuest };
     let kaslr = if context.forbids_kaslr() {
         KaslrOutcome::ForbiddenByCommandLine
     } else {
         KaslrOutcome::LeftToGuest
     };
-    finish(context, header, KernelFormat::BzImageInGuest, entry, range, initrd, kaslr)
+    finish(context, header, format, entry, range, initrd, kaslr)
 }
 
 fn finish(
@@ -162,7 +180,14 @@ fn finish(
         rng_seed: context.spec.rng_seed,
     };
     let zero_page = zero_page.write(context.memory, &mut context.layout)?;
-    let cpu = entry::long_mode(context.memory, &mut context.layout, entry, zero_page)?;
+    let cpu = if format == KernelFormat::BzImage32 {
+        // Documentation/arch/x86/boot.rst, "32-bit boot protocol": ESI at the zero page, EBP, EDI and EBX zero.
+        let mut cpu = entry::protected_mode(context.memory, &mut context.layout, entry)?;
+        cpu.gpr[Gpr::Rsi as usize] = zero_page.0;
+        cpu
+    } else {
+        entry::long_mode(context.memory, &mut context.layout, entry, zero_page)?
+    };
     Ok(BootPlan {
         version: header.version().map(|v| format!("Linux {v}")),
         initrd,

@@ -73,7 +73,7 @@ impl<'a> SetupHeader<'a> {
             ))
         };
         let (header, loadflags) = header().ok_or_else(|| cut("setup header", setup_end))?;
-        // 2.08 has the payload's place; every 64-bit kernel that can be met has it.
+        // 2.08 has the payload's place; every kernel that can be met has it.
         if header.protocol < 0x208 || loadflags & LOADED_HIGH == 0 {
             return Err(BootError::OldProtocol {
                 version: header.protocol,
@@ -124,6 +124,11 @@ impl<'a> SetupHeader<'a> {
     /// Whether the kernel has a 64-bit entry of its own.
     pub(super) fn has_64bit_entry(&self) -> bool {
         self.xloadflags & XLF_KERNEL_64 != 0
+    }
+
+    /// Whether it is a 32-bit kernel for certain: since protocol 2.12, 64-bit ones tell of their entry.
+    pub(super) fn is_32bit(&self) -> bool {
+        self.protocol >= 0x20c && !self.has_64bit_entry()
     }
 
     /// The highest end that the initrd may have, below 4 GiB.

@@ -216,6 +216,33 @@ fn packed_kernel_is_entered_at_its_64_bit_entry() {
 }
 
 #[test]
+fn kernel_of_32_bits_is_entered_at_its_start_without_paging() {
+    // With a header that says so, and with one that is older than that.
+    for (protocol, relocatable) in [(0x20f_u16, true), (0x20a, true), (0x20a, false)] {
+        let memory = machine(64 * MIB);
+        let mut kernel = ElfFile::linux();
+        (kernel.bits, kernel.machine) = (32, 3);
+        let mut file = super::images::bzimage(&compress(&kernel.build(), Compression::Lz4));
+        patch(&mut file, 0x206, &protocol.to_le_bytes());
+        patch(&mut file, 0x234, &[u8::from(relocatable)]);
+        patch(&mut file, 0x236, &[0, 0]);
+        let spec = BootSpec { command_line: "x=1", ..BootSpec::new(&file) };
+        let plan = load(&memory, &spec).unwrap();
+        let start = if relocatable { LINKED } else { MIB };
+        assert_eq!((plan.format, plan.entry.0), (KernelFormat::BzImage32, start));
+        assert_eq!(bytes(&memory, start, file.len() - CODE_OFFSET), file[CODE_OFFSET..]);
+        let cpu = &plan.cpu;
+        assert_eq!((cpu.rip, cpu.cr0, cpu.cr4, cpu.efer), (start, 0x11, 0, 0));
+        let code = cpu.segments[SegmentRegister::Cs as usize];
+        assert_eq!((code.selector, code.attributes, code.limit), (Selector(0x10), 0xc09b, u32::MAX));
+        let others = [Gpr::Rbp, Gpr::Rdi, Gpr::Rbx].map(|register| cpu.gpr[register as usize]);
+        assert_eq!(others, [0; 3]);
+        let page = zero_page(&memory, &plan);
+        assert_eq!(text(&memory, u32_at(&page, 0x228).unwrap().into()), "x=1");
+    }
+}
+
+#[test]
 fn vmlinux_is_entered_by_the_linux_protocol() {
     let memory = machine(64 * MIB);
     let mut kernel = ElfFile::linux();

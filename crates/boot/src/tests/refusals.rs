@@ -176,14 +176,17 @@ fn kernels_for_other_cpus_are_refused() {
     let mut kernel = ElfFile::linux();
     (kernel.bits, kernel.machine) = (32, 3);
     assert_error!(refused_file(&kernel.build()), BootError::ThirtyTwoBit);
+    // Whose header says that it has 64 bits.
     assert_error!(
         refused_file(&bzimage(&compress(&kernel.build(), Compression::Lz4))),
         BootError::ThirtyTwoBit
     );
     let mut file = linux(Compression::Lz4);
     patch(&mut file, 0x236, &[0, 0]);
-    let spec = BootSpec { decompress_in_guest: true, ..BootSpec::new(&file) };
-    assert_error!(refused(&spec), BootError::ThirtyTwoBit);
+    for decompress_in_guest in [false, true] {
+        let spec = BootSpec { decompress_in_guest, protocol: Protocol::Linux64, ..BootSpec::new(&file) };
+        assert_error!(refused(&spec), BootError::ThirtyTwoBit);
+    }
 }
 
 #[test]
