@@ -7,7 +7,7 @@ use super::header::SetupHeader;
 use super::relocate::Relocations;
 use super::zero_page::ZeroPage;
 use super::{place_initrd, write_initrd};
-use crate::layout::KERNEL;
+use crate::layout::{HIGH_START, KERNEL};
 use crate::load::Context;
 use crate::random::Random;
 use crate::stream::ElfLoader;
@@ -20,8 +20,6 @@ const MIN_ALIGNMENT: u64 = 2 << 20;
 const IMAGE_WINDOW: u64 = 1 << 30;
 /// The offset of the 64-bit entry in the protected-mode part; the 32-bit entry is at its start.
 const ENTRY_64: u64 = 0x200;
-/// Where the protected-mode part of a kernel goes that cannot run elsewhere.
-const FIXED_START: u64 = 0x10_0000;
 /// Memory for a kernel whose header does not tell how much it needs, on top of its unpacked size.
 const SLACK: u64 = 8 << 20;
 
@@ -137,7 +135,8 @@ fn load_packed(context: &mut Context<'_>, header: &SetupHeader<'_>) -> Result<Bo
     if by_32_bits && context.spec.protocol == Protocol::Linux64 {
         return Err(BootError::ThirtyTwoBit);
     }
-    let start = if header.relocatable { header.preferred_address } else { FIXED_START };
+    // Where boot loaders put it, if it cannot run elsewhere.
+    let start = if header.relocatable { header.preferred_address } else { HIGH_START };
     let size = match header.init_size {
         // It unpacks itself to some three times its size.
         0 => 4 * code.len() as u64 + SLACK,

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::asm::{CONSTANT_AND_JUMP, Imm, Reg};
+use super::asm::{CONSTANT_AND_JUMP, Imm, Reg, cc};
 use super::emit::Emitter;
 use super::registers::{A, BUDGET, C};
 use super::stubs::{load_table, pack_unit};
@@ -56,9 +56,12 @@ impl Emitter<'_> {
         self.fixed.push(Fixed { sites, number, register, stub, record });
     }
 
-    /// Makes the branch at `site` lead to what happens when the budget does not cover the unit of step `i`.
-    pub(super) fn exceeded(&mut self, site: usize, i: usize) {
+    /// Takes the unit that starts with step `i` off the budget, and leads elsewhere if that does not cover it.
+    pub(super) fn take_off_budget(&mut self, i: usize) {
         let step = &self.source.steps[i];
+        // Processors take a subtraction and JL for one operation, unlike JS.
+        self.a.imm(Imm::Sub, true, BUDGET, i32::from(step.unit));
+        let site = self.a.jcc(cc::L);
         let number = pack_unit(step.start(), step.unit);
         self.lead_to_fixed([site], self.stubs.budget, A, number);
     }

@@ -11,7 +11,7 @@
 use iced_x86::{Encoder, Instruction};
 
 use super::apart::Row;
-use super::asm::{Assembler, Imm, Mem, RAX, Reg, Two, at, cc};
+use super::asm::{Assembler, Mem, RAX, Reg, Two, at};
 use super::cold::{Fixed, Side};
 use super::group::Group;
 use super::helper::{Site, marks};
@@ -22,7 +22,7 @@ use super::loops::Loop;
 use super::native::Kind;
 use super::output::{Output, Spare};
 use super::region::Source;
-use super::registers::{A, B, BUDGET};
+use super::registers::{A, B};
 use super::state::field;
 use super::step::Step;
 use super::stubs::Stubs;
@@ -344,10 +344,7 @@ impl<'a> Emitter<'a> {
             // Nobody looks at flags that are not wanted.
             self.stored_flags = true;
             self.arrive_behind_loop(i);
-            // Processors take a subtraction and JL for one operation, unlike JS.
-            self.a.imm(Imm::Sub, true, BUDGET, i32::from(step.unit));
-            let site = self.a.jcc(cc::L);
-            self.exceeded(site, i);
+            self.take_off_budget(i);
         }
     }
 

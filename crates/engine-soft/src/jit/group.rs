@@ -168,16 +168,15 @@ impl Emitter<'_> {
                 }
                 continue;
             };
-            let place = match row.find(access.base) {
-                Some(place) => place,
-                None if row.count < BASES && changed & access.base.registers() == 0 => {
-                    let moved = access.base.moved(|register| moved[usize::from(register) % 16]);
-                    row.spans[row.count] = Span { moved, ..Span::new(access.base) };
-                    row.count += 1;
-                    row.count - 1
-                }
-                None => break,
+            let known = row.find(access.base);
+            if known.is_none() && changed & access.base.registers() != 0 {
+                break;
+            }
+            let added = || {
+                let moved = access.base.moved(|register| moved[usize::from(register) % 16]);
+                row.add(Span { moved, ..Span::new(access.base) })
             };
+            let Some(place) = known.or_else(added) else { break };
             if row.spans[place].add(&access).is_none() || !self.spares(n, &row) {
                 break;
             }

@@ -7,7 +7,6 @@ use iced_x86::{Code, Instruction};
 use super::asm::{Imm, Mem, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::kept::named;
-use super::links::reads_flags;
 use super::loops::Loop;
 use super::native::Kind;
 use super::registers::{A, B, BUDGET, C, Home, home, sized};
@@ -116,8 +115,7 @@ impl Emitter<'_> {
 
     /// Takes the unit that starts with step `i`, if one does, off the budget.
     fn take_unit(&mut self, i: usize) -> Option<()> {
-        let unit = self.source.steps[i].unit;
-        if unit != 0 {
+        if self.source.steps[i].unit != 0 {
             if self.source.wanted_before(i) != 0 {
                 if self.laps != Laps::Shared && !self.stored_flags {
                     return None;
@@ -125,9 +123,7 @@ impl Emitter<'_> {
                 self.save_flags();
             }
             (self.host_flags, self.stored_flags) = (false, true);
-            self.a.imm(Imm::Sub, true, BUDGET, i32::from(unit));
-            let site = self.a.jcc(cc::L);
-            self.exceeded(site, i);
+            self.take_off_budget(i);
         }
         Some(())
     }
@@ -190,14 +186,8 @@ impl Emitter<'_> {
     /// The branch back, in a lap, and what comes behind it.
     fn end_lap(&mut self, all: &Loop, top: usize) -> Option<()> {
         self.scratch_is_free(all.end)?;
-        let (step, op) = self.at(all.end);
-        if reads_flags(op.code) {
-            self.restore_flags(A);
-        }
-        if self.source.wanted_at(step.target()) != 0 {
-            self.save_flags();
-        }
-        let site = self.jump_if(op);
+        let (step, _) = self.at(all.end);
+        let site = self.jump_if(all.end);
         self.a.patch(site, top as i64);
         if self.laps == Laps::WithoutTable {
             load_table(&mut self.a);

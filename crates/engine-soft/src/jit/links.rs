@@ -205,18 +205,11 @@ impl Emitter<'_> {
     }
 
     pub(super) fn branch(&mut self, i: usize) -> Option<()> {
-        let (step, op) = self.at(i);
+        let (step, _) = self.at(i);
         let (target, refund) = (step.target(), step.behind);
-        if reads_flags(op.code) {
-            self.restore_flags(A);
-        }
         let inside = self.source.inside(target);
         let wanted = self.source.wanted_at(target) != 0;
-        if inside.is_some() && wanted {
-            // The host's flags stay as they are.
-            self.save_flags();
-        }
-        let site = self.jump_if(op);
+        let site = self.jump_if(i);
         let save = wanted && !self.stored_flags;
         let table = self.laps == Laps::WithoutTable;
         match (inside, page_offset(target)) {
@@ -229,8 +222,22 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// Jumps if a conditional branch is taken, whose flags are in the host's, if it reads any. Changes no flag.
-    pub(super) fn jump_if(&mut self, op: &Op) -> usize {
+    /// Jumps if the conditional branch of step `i` is taken; flags are stored first that its target in the region wants.
+    pub(super) fn jump_if(&mut self, i: usize) -> usize {
+        let (step, op) = self.at(i);
+        let target = step.target();
+        if reads_flags(op.code) {
+            self.restore_flags(A);
+        }
+        if self.source.inside(target).is_some() && self.source.wanted_at(target) != 0 {
+            // The host's flags stay as they are.
+            self.save_flags();
+        }
+        self.jump_if_taken(op)
+    }
+
+    /// The jump alone. The flags that it reads are in the host's; changes none.
+    fn jump_if_taken(&mut self, op: &Op) -> usize {
         use Code as C;
         // LEA leaves the flags alone.
         match op.code {
@@ -370,7 +377,7 @@ impl Emitter<'_> {
 const RCX: Reg = Reg(1);
 
 /// Whether a conditional branch looks at flags: not if only at a count.
-pub(super) fn reads_flags(code: Code) -> bool {
+fn reads_flags(code: Code) -> bool {
     use Code as C;
     let counts = [C::Loop_rel8_64_RCX, C::Loop_rel8_64_ECX, C::Jrcxz_rel8_64, C::Jecxz_rel8_64];
     !counts.contains(&code)

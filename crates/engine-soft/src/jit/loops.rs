@@ -104,15 +104,8 @@ impl Emitter<'_> {
             }
             if self.touches_memory(i) {
                 let access = self.access(i)?;
-                let place = match all.row.find(access.base) {
-                    Some(place) => place,
-                    None if all.row.count < BASES => {
-                        all.row.spans[all.row.count] = Span::new(access.base);
-                        all.row.count += 1;
-                        all.row.count - 1
-                    }
-                    None => return None,
-                };
+                let place = all.row.find(access.base);
+                let place = place.or_else(|| all.row.add(Span::new(access.base)))?;
                 let span = &mut all.row.spans[place];
                 span.moved = access.base.moved(|register| all.moves[usize::from(register) % 16]);
                 span.add(&access)?;

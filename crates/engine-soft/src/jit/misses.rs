@@ -109,6 +109,14 @@ fn find_place_in(a: &mut Assembler, reg: Reg, mem: Mem, arena: Mem) {
     a.rm(Two::Add, reg, arena);
 }
 
+/// Goes on where the site says whose number was put by.
+fn go_on(a: &mut Assembler) {
+    find_site(a);
+    find_place(a, B, at(C, SITE_BACK));
+    load_table(a);
+    a.jmp_reg(B);
+}
+
 /// Goes where a handler has put RIP.
 fn follow_rip(a: &mut Assembler, around: &Around) {
     a.rm(Two::Load, A, field::rip());
@@ -335,10 +343,7 @@ fn load(a: &mut Assembler, around: &Around) -> (usize, usize) {
     a.load_byte(B, at(C, SITE_LEVEL));
     load_level(a, around);
     let refused = a.jcc(cc::NE);
-    find_site(a);
-    find_place(a, B, at(C, SITE_BACK));
-    load_table(a);
-    a.jmp_reg(B);
+    go_on(a);
 
     a.bind(refused);
     find_site(a);
@@ -372,10 +377,7 @@ fn load_x87(a: &mut Assembler, around: &Around, behind: usize, give_up: usize) -
     load_registers(a);
     a.imm_mem(Imm::Cmp, field::x87(), X87::Ready as i32);
     let refused = a.jcc(cc::NE);
-    find_site(a);
-    find_place(a, B, at(C, SITE_BACK));
-    load_table(a);
-    a.jmp_reg(B);
+    go_on(a);
 
     a.bind(known);
     a.bind(refused);

@@ -188,6 +188,13 @@ impl Row {
         self.spans().iter().position(|span| span.base == base)
     }
 
+    /// Makes room for one more base: its place, if there is one.
+    pub(super) fn add(&mut self, span: Span) -> Option<usize> {
+        *self.spans.get_mut(self.count)? = span;
+        self.count += 1;
+        Some(self.count - 1)
+    }
+
     /// A register has moved.
     pub(super) fn move_spans(&mut self, by: Move) {
         for span in &mut self.spans[..self.count] {
