@@ -29,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
     let (Some(mut reference), Some(mut subject)) = (guest(&header, code), guest(&header, code)) else {
         return;
     };
-    let options = Options { code_size: 1 << 20, threshold: 1, region: 64, exact_flags: true, profile: false };
+    let options = Options { code_size: 1 << 20, threshold: 1, exact_flags: true, ..Options::default() };
     let mut jit = Jit::new(options, &subject.cpu.code).expect("the host can run translated code");
     let (mut retired, mut faults) = (0, 0);
     let tables = tables(&subject);

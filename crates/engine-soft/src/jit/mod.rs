@@ -108,6 +108,9 @@ pub struct Options {
     pub threshold: u8,
     /// Most instructions in a region, from 1 to 1000.
     pub region: usize,
+    /// Instructions of a region behind which it no longer goes on where a conditional branch is not taken, unless that has been
+    /// executed.
+    pub ample: usize,
     /// Keep every arithmetic flag exact wherever the guest can be interrupted, even if the guest's code will overwrite it
     /// unread. Slower; for comparisons with the interpreter.
     pub exact_flags: bool,
@@ -117,7 +120,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_size: DEFAULT_CODE, threshold: 8, region: 64, exact_flags: false, profile: false }
+        Self {
+            code_size: DEFAULT_CODE,
+            threshold: 4,
+            region: 256,
+            ample: 96,
+            exact_flags: false,
+            profile: false,
+        }
     }
 }
 

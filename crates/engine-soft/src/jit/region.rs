@@ -59,7 +59,7 @@ impl<'a, E: Fn(GuestAddress) -> bool> Known<'a, E> {
     }
 
     /// Whether it has been executed, but not translated.
-    fn is_executed(&self, offset: u32) -> bool {
+    pub(super) fn is_executed(&self, offset: u32) -> bool {
         !self.is_translated(offset) && (self.executed)(self.at(offset).physical())
     }
 

@@ -5,6 +5,7 @@ use ringfence_memory::GuestAddress;
 use super::Options;
 use super::facts::Forms;
 use super::flags::{self, Set};
+use super::native::Kind;
 use super::region::{Known, Source};
 use crate::interp::code_address::CodeAddress;
 use crate::interp::code64::{Sink, peek};
@@ -47,7 +48,11 @@ impl<E: Fn(GuestAddress) -> bool> Sink for Taker<'_, E> {
             None => self.next < 0x1000,
             Some(known) => {
                 source.look_ahead(kind, target, self.next, known);
-                self.next < 0x1000 && source.find(self.next).is_none() && !known.is_translated(self.next)
+                let doubtful = kind == Kind::Branch && source.steps.len() >= self.options.ample;
+                self.next < 0x1000
+                    && source.find(self.next).is_none()
+                    && !known.is_translated(self.next)
+                    && (!doubtful || known.is_executed(self.next))
             }
         }
     }

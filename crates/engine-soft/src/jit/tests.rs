@@ -149,7 +149,7 @@ fn count(default: u64) -> u64 {
 }
 
 const OPTIONS: Options =
-    Options { code_size: 4 << 20, threshold: 1, region: 64, exact_flags: false, profile: false };
+    Options { code_size: 4 << 20, threshold: 1, region: 64, ample: 20, exact_flags: false, profile: false };
 
 #[test]
 fn random_instructions_one_at_a_time_run_as_in_the_interpreter() {

@@ -70,6 +70,26 @@ fn full_code_memory_is_flushed_and_execution_goes_on() {
     assert!(jit.cache.sizes.flushes > 0, "{:?}", jit.cache.sizes);
 }
 
+#[test]
+fn region_goes_on_behind_a_doubtful_branch_only_to_what_was_executed() {
+    // Forty times JE to far behind, then UD2.
+    let code: Vec<u8> = (0..40_u32)
+        .flat_map(|n| [vec![0x0f, 0x84], (0x800 - n * 6).to_le_bytes().to_vec()].concat())
+        .chain([0x0f, 0x0b])
+        .collect();
+    let instructions = |executed: u64| {
+        let mut m = machine();
+        m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
+        m.cpu.regs[RIP] = CODE;
+        let mut jit = Jit::new(Options { ample: 20, ..OPTIONS }, &m.cpu.code).unwrap();
+        jit.translate(&mut m.cpu, GuestAddress(CODE), |at| at < GuestAddress(executed));
+        jit.cache.sizes.instructions
+    };
+    assert_eq!(instructions(0), 20);
+    assert_eq!(instructions(CODE + 26 * 6), 26, "up to the first that was not executed");
+    assert_eq!(instructions(CODE + 0x400), 41);
+}
+
 /// Runs a row of two stores and a load, with vector registers and flags in the host's, that the soft TLB knows nothing of: once for each room
 /// that there is for its translation apart.
 fn row_apart(rooms: &[bool]) -> (Interpreter, Jit) {

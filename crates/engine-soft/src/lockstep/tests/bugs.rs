@@ -18,6 +18,7 @@ const BATCH: LockstepOptions = LockstepOptions {
         code_size: 1 << 20,
         threshold: 1,
         region: 64,
+        ample: 20,
         exact_flags: true,
         profile: false,
     },
