@@ -33,6 +33,7 @@ pub(crate) mod msrs;
 pub mod op;
 mod opcodes;
 pub(crate) mod patterns;
+mod pieces;
 pub mod run;
 pub mod stack;
 mod state;
