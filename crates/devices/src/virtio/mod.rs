@@ -29,6 +29,7 @@ mod guest;
 mod line;
 pub mod net;
 mod pci;
+mod port;
 mod queue;
 mod registers;
 pub mod rng;
@@ -46,7 +47,8 @@ use std::sync::Arc;
 
 use ringfence_engine::StateError;
 
-pub use self::core::{Chain, Port, Reporter};
+pub use self::core::Reporter;
+pub use self::port::{Chain, Port};
 pub use pci::{VirtioConfig, VirtioPci};
 pub use queue::Piece;
 pub use spec::feature;

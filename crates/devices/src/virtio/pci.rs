@@ -5,7 +5,8 @@ use std::sync::{Arc, Weak};
 use ringfence_engine::{BusDevice, InterruptSink, Placement};
 use ringfence_memory::GuestMemory;
 
-use super::core::{Core, Port, Reporter};
+use super::core::{Core, Reporter};
+use super::port::Port;
 use super::{SharedDevice, registers};
 use crate::Device;
 use crate::device::lock;
