@@ -124,7 +124,7 @@ impl Default for Options {
             code_size: DEFAULT_CODE,
             threshold: 4,
             region: 256,
-            ample: 96,
+            ample: 48,
             exact_flags: false,
             profile: false,
         }
