@@ -144,8 +144,11 @@ pub(super) fn indices(random: &mut Random, zmm: &mut [[u64; 8]]) {
     }
 }
 
+/// What a device was asked: addresses, and what was written.
+type Asked = Arc<Mutex<Vec<(u64, Option<Vec<u8>>)>>>;
+
 /// A device whose registers say where they are.
-struct Registers(Arc<Mutex<Vec<(u64, Option<Vec<u8>>)>>>);
+struct Registers(Asked);
 
 impl Bus for Registers {
     fn port_read(&self, _: u16, _: &mut [u8]) {}
@@ -171,7 +174,7 @@ const DEVICE_PHYSICAL: u64 = 0x4000_0000;
 /// One machine, and what its device was asked.
 struct Side {
     m: Interpreter,
-    asked: Arc<Mutex<Vec<(u64, Option<Vec<u8>>)>>>,
+    asked: Asked,
 }
 
 impl Side {
