@@ -152,6 +152,8 @@ pub struct Cpu {
     pub(crate) system: System,
     /// Data breakpoints that the instruction under way has hit, as DR6 bits 0 to 3.
     pub breakpoints_hit: u64,
+    /// What translated gathers and scatters keep here.
+    pub(crate) lanes: crate::jit::Lanes,
 }
 
 impl std::fmt::Debug for Cpu {
@@ -250,6 +252,7 @@ impl Cpu {
             tracker: None,
             system: System::default(),
             breakpoints_hit: 0,
+            lanes: crate::jit::Lanes::new(),
             translated: crate::jit::State::new(),
         };
         cpu.regs[RIP] = state.rip;

@@ -414,6 +414,11 @@ impl Assembler {
         self.with_reg(true, 0x63, to.0, from);
     }
 
+    /// `movsxd reg, dword ptr mem`.
+    pub(super) fn load_signed(&mut self, reg: Reg, mem: Mem) {
+        self.with_mem(true, 0x63, reg.0, mem);
+    }
+
     /// `shl reg32, count`.
     pub(super) fn shl32(&mut self, reg: Reg, count: u8) {
         self.with_reg(false, 0xc1, 4, reg);

@@ -13,6 +13,7 @@ use iced_x86::{Encoder, Instruction};
 use super::apart::Row;
 use super::asm::{Assembler, Mem, RAX, Reg, Two, at};
 use super::cold::{Fixed, Side};
+use super::gather::Undo;
 use super::group::Group;
 use super::helper::{Site, marks};
 use super::kept::Kept;
@@ -40,6 +41,8 @@ pub(super) struct Emitter<'a> {
     pub(super) base: usize,
     pub(super) fixed: Vec<Fixed>,
     pub(super) sides: Vec<Side>,
+    /// Where gathers and scatters are left.
+    pub(super) undos: Vec<Undo>,
     /// Branches that lead to fixed code.
     pub(super) misses: Vec<usize>,
     pub(super) links: Vec<NewLink>,
@@ -175,6 +178,7 @@ pub(super) struct Mark {
     code: usize,
     fixed: usize,
     sides: usize,
+    undos: usize,
     links: usize,
     crossings: usize,
     sites: usize,
@@ -194,6 +198,7 @@ impl<'a> Emitter<'a> {
             base: place.base,
             fixed,
             sides,
+            undos: Vec::new(),
             misses,
             links,
             first_link: place.links,
@@ -243,6 +248,7 @@ impl<'a> Emitter<'a> {
         debug_assert!(self.record.is_none(), "a record is written before anything can look at it");
         self.a.begin_part(split);
         self.emit_unlinked();
+        self.emit_undos();
         self.emit_recorded();
         for &(site, step) in &self.forward {
             if let Some(at) = self.labels[step] {
@@ -296,6 +302,7 @@ impl<'a> Emitter<'a> {
             code: self.a.here(),
             fixed: self.fixed.len(),
             sides: self.sides.len(),
+            undos: self.undos.len(),
             links: self.links.len(),
             crossings: self.crossings,
             sites: self.sites.len(),
@@ -311,6 +318,7 @@ impl<'a> Emitter<'a> {
         self.a.truncate(mark.code);
         self.fixed.truncate(mark.fixed);
         self.sides.truncate(mark.sides);
+        self.undos.truncate(mark.undos);
         self.links.truncate(mark.links);
         self.crossings = mark.crossings;
         self.sites.truncate(mark.sites);
@@ -373,6 +381,8 @@ impl<'a> Emitter<'a> {
         match kind {
             Kind::Same => self.same(i),
             Kind::Vector => self.vector(i),
+            Kind::Gather => self.gather(i),
+            Kind::Scatter => self.scatter(i),
             Kind::LoadControl => self.load_control(i),
             Kind::Divide => self.divide(i, false),
             Kind::DivideSigned => self.divide(i, true),

@@ -57,7 +57,7 @@ impl Emitter<'_> {
                 if self.records_address(i) {
                     return None;
                 }
-                // An index of vector registers counts as none here; nothing with one is translated.
+                // An index of vector registers would count as none here; what has one is of another kind.
                 // 64-bit code hardly ever names an address without a base.
                 let counted = match usize::from(op.base) {
                     RIP => false,

@@ -3,7 +3,7 @@
 //! A *region* is instructions of one page that lead to each other ([`region`]). When its first has been executed often
 //! enough by the interpreter it is translated ([`emit`], [`cold`], [`operand`], [`special`], [`system`]) to code that keeps
 //! guest registers in host registers ([`registers`]), guest flags in host flags ([`flags`]) and, from where they are first
-//! used, vector registers in vector registers ([`vector`]) and x87 state in the host's unit ([`x87`]). Addresses go through the
+//! used, vector registers in vector registers ([`vector`], [`gather`]) and x87 state in the host's unit ([`x87`]). Addresses go through the
 //! interpreter's own soft TLB by a check in line, one for a row of neighbours ([`group`]) or for many iterations of a small loop
 //! ([`loops`], [`laps`]), along which guest registers without a host register are kept in scratch ones ([`kept`]); the stack's page is remembered
 //! apart ([`special`]). What misses, by way of
@@ -33,6 +33,7 @@ mod emit;
 mod enter;
 mod facts;
 mod flags;
+mod gather;
 mod group;
 mod helper;
 mod interrupt_return;
@@ -83,6 +84,7 @@ use crate::interp::op::RIP;
 use crate::interp::run::Interpreter;
 use cache::{Cache, Entry};
 use facts::Forms;
+pub(crate) use gather::Lanes;
 pub(crate) use helper::handed;
 use mode::Mode;
 use native::Host;

@@ -3,7 +3,7 @@
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind};
 
 use crate::interp::found::is_counted;
-use crate::vector::pass::{Passed, passes};
+use crate::vector::pass::{Elements, Level, Passed, moves_elements, passes};
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,10 @@ pub(super) enum Kind {
     DivideSigned,
     /// A vector, x87 or MMX instruction as it is, with operands in general-purpose registers and memory put in place.
     Vector,
+    /// A gather.
+    Gather,
+    /// A scatter.
+    Scatter,
     /// FLDCW, after a look at whether exceptions stay masked.
     LoadControl,
     /// LEA.
@@ -100,6 +104,8 @@ pub(super) struct Host {
     lzcnt: bool,
     popcnt: bool,
     crc32: bool,
+    avx2: bool,
+    avx512vl: bool,
     /// LAHF and SAHF in 64-bit mode, without which flags could not be kept.
     pub(super) lahf: bool,
 }
@@ -115,9 +121,17 @@ impl Host {
             lzcnt: is_x86_feature_detected!("lzcnt"),
             popcnt: is_x86_feature_detected!("popcnt"),
             crc32: is_x86_feature_detected!("sse4.2"),
+            avx2: is_x86_feature_detected!("avx2"),
+            avx512vl: is_x86_feature_detected!("avx512vl"),
             // CPUID 8000_0001h:ECX bit 0 (APM 3 E.4.2).
             lahf: std::arch::x86_64::__cpuid(0x8000_0001).ecx & 1 != 0,
         }
+    }
+
+    /// Whether it has what gathers and scatters become, for those that want registers of `level`.
+    fn moves_elements(&self, level: Option<Level>) -> bool {
+        let vectors = if level == Some(Level::Avx512) { self.avx512vl } else { self.avx2 };
+        vectors && self.bmi1
     }
 
     fn can(&self, mnemonic: Mnemonic) -> bool {
@@ -135,8 +149,8 @@ impl Host {
     }
 }
 
-/// How to translate an instruction of 64-bit code, or of 32-bit code in the terms of 64-bit code; for [`Kind::Vector`] and
-/// [`Kind::LoadControl`], what it demands. It is the same for all of the same
+/// How to translate an instruction of 64-bit code, or of 32-bit code in the terms of 64-bit code; for [`Kind::Vector`],
+/// [`Kind::LoadControl`], [`Kind::Gather`] and [`Kind::Scatter`], what it demands. It is the same for all of the same
 /// form (see [`super::facts`]).
 pub(super) fn kind(instruction: &Instruction, host: &Host) -> (Kind, Option<Passed>) {
     match (integer(instruction, host), passes(instruction)) {
@@ -144,6 +158,12 @@ pub(super) fn kind(instruction: &Instruction, host: &Host) -> (Kind, Option<Pass
             (Kind::LoadControl, Some(passed))
         }
         (Kind::Interpreted, Some(passed)) => (Kind::Vector, Some(passed)),
+        (Kind::Interpreted, None) => match moves_elements(instruction) {
+            Some((elements, passed)) if host.moves_elements(passed.units.level) => {
+                (if elements == Elements::Gathered { Kind::Gather } else { Kind::Scatter }, Some(passed))
+            }
+            _ => (Kind::Interpreted, None),
+        },
         (kind, _) => (kind, None),
     }
 }

@@ -15,7 +15,7 @@ use crate::interp::op::{Op, RIP, ZERO};
 
 pub(super) const FS: u8 = 4;
 pub(super) const GS: u8 = 5;
-const CS: u8 = 1;
+pub(super) const CS: u8 = 1;
 
 /// A guest register without a host register that an instruction names: where it is meanwhile, and what is done with it.
 #[derive(Clone, Copy)]

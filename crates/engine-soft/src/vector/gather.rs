@@ -81,19 +81,23 @@ fn set_element(register: &mut [u64; 8], i: usize, wide: bool, value: u64) {
 }
 
 /// The parameters of one instruction, unpacked.
-#[derive(Clone, Copy)]
-struct Shape {
-    index: usize,
-    opmask: usize,
-    wide_index: bool,
-    wide_element: bool,
-    count: usize,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// The index register, and the opmask register if there is one.
+    pub(crate) index: usize,
+    pub(crate) opmask: usize,
+    /// Indices, and elements, have 64 bits, not 32.
+    pub(crate) wide_index: bool,
+    pub(crate) wide_element: bool,
+    /// Elements, 2 to 16.
+    pub(crate) count: usize,
     /// The vector length in quadwords.
     length: usize,
 }
 
 impl Shape {
-    fn new(op: &Op) -> Self {
+    /// Of the operation for a gather or scatter.
+    pub(crate) fn new(op: &Op) -> Self {
         Self {
             index: (op.aux & 31) as usize,
             opmask: (op.aux >> aux::OPMASK & 7) as usize,

@@ -18,7 +18,7 @@ mod environment;
 mod features;
 mod floating;
 mod form;
-mod gather;
+pub(crate) mod gather;
 mod moves;
 pub mod ops;
 pub(crate) mod pass;

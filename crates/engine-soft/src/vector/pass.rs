@@ -1,7 +1,7 @@
 //! Which instructions the translator may execute as they are, with the guest's vector registers in the host's, and its x87 state.
 //!
-//! All that the table lists, but for those with rules of their own: gathers and scatters, moves of masked bytes, and what saves, loads or
-//! resets state. x87 and MMX instructions run as they are only while none of them can raise an exception of the unit's own
+//! All that the table lists, but for those with rules of their own: gathers and scatters (of which it is told what they want), moves of
+//! masked bytes, and what saves, loads or resets state. x87 and MMX instructions run as they are only while none of them can raise an exception of the unit's own
 //! ([`X87::Ready`]). Then all that is to be kept of one is where it was, which x87 operations record: the host's unit records it as well,
 //! but with the host's addresses.
 
@@ -135,6 +135,25 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
     let records = of_x87 && table::x87_kind(instruction.mnemonic()) == X87Kind::Operation;
     let units = Units { level: vector.then_some(level), x87 };
     passes.then_some(Passed { units, alignment, records })
+}
+
+/// Whether an instruction is a gather or a scatter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Elements {
+    Gathered,
+    Scattered,
+}
+
+/// What a gather or scatter wants in the host's registers: it is not executed as it is, but by instructions on those.
+pub(crate) fn moves_elements(instruction: &Instruction) -> Option<(Elements, Passed)> {
+    let elements = match table::special(instruction)? {
+        table::Special::Gather => Elements::Gathered,
+        table::Special::Scatter => Elements::Scattered,
+        _ => return None,
+    };
+    let evex = instruction.encoding() == EncodingKind::EVEX;
+    let level = Some(if evex { Level::Avx512 } else { Level::Avx });
+    Some((elements, Passed { units: Units { level, x87: false }, alignment: 1, records: false }))
 }
 
 impl Vector {

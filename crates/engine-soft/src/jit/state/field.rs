@@ -182,6 +182,11 @@ pub(in super::super) fn rip() -> Mem {
     at(PIN, 8 * RIP as i32)
 }
 
+/// So many bytes behind the start of [`Cpu::lanes`].
+pub(in super::super) fn lanes(at: usize) -> Mem {
+    at_distance(offset_of!(Cpu, lanes) + at)
+}
+
 /// The arithmetic flags, 16 bits.
 pub(in super::super) fn status() -> Mem {
     at(PIN, distance(offset_of!(Cpu, status)))

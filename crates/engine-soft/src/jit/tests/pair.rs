@@ -189,6 +189,7 @@ impl Pair {
         for register in state.zmm[16..].iter_mut().filter(|_| wide) {
             *register = std::array::from_fn(|_| vectors::word(random));
         }
+        gather::indices(random, &mut state.zmm);
         for register in state.k.iter_mut().filter(|_| wide) {
             *register = random.bits() >> random.below(64);
         }

@@ -3,6 +3,7 @@
 use iced_x86::{Decoder, DecoderOptions};
 use ringfence_oracle::Random;
 
+use super::gather;
 use super::generate::{POINTERS, destination};
 
 /// What follows an opcode.
@@ -342,7 +343,8 @@ fn candidate(random: &mut Random) -> Vec<u8> {
             out.extend_from_slice(&[0x0f, 0xae, 0x14, 0x24, 0x58]);
             return out;
         }
-        6..52 => (TABLE, legacy),
+        6..12 => return gather::instruction(random),
+        12..52 => (TABLE, legacy),
         52..80 => (TABLE, vex),
         80..85 => (MASKS, vex),
         85..89 => (VEX, vex),
