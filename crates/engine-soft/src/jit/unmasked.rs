@@ -111,8 +111,7 @@ pub(super) unsafe extern "sysv64" fn raised(cpu: *mut Cpu) -> u64 {
     let jit = unsafe { &*(cpu.translated.translator as *const Jit) };
     let raised = cpu.translated.raised_at;
     let Some(point) = jit.cache.point(raised.at) else {
-        let at = (raised.at - jit.cache.host(0)) as usize;
-        panic!("a floating-point exception at {at:#x}, where no instruction can raise one: {:02x?} {:x?}", jit.cache.code(at, 16).1, cpu.vector.unit.mxcsr())
+        panic!("a floating-point exception at {:#x}, where no instruction can raise one", raised.at)
     };
     if point.stack_taken {
         cpu.regs[usize::from(RSP)] = cpu.translated.stack_slot;

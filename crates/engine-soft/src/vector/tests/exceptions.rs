@@ -75,3 +75,34 @@ fn unmasked_simd_exception_leaves_flags_and_registers_as_the_host_does() {
     assert!(raised > 500, "{raised} of {cases} cases raised an exception");
     assert!(failures.is_empty(), "{} forms differ:\n{}", failures.len(), failures.join("\n"));
 }
+
+#[test]
+fn instruction_that_does_not_obey_mxcsr_raises_no_simd_exception() {
+    let mut random = Random::new(0x5eed_0008);
+    let preparer = preparer();
+    let native = Native::new(FeatureSet::host().contains(iced_x86::CpuidFeature::AVX512F));
+    let mut cases = 0;
+    for code in Code::values() {
+        let table = code.op_code();
+        let mut probe = Instruction::default();
+        probe.set_code(code);
+        let ours = table.is_instruction() && table.mode64() && table::concerns(&probe);
+        if !ours || table::special(&probe).is_some() || table.fwait() || uses_mxcsr(code.mnemonic()) {
+            continue;
+        }
+        for _ in 0..INSTANCES {
+            let Some((instruction, bytes)) = instance(code, &mut random) else { continue };
+            let Ok(form) = preparer.prepare(&instruction, &bytes) else { continue };
+            let mut state = random_state(&mut random);
+            state.mxcsr &= 0xe040;
+            state.image.0[0..4].copy_from_slice(&0x37fu32.to_le_bytes());
+            let mut buffer = Buffer([0; 24]);
+            buffer.0.fill_with(|| random.operand());
+            place(&instruction, &form, &mut random, &mut state, &buffer);
+            let raised = native.run_trapping(&bytes, &mut state);
+            assert!(!raised, "{code:?} {bytes:02x?} `{}`", text(&instruction));
+            cases += 1;
+        }
+    }
+    assert!(cases > 5000, "{cases}");
+}
