@@ -293,6 +293,7 @@ impl Cache {
         let start = self.used;
         let often = output.split;
         self.put(output);
+        debug_assert!(output.points.is_sorted_by(|a, b| a.at < b.at), "they are found by their places");
         self.points.extend_from_slice(&output.points);
         self.sizes.regions += 1;
         self.sizes.instructions += source.steps.len() as u64;
