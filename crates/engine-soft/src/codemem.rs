@@ -30,6 +30,12 @@ pub enum CodeMemoryError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The host does not let it handle signals.
+    #[error("cannot handle the signal that the host makes of floating-point exceptions (SIGFPE)")]
+    Signal {
+        /// The system's reason.
+        source: io::Error,
+    },
 }
 
 /// Two views of the same bytes.
@@ -50,6 +56,7 @@ impl CodeMemory {
     /// Maps `size` bytes, rounded up to pages; at least one.
     pub(crate) fn new(size: usize) -> Result<Self, CodeMemoryError> {
         let size = size.max(1).next_multiple_of(4096);
+        crate::landing::heed().map_err(|source| CodeMemoryError::Signal { source })?;
         // SAFETY: a constant name; the result is checked.
         let raw = unsafe { libc::memfd_create(c"ringfence-code".as_ptr(), libc::MFD_CLOEXEC) };
         if raw < 0 {
@@ -80,6 +87,12 @@ impl CodeMemory {
     /// The address of the first byte where it can be written.
     pub(crate) fn writable_address(&self) -> u64 {
         self.writable.as_ptr() as u64
+    }
+
+    /// Addresses of all bytes where they are executed.
+    pub(crate) fn executed(&self) -> std::ops::Range<u64> {
+        let start = self.executable.as_ptr() as u64;
+        start..start + self.size as u64
     }
 
     /// Where the byte at `offset` is executed.

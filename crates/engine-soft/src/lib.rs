@@ -17,6 +17,7 @@ mod hash;
 pub mod hostop;
 pub mod interp;
 pub mod jit;
+mod landing;
 pub mod lockstep;
 pub mod mmu;
 pub mod status;

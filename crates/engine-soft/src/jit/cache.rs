@@ -13,10 +13,12 @@ use super::output::Output;
 use super::region::Source;
 use super::state::State;
 use super::stubs::{self, JUMP_BITS, Jump, NO_JUMP, Stubs, TARGETS, Target, jump_index};
+use super::unmasked::Point;
 use super::{LARGEST_CODE, SMALLEST_CODE};
 use crate::codemem::{CodeMemory, CodeMemoryError};
 use crate::hash::QuickMap;
 use crate::interp::code_address::CodeAddress;
+use crate::landing::{Landing, Raised};
 
 /// Index of a region; valid until the cache is flushed.
 pub(super) type RegionId = u32;
@@ -139,6 +141,9 @@ pub(super) struct Cache {
     addresses: Vec<CodeAddress>,
     /// What handlers are called for from translated code.
     sites: Vec<Site>,
+    /// Instructions that may raise SIMD exceptions: in regions, the highest address last; in rows that run apart, the highest first.
+    pub(super) points: Vec<Point>,
+    pub(super) points_apart: Vec<Point>,
     /// Rows that may have to run apart.
     pub(super) rows: Vec<Row>,
     /// Where indirect branches lead.
@@ -175,6 +180,8 @@ impl Cache {
             crossings: Vec::new(),
             addresses: Vec::new(),
             sites: Vec::new(),
+            points: Vec::new(),
+            points_apart: Vec::new(),
             rows: Vec::new(),
             targets: vec![Target::default(); TARGETS].into_boxed_slice(),
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
@@ -188,6 +195,11 @@ impl Cache {
     /// Host address of the arena where it can be written.
     pub(super) fn writable(&self) -> u64 {
         self.memory.writable_address()
+    }
+
+    /// Where a thread goes on whose translated code raises a SIMD exception, once it is noted where.
+    pub(super) fn landing(&self, note: *mut Raised) -> Landing {
+        Landing { code: self.memory.executed(), to: self.host(self.stubs.raised), note }
     }
 
     /// Host address of an offset.
@@ -281,6 +293,8 @@ impl Cache {
         let start = self.used;
         let often = output.split;
         self.put(output);
+        debug_assert!(output.points.is_sorted_by(|a, b| a.at < b.at), "they are found by their places");
+        self.points.extend_from_slice(&output.points);
         self.sizes.regions += 1;
         self.sizes.instructions += source.steps.len() as u64;
         self.sizes.interpreted += output.interpreted as u64;
@@ -329,6 +343,7 @@ impl Cache {
     /// Adds code of a page, for which there is room, to what is rarely executed, as all of it is: its offset in the arena.
     pub(super) fn add_rare(&mut self, output: &Output, page: CodeAddress) -> u32 {
         self.put(output);
+        self.points_apart.extend(output.points.iter().rev());
         self.sizes.apart += 1;
         self.add_links(&output.links, page);
         self.rare as u32
@@ -503,6 +518,8 @@ impl Cache {
         self.crossings.clear();
         self.addresses.clear();
         self.sites.clear();
+        self.points.clear();
+        self.points_apart.clear();
         self.rows.clear();
         self.targets.fill(Target::default());
         self.jumps.fill(NO_JUMP);

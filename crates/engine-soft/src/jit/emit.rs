@@ -27,6 +27,7 @@ use super::registers::{A, B};
 use super::state::field;
 use super::step::Step;
 use super::stubs::Stubs;
+use super::unmasked::Point;
 use super::x87::carries_record;
 use crate::interp::op::Op;
 use crate::vector::pass::Units;
@@ -55,6 +56,8 @@ pub(super) struct Emitter<'a> {
     pub(super) sites: Vec<Site>,
     /// Index of the first of `sites` in the cache.
     pub(super) first_site: usize,
+    /// Instructions that may raise SIMD exceptions.
+    pub(super) points: Vec<Point>,
     /// Rows that may have to run apart.
     pub(super) rows: Vec<Row>,
     /// Index of the first of `rows` in the cache.
@@ -182,13 +185,14 @@ pub(super) struct Mark {
     links: usize,
     crossings: usize,
     sites: usize,
+    points: usize,
     forward: usize,
     state: (bool, bool, Units, Option<usize>),
 }
 
 impl<'a> Emitter<'a> {
     fn new(source: &'a Source, stubs: &'a Stubs, place: Place, old: Output) -> Self {
-        let Output { assembler, links, entries, sites, rows, spare, .. } = old;
+        let Output { assembler, links, entries, sites, points, rows, spare, .. } = old;
         let Spare { encoder, fixed, sides, loops, misses, labels, forward } = spare;
         let mut e = Self {
             a: assembler,
@@ -207,6 +211,7 @@ impl<'a> Emitter<'a> {
             entries,
             sites,
             first_site: place.sites,
+            points,
             rows,
             first_row: place.rows,
             host_flags: false,
@@ -237,6 +242,7 @@ impl<'a> Emitter<'a> {
         self.links.clear();
         self.entries.clear();
         self.sites.clear();
+        self.points.clear();
         self.rows.clear();
         self.forward.clear();
         self.labels.clear();
@@ -270,6 +276,9 @@ impl<'a> Emitter<'a> {
             record(&mut site.back);
             record(&mut site.again);
         }
+        for point in &mut self.points {
+            record(&mut point.at);
+        }
         for row in &mut self.rows {
             row.put(record);
         }
@@ -290,6 +299,7 @@ impl<'a> Emitter<'a> {
             links: self.links,
             entries: self.entries,
             sites: self.sites,
+            points: self.points,
             rows: self.rows,
             interpreted: 0,
             spare,
@@ -306,6 +316,7 @@ impl<'a> Emitter<'a> {
             links: self.links.len(),
             crossings: self.crossings,
             sites: self.sites.len(),
+            points: self.points.len(),
             forward: self.forward.len(),
             state: (self.host_flags, self.stored_flags, self.units, self.record),
         }
@@ -322,6 +333,7 @@ impl<'a> Emitter<'a> {
         self.links.truncate(mark.links);
         self.crossings = mark.crossings;
         self.sites.truncate(mark.sites);
+        self.points.truncate(mark.points);
         self.forward.truncate(mark.forward);
         (self.host_flags, self.stored_flags, self.units, self.record) = mark.state;
     }

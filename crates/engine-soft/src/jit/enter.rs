@@ -6,6 +6,7 @@ use std::mem::offset_of;
 use super::Jit;
 use super::cache::Cache;
 use crate::interp::cpu::Cpu;
+use crate::landing;
 
 /// Runs translated code from `cpu.translated.entry` and returns why it was left (see [`super::stubs::reason`]).
 ///
@@ -13,17 +14,18 @@ use crate::interp::cpu::Cpu;
 pub(super) fn enter(cpu: &mut Cpu, jit: &mut Jit) -> u64 {
     show_code(&mut jit.cache);
     let address = jit.cache.host(jit.cache.stubs.enter);
+    let landing = jit.cache.landing(&raw mut cpu.translated.raised_at);
     let jit: *mut Jit = jit;
     cpu.translated.translator = jit as u64;
     let cpu: *mut Cpu = cpu;
     // SAFETY: the arena holds only code made by `emit` and `stubs`, which follows the System V convention. It writes the
     // vCPU at fixed offsets, the stack, and guest memory where the soft TLB has an entry; it reads the table of jumps, which
-    // leads to regions that exist. It calls `helper::interpret` and `helper::apart` only, with this vCPU, which nobody else borrows
+    // leads to regions that exist. It calls functions of `helper` and `unmasked` only, with this vCPU, which nobody else borrows
     // meanwhile, and neither does anybody the translator.
-    unsafe {
+    landing::with(landing, || unsafe {
         let function: extern "sysv64" fn(*mut u8) -> u64 = std::mem::transmute(address);
         function(cpu.cast::<u8>().add(offset_of!(Cpu, regs)))
-    }
+    })
 }
 
 /// Has the processor see code that was written since it was last shown some.

@@ -73,12 +73,7 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
     cpu.translated.x87 = cpu.vector.x87_passes() as u64;
     if let Err(exception) = outcome {
         cpu.regs[RIP] = next.wrapping_sub(u64::from(site.op.length));
-        cpu.translated.budget = after + 1;
-        if cpu.translated.delivers {
-            return deliver(cpu, exception);
-        }
-        cpu.translated.exception = Some(exception);
-        return reason::FAULT;
+        return raise(cpu, exception, after + 1);
     }
     if matches!(site.op.code, Code::Iretq | Code::Iretd) {
         returned(cpu, after);
@@ -89,6 +84,16 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
     }
     cpu.find_stack();
     reason::CONTINUE
+}
+
+/// An instruction has raised an exception: RIP points at it, and the budget covers `left` instructions, itself included.
+pub(super) fn raise(cpu: &mut Cpu, exception: Exception, left: i64) -> u64 {
+    cpu.translated.budget = left;
+    if cpu.translated.delivers {
+        return deliver(cpu, exception);
+    }
+    cpu.translated.exception = Some(exception);
+    reason::FAULT
 }
 
 /// Delivers an exception and goes on where that leads, as the run loop would.

@@ -16,6 +16,7 @@ use super::span::{MOST_STEPS, RSP};
 use super::state::field;
 use super::step::Step;
 use super::stubs::load_table;
+use super::unmasked::PLACES as PLACES_OF_POINTS;
 use crate::interp::op::RIP;
 
 /// A scratch register, and what is in it.
@@ -30,11 +31,13 @@ struct Place {
     busy: bool,
     /// It has been taken from what it usually holds.
     taken: bool,
+    /// Nothing is in it yet: the step under way writes it.
+    empty: bool,
 }
 
 impl Place {
     const fn new(reg: Reg) -> Self {
-        Self { reg, number: None, dirty: false, busy: false, taken: false }
+        Self { reg, number: None, dirty: false, busy: false, taken: false, empty: false }
     }
 }
 
@@ -58,6 +61,20 @@ impl Kept {
     /// Nothing.
     pub(super) const NOTHING: Self =
         Self { places: [Place::new(B); PLACES], count: 0, step: 0, named: [0; MOST_STEPS], failed: false };
+
+    /// The guest registers in A, B, C and STACK whose slots are out of date, four bits each and 0 for none; and whether STACK has been taken.
+    pub(super) fn newer(&self) -> (u16, bool) {
+        let mut newer = (0, false);
+        for place in &self.places[..self.count] {
+            let Place { reg, number, dirty, taken, empty, .. } = *place;
+            newer.1 |= reg == STACK && taken;
+            if let (Some(number), true, false) = (number, dirty, empty) {
+                let place = PLACES_OF_POINTS.iter().position(|&place| place == reg).unwrap_or(0);
+                newer.0 |= u16::from(number & 15) << (4 * place);
+            }
+        }
+        newer
+    }
 
     /// How many steps off a register is named next.
     fn distance(&self, number: u8) -> usize {
@@ -143,6 +160,9 @@ impl Emitter<'_> {
         }
         self.kept.step = i - first;
         self.release();
+        for place in &mut self.kept.places {
+            place.empty = false;
+        }
         Some(())
     }
 
@@ -198,6 +218,7 @@ impl Emitter<'_> {
         }
         let place = &mut self.kept.places[place];
         (place.number, place.busy) = (Some(number), true);
+        place.empty |= known.is_none() && !read;
         place.dirty |= write;
         Some(reg)
     }

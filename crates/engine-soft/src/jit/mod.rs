@@ -21,6 +21,7 @@
 //! * A system call and the return from one ([`privilege`]), the return from an interrupt ([`interrupt_return`]) and the like go on in
 //!   translated code, unless something waits for the run loop; so do exceptions, once [`helper`] has had them delivered. The
 //!   time-stamp counter is read there too ([`time`]).
+//! * A SIMD exception that the guest does not mask is the host's own, in the same instruction ([`unmasked`]).
 //! * When bytes are written that a region was made from, its links are undone and it is forgotten ([`cache`]).
 //!
 //! 16-bit code runs in the interpreter, and 32-bit code that does not see memory as one flat space.
@@ -64,6 +65,7 @@ mod taker;
 #[cfg(test)]
 mod tests;
 mod time;
+mod unmasked;
 mod vector;
 mod x87;
 
@@ -362,6 +364,7 @@ impl Jit {
         state.targets = self.cache.targets();
         state.vectors = cpu.vector.registers_address();
         state.passing = cpu.vector.passing_level().into();
+        state.raised = unmasked::raised as *const () as u64;
         state.bring_x87 = helper::bring_x87 as *const () as u64;
         state.x87 = cpu.vector.x87_passes() as u64;
         state.time_line = std::ptr::from_ref(cpu.clock.line()) as u64;

@@ -243,13 +243,19 @@ impl Emitter<'_> {
         self.place(i, if sixteen { 16 } else { 1 })
     }
 
+    /// The flags are in the host's if an instruction without an operand in memory needs them there.
+    #[inline(always)]
+    fn bring_flags(&mut self, step: &Step) {
+        if step.effect.needs_flags(step.wanted) {
+            self.restore_flags_along(if self.keeps_address() { B } else { A });
+        }
+    }
+
     /// An instruction whose bytes stay what they are.
     #[inline(always)]
     pub(super) fn put_as_it_is(&mut self, step: &Step) {
         let effect = step.effect;
-        if effect.needs_flags(step.wanted) {
-            self.restore_flags_along(if self.keeps_address() { B } else { A });
-        }
+        self.bring_flags(step);
         self.a.put(u128::from_le_bytes(step.bytes), step.op.length.into());
         if effect.changes != 0 {
             self.host_flags = true;
@@ -262,6 +268,8 @@ impl Emitter<'_> {
         let (step, _) = self.at(i);
         let (effect, wanted, facts) = (step.effect, step.wanted, &step.facts);
         if step.stays {
+            self.bring_flags(step);
+            self.note_point(i)?;
             self.put_as_it_is(step);
             return Some(());
         }
@@ -321,6 +329,7 @@ impl Emitter<'_> {
         for &Placed { number, reg, .. } in placed[..count].iter().filter(|p| p.read) {
             self.a.rm(Two::Load, reg, field::register(number));
         }
+        self.note_point(i)?;
         self.copy_placed(i, &registers, memory.then_some(operand), plain)?;
         for &Placed { number, reg, .. } in placed[..count].iter().filter(|p| p.write) {
             self.a.rm(Two::Store, reg, field::register(number));

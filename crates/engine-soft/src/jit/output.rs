@@ -8,6 +8,7 @@ use super::cold::{Fixed, Side};
 use super::helper::Site;
 use super::links::NewLink;
 use super::loops::Loop;
+use super::unmasked::Point;
 
 /// Host code for a region. Its memory is used again for the next.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) struct Output {
     /// Steps besides the first at which the code can be entered, and where that is in the arena.
     pub(super) entries: Vec<(usize, usize)>,
     pub(super) sites: Vec<Site>,
+    pub(super) points: Vec<Point>,
     pub(super) rows: Vec<Row>,
     /// Instructions that the interpreter's handlers execute.
     pub(super) interpreted: usize,
@@ -52,6 +54,7 @@ impl Default for Output {
             links: Vec::new(),
             entries: Vec::new(),
             sites: Vec::new(),
+            points: Vec::new(),
             rows: Vec::new(),
             interpreted: 0,
             spare: Spare {

@@ -14,12 +14,14 @@ use super::asm::{Mem, at};
 use super::interrupt_return::Returns;
 use super::registers::PIN;
 use super::span::BASES;
+use super::unmasked::PLACES;
 use crate::code::StaleCode;
 use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::{CodeSize, Cpu};
 use crate::interp::msrs::Msrs;
 use crate::interp::op::RIP;
 use crate::interp::system::syscall::segments_of;
+use crate::landing::Raised;
 use crate::mmu::tlb::Class;
 
 /// What a change of privilege puts in place.
@@ -71,6 +73,12 @@ pub struct State {
     pub(super) apart: u64,
     /// Address of the function that brings the x87 state into the host's unit.
     pub(super) bring_x87: u64,
+    /// Address of the function that delivers SIMD exceptions, and where the last one was raised: with what in scratch registers, and
+    /// in the slot of the stack pointer.
+    pub(super) raised: u64,
+    pub(super) raised_at: Raised,
+    pub(super) scratch: [u64; PLACES.len()],
+    pub(super) stack_slot: u64,
     /// What FLDCW loads.
     pub(super) x87_control: u64,
     /// A [`crate::vector::pass::X87`].
@@ -166,6 +174,10 @@ impl State {
             crossings: 0,
             apart: 0,
             bring_x87: 0,
+            raised: 0,
+            raised_at: Raised::default(),
+            scratch: [0; PLACES.len()],
+            stack_slot: 0,
             x87_control: 0,
             x87: 0,
             translator: 0,

@@ -13,6 +13,7 @@ use super::misses::{self, Around, Misses};
 use super::privilege::{self, Ways};
 use super::registers::{A, B, BUDGET, C, PIN, STACK, TABLE, resident};
 use super::state::field;
+use super::unmasked;
 use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::Cpu;
 use crate::interp::op::Op;
@@ -157,6 +158,8 @@ pub(super) struct Stubs {
     pub(super) interrupt_return: usize,
     /// Jumped to with an offset in the page in [`A`]: the interpreter is to execute what is there.
     pub(super) by_interpreter: usize,
+    /// Where a thread goes on whose translated code has raised a SIMD exception.
+    pub(super) raised: usize,
     /// For what is rarely executed.
     pub(super) misses: Misses,
     /// What the x87 unit records.
@@ -487,6 +490,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     load_registers(&mut a);
     a.ret();
     a.bind(leaves);
+    let leaves_start = a.here();
     a.imm(Imm::Cmp, false, RAX, reason::RESUME as i32);
     let other = a.jcc(cc::NE);
     a.rm(Two::Load, RSP, field::base());
@@ -496,6 +500,8 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     a.bind(other);
     a.rr32(Two::Load, B, RAX);
     a.jmp_to(leave_stored as i64);
+
+    let raised = unmasked::landing(&mut a, levels, leaves_start);
 
     let ret = [8, 4].map(|word| ret(&mut a, interpret, look_up_start, dispatch, word));
     let ways = Ways { interpret, dispatch };
@@ -533,6 +539,7 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
             system_return,
             interrupt_return,
             by_interpreter,
+            raised,
             misses,
             quirks: Quirks::host(),
             length,

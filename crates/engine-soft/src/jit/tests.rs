@@ -19,6 +19,7 @@ mod stack_rows;
 mod tables;
 mod targets;
 mod time;
+mod unmasked;
 mod vectors;
 mod x87;
 
@@ -192,6 +193,26 @@ fn random_vector_programs_with_exact_flags_run_as_in_the_interpreter() {
 #[test]
 fn random_vector_programs_partly_interpreted_run_as_in_the_interpreter() {
     assert!(vector_rounds(seed(8), count(3000), Options { threshold: 3, ..OPTIONS }) > 300);
+}
+
+/// Likewise, with some exceptions not masked from the start.
+fn unmasked_rounds(seed: u64, count: u64, options: Options) {
+    run_rounds(Pair::new(options, Mix::Vectors).unmasked(), seed, count);
+}
+
+#[test]
+fn random_unmasked_vector_instructions_one_at_a_time_run_as_in_the_interpreter() {
+    unmasked_rounds(seed(16), count(1000), Options { region: 1, exact_flags: true, ..OPTIONS });
+}
+
+#[test]
+fn random_unmasked_vector_programs_run_as_in_the_interpreter() {
+    unmasked_rounds(seed(17), count(2000), OPTIONS);
+}
+
+#[test]
+fn random_unmasked_vector_programs_with_exact_flags_run_as_in_the_interpreter() {
+    unmasked_rounds(seed(18), count(2000), Options { exact_flags: true, ..OPTIONS });
 }
 
 #[test]

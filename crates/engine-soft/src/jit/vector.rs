@@ -7,7 +7,7 @@
 use super::asm::{Imm, cc};
 use super::emit::Emitter;
 use super::helper::marks;
-use super::registers::A;
+use super::registers::{A, B};
 use super::state::field;
 use crate::vector::pass::{Level, Units};
 
@@ -30,6 +30,12 @@ impl Emitter<'_> {
         let passed = self.at(i).0.facts.passed?;
         if self.group.is_some() && !self.units.cover(passed.units) {
             return None;
+        }
+        if passed.raises && self.record.is_some() {
+            if self.keeps() {
+                return None;
+            }
+            self.settle_record(if self.keeps_address() { B } else { A });
         }
         self.want(passed.units, i);
         self.place(i, passed.alignment)?;

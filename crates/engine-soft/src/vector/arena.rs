@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codemem::CodeMemory;
 pub use crate::codemem::CodeMemoryError as ArenaError;
+use crate::landing::Landing;
 
 /// Bytes of the area that thunks share once the arena is full.
 const TRANSIENT: usize = 512;
@@ -30,6 +31,8 @@ pub struct Arena {
     id: u64,
     memory: CodeMemory,
     inner: Mutex<Inner>,
+    /// Where a thunk goes on whose instruction has raised a SIMD exception.
+    landing: u64,
 }
 
 /// Code that can be called: the arena it lives in and where, or its bytes when the arena was full.
@@ -57,10 +60,15 @@ impl Arena {
     /// When the host refuses a memory file or its mapping.
     pub fn new(size: usize) -> Result<Arc<Self>, ArenaError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut memory = CodeMemory::new(size)?;
+        let landing = super::encode::landing();
+        memory.write(TRANSIENT, &landing);
+        let used = (TRANSIENT + landing.len()).next_multiple_of(ALIGN);
         Ok(Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            memory: CodeMemory::new(size)?,
-            inner: Mutex::new(Inner { used: TRANSIENT, cache: HashMap::new() }),
+            landing: memory.at(TRANSIENT).as_ptr() as u64,
+            memory,
+            inner: Mutex::new(Inner { used, cache: HashMap::new() }),
         }))
     }
 
@@ -104,6 +112,12 @@ impl Arena {
 }
 
 impl Thunk {
+    /// Where it goes on if its instruction raises a SIMD exception.
+    pub(super) fn landing(&self) -> Landing {
+        let Arena { memory, landing, .. } = &*self.arena;
+        Landing { code: memory.executed(), to: *landing, note: std::ptr::null_mut() }
+    }
+
     /// Hands the thunk's address to `run`, which must not keep it.
     ///
     /// A thunk that found no room is written to the area kept for that, under the arena's lock.

@@ -117,32 +117,16 @@ pub(super) fn call_native<State>(frame: &Thunk, slot: &Thunk, state: &mut State)
     });
 }
 
-/// Where a test's instruction continues after a floating-point signal; zero if it did not get one.
-#[cfg(test)]
-static CONTINUE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-
-/// As [`call_native`], with SIMD exceptions that are not masked: `true` if one was raised. `length` is that of the
-/// instruction, which is left out then. One thread at a time.
+/// As [`call_native`], with exceptions that are not masked: `true` if the instruction, of `length` bytes, has raised one, and it is left out then.
 #[cfg(test)]
 pub(super) fn call_trapping<State>(frame: &Thunk, slot: &Thunk, length: usize, state: &mut State) -> bool {
-    use std::sync::atomic::Ordering::SeqCst;
-    extern "C" fn skip(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-        // SAFETY: the kernel hands a handler that asked for it a valid context.
-        let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-        context.uc_mcontext.gregs[libc::REG_RIP as usize] = CONTINUE.swap(0, SeqCst) as i64;
-    }
-    // SAFETY: an all-zero sigaction is valid; the handler does nothing that is unsafe in a handler.
-    let old = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = skip as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        let mut old: libc::sigaction = std::mem::zeroed();
-        assert_eq!(libc::sigaction(libc::SIGFPE, &action, &mut old), 0);
-        old
-    };
-    slot.with_address(|address| CONTINUE.store(address.as_ptr() as u64 + length as u64, SeqCst));
-    call_native(frame, slot, state);
-    // SAFETY: what was there before.
-    unsafe { libc::sigaction(libc::SIGFPE, &old, std::ptr::null_mut()) };
-    CONTINUE.swap(0, SeqCst) == 0
+    use crate::landing::{self, Landing, Raised};
+    let mut raised = Raised::default();
+    let landing = slot.with_address(|address| {
+        let start = address.as_ptr() as u64;
+        let end = start + length as u64;
+        Landing { code: start..end, to: end, note: &raw mut raised }
+    });
+    landing::with(landing, || call_native(frame, slot, state));
+    raised.at != 0
 }

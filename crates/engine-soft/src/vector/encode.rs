@@ -12,7 +12,7 @@ use std::mem::offset_of;
 
 use iced_x86::{
     Code, CodeSize, Encoder, EncodingKind, IcedError, Instruction, InstructionInfoFactory, MemoryOperand,
-    Mnemonic, OpAccess, OpKind, Register, RoundingControl,
+    OpAccess, OpKind, Register,
 };
 
 use super::state::{Registers, Slots};
@@ -310,26 +310,7 @@ pub(super) fn thunk(
     }
     let status = instruction.rflags_modified() | instruction.rflags_read() != 0;
 
-    let controls = mxcsr.then(|| {
-        if instruction.suppress_all_exceptions() || instruction.rounding_control() != RoundingControl::None {
-            return offset_of!(Registers, mxcsr_plain);
-        }
-        match instruction.mnemonic() {
-            Mnemonic::Vrcp14ps | Mnemonic::Vrcp14pd | Mnemonic::Vrcp14ss | Mnemonic::Vrcp14sd => {
-                offset_of!(Registers, mxcsr_plain)
-            }
-            // They report no underflow. AMD's processors have them ignore flush-to-zero as well.
-            Mnemonic::Vreduceps | Mnemonic::Vreducepd | Mnemonic::Vreducess | Mnemonic::Vreducesd => {
-                if table::host_is_amd() {
-                    offset_of!(Registers, mxcsr_unflushed)
-                } else {
-                    offset_of!(Registers, mxcsr_plain)
-                }
-            }
-            _ => offset_of!(Registers, mxcsr_run),
-        }
-    });
-    let setup = prologue(&bindings, legacy, host, controls, status)?;
+    let setup = prologue(&bindings, legacy, host, mxcsr, status)?;
     let mut body = Emitter::new();
     // Prefixed WAITs and such are separate instructions; what is left of them must be encodable alone.
     body.emit(&normalised)?;
@@ -352,13 +333,6 @@ pub(super) fn thunk(
     if mxcsr {
         code.emit(&Instruction::with1(Code::Stmxcsr_m32, field(offset_of!(Registers, mxcsr_out)))?)?;
         code.emit(&Instruction::with1(Code::Ldmxcsr_m32, field(offset_of!(Registers, mxcsr_host)))?)?;
-        code.load(Code::Mov_r32_rm32, Register::EAX, field(offset_of!(Registers, mxcsr_out)))?;
-        code.store(Code::Test_rm32_r32, field(offset_of!(Registers, mxcsr_unmasked)), Register::EAX)?;
-        // mov eax, SIMD; jnz over the stores
-        code.bytes(&[0xb8]);
-        code.bytes(&result::SIMD.to_le_bytes());
-        code.bytes(&[0x0f, 0x85]);
-        code.bytes(&(stores.len() as u32 + 2).to_le_bytes());
     }
     code.bytes(&stores);
     // xor eax, eax
@@ -375,12 +349,32 @@ pub(super) fn thunk(
     Ok(Encoded { code: code.take(), general: (general as u8, stored), status })
 }
 
-/// Loads operands, flags and MXCSR (from the field at `controls`).
+/// What a thunk goes on with whose instruction has raised a SIMD exception: nothing is stored but MXCSR.
+pub(super) fn landing() -> Vec<u8> {
+    // stmxcsr, ldmxcsr [rdi + disp32] (SDM 2B, STMXCSR and LDMXCSR)
+    let mut code = Vec::new();
+    for (modrm, offset) in
+        [(0x9f, offset_of!(Registers, mxcsr_out)), (0x97, offset_of!(Registers, mxcsr_host))]
+    {
+        code.extend_from_slice(&[0x0f, 0xae, modrm]);
+        code.extend_from_slice(&(offset as u32).to_le_bytes());
+    }
+    if is_x86_feature_detected!("avx") {
+        code.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+    }
+    // mov eax, SIMD; ret
+    code.push(0xb8);
+    code.extend_from_slice(&result::SIMD.to_le_bytes());
+    code.push(0xc3);
+    code
+}
+
+/// Loads operands, flags and MXCSR.
 fn prologue(
     bindings: &[Binding],
     legacy: bool,
     host: Host,
-    controls: Option<usize>,
+    mxcsr: bool,
     status: bool,
 ) -> Result<Vec<u8>, IcedError> {
     let mut code = Emitter::new();
@@ -409,8 +403,8 @@ fn prologue(
             code.load(Code::Mov_r64_rm64, register, field(offset_of!(Registers, gpr) + 8 * index))?;
         }
     }
-    if let Some(controls) = controls {
-        code.emit(&Instruction::with1(Code::Ldmxcsr_m32, field(controls))?)?;
+    if mxcsr {
+        code.emit(&Instruction::with1(Code::Ldmxcsr_m32, field(offset_of!(Registers, mxcsr_run)))?)?;
     }
     Ok(code.take())
 }

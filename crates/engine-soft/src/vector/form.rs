@@ -13,6 +13,7 @@ use super::features::FeatureSet;
 use super::floating::uses_mxcsr;
 use super::state::{Slots, VectorUnit, mxcsr};
 use super::table::{self, Special, X87Kind};
+use crate::landing;
 
 /// What must be enabled for an instruction (SDM 2A 2.4 to 2.8: the #UD and #NM rows of the exception classes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,8 +152,6 @@ pub struct Form {
     mxcsr: bool,
     /// Uses MMX or x87 registers.
     x87: Option<X87Kind>,
-    /// Writes an MMX register from floating-point operands: to be undone on #XM.
-    undo_x87: bool,
 }
 
 impl Form {
@@ -251,7 +250,6 @@ impl Preparer {
                 (false, true) => Some(X87Kind::WaitingControl),
                 _ => None,
             },
-            undo_x87: false,
         };
         if special.is_some() {
             return Ok(form);
@@ -274,7 +272,6 @@ impl Preparer {
             encode::thunk(instruction, self.host, form.mxcsr, uses).map_err(|_| Refusal::Undefined)?;
         form.execution = Execution::Thunk(self.arena.thunk(&encoded.code));
         form.status = encoded.status;
-        form.undo_x87 = form.mxcsr && instruction.op0_register().is_mm();
         (form.general, form.general_stored) = encoded.general;
         Ok(form)
     }
@@ -324,20 +321,19 @@ impl VectorUnit {
         if form.x87.is_some() {
             self.ensure_live();
         }
-        let undo = (form.undo_x87 && self.registers.mxcsr_unmasked != 0).then(|| self.image().clone());
-        let status = call::call(thunk, &mut self.registers, &slots);
+        let status = if form.mxcsr && self.registers.mxcsr_unmasked != 0 {
+            landing::with(thunk.landing(), || call::call(thunk, &mut self.registers, &slots))
+        } else {
+            call::call(thunk, &mut self.registers, &slots)
+        };
         if status & result::X87_PENDING != 0 {
             return Outcome::X87Pending;
         }
         if form.mxcsr {
+            self.registers.mxcsr |= self.registers.mxcsr_out & mxcsr::FLAGS;
             if status & result::SIMD != 0 {
-                self.simd_exception(thunk, slots);
-                if let Some(image) = undo {
-                    self.undo_mmx(&image);
-                }
                 return Outcome::SimdException;
             }
-            self.registers.mxcsr |= self.registers.mxcsr_out & mxcsr::FLAGS;
         }
         if form.x87 == Some(X87Kind::LoadControl) {
             self.control_loaded(self.registers.bounce[0] as u16);
@@ -350,41 +346,6 @@ impl VectorUnit {
             }
         }
         Outcome::Done
-    }
-
-    /// Sets the flags that the host would leave on an unmasked exception (SDM 1 11.5.2 and 11.5.3): conditions found
-    /// before computing hide those found after it.
-    #[cold]
-    fn simd_exception(&mut self, thunk: &Thunk, slots: Slots) {
-        let registers = &mut self.registers;
-        let unmasked = registers.mxcsr_unmasked;
-        let mut raised = registers.mxcsr_out & mxcsr::FLAGS;
-        if unmasked & mxcsr::UE != 0 && raised & mxcsr::UE != 0 {
-            // Tiny results were flushed to find them (see `set_mxcsr`); once more, for the other flags alone.
-            let saved = registers.mxcsr_run;
-            registers.mxcsr_run &= !mxcsr::FTZ;
-            // Bit 7 of the result is set, an exception mask: nothing is stored.
-            registers.mxcsr_unmasked |= 0x80;
-            call::call(thunk, registers, &slots);
-            registers.mxcsr_run = saved;
-            registers.mxcsr_unmasked = unmasked;
-            raised = registers.mxcsr_out & mxcsr::FLAGS | mxcsr::UE;
-        }
-        if raised & unmasked & mxcsr::BEFORE != 0 {
-            raised &= mxcsr::BEFORE;
-        }
-        registers.mxcsr |= raised;
-    }
-
-    /// Puts the MMX registers back as they were in `before`. The transition to MMX mode stays.
-    #[cold]
-    fn undo_mmx(&mut self, before: &call::Image) {
-        let top = usize::from(before.0[3] >> 3 & 7);
-        let image = self.image_mut();
-        for physical in 0..8 {
-            let (to, from) = (32 + 16 * physical, 32 + 16 * ((physical + 8 - top) & 7));
-            image.0[to..to + 16].copy_from_slice(&before.0[from..from + 16]);
-        }
     }
 
     /// Whether an x87 store whose exception is unmasked wrote memory all the same: only if it was inexactness.

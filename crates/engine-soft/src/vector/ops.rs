@@ -315,12 +315,16 @@ impl Cpu {
         }
     }
 
+    /// The exception for a SIMD exception that is not masked (SDM 3A 2.5, CR4.OSXMMEXCPT).
+    pub(crate) fn simd_exception(&self) -> Exception {
+        if self.cr4.contains(Cr4::OSXMMEXCPT) { Exception::new(Number::SimdError) } else { Exception::UD }
+    }
+
     /// The exception for an outcome.
     #[cold]
     fn vector_fault(&self, outcome: Outcome) -> Exception {
         match outcome {
-            Outcome::SimdException if !self.cr4.contains(Cr4::OSXMMEXCPT) => Exception::UD,
-            Outcome::SimdException => Exception::new(Number::SimdError),
+            Outcome::SimdException => self.simd_exception(),
             // Without CR0.NE a PC would raise interrupt 13 instead; no system that runs here asks for that.
             _ => Exception::new(Number::X87Error),
         }

@@ -82,6 +82,8 @@ pub(crate) struct Passed {
     pub(crate) alignment: u8,
     /// The x87 unit records where it is, and its operand in memory.
     pub(crate) records: bool,
+    /// It may raise a SIMD exception.
+    pub(crate) raises: bool,
 }
 
 /// Whether a vector, x87 or MMX instruction of 64-bit code, or of 32-bit code in its terms, can be executed as it is.
@@ -134,7 +136,7 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
     let passes = (vector || x87) && (!vector || level < Level::Avx512 || host_has_avx512());
     let records = of_x87 && table::x87_kind(instruction.mnemonic()) == X87Kind::Operation;
     let units = Units { level: vector.then_some(level), x87 };
-    passes.then_some(Passed { units, alignment, records })
+    passes.then_some(Passed { units, alignment, records, raises: uses_mxcsr(instruction.mnemonic()) })
 }
 
 /// Whether an instruction is a gather or a scatter.
@@ -153,16 +155,19 @@ pub(crate) fn moves_elements(instruction: &Instruction) -> Option<(Elements, Pas
     };
     let evex = instruction.encoding() == EncodingKind::EVEX;
     let level = Some(if evex { Level::Avx512 } else { Level::Avx });
-    Some((elements, Passed { units: Units { level, x87: false }, alignment: 1, records: false }))
+    Some((
+        elements,
+        Passed { units: Units { level, x87: false }, alignment: 1, records: false, raises: false },
+    ))
 }
 
 impl Vector {
     /// The highest [`Level`] at which instructions may be executed as they are; 0 if at none. None is where an instruction
-    /// would raise #UD or #NM, nor where a SIMD exception is not masked.
+    /// would raise #UD or #NM.
     #[inline(always)]
     pub(crate) fn passing_level(&self) -> u8 {
         let allowed = |requirement| self.enabled().fault(requirement).is_none();
-        if self.unit.registers.mxcsr_unmasked != 0 || !allowed(Requirement::Sse) {
+        if !allowed(Requirement::Sse) {
             0
         } else if allowed(Requirement::Avx512) && host_has_avx512() {
             Level::Avx512 as u8

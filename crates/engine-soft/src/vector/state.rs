@@ -15,14 +15,8 @@ pub const MXCSR_DEFAULT: u32 = 0x1f80;
 pub(super) mod mxcsr {
     /// Sticky exception flags: IE, DE, ZE, OE, UE, PE.
     pub(crate) const FLAGS: u32 = 0x3f;
-    /// The flags of conditions found before computing: IE, DE, ZE.
-    pub(crate) const BEFORE: u32 = 0x07;
-    /// Underflow flag.
-    pub(crate) const UE: u32 = 0x10;
     /// Exception masks.
     pub(crate) const MASKS: u32 = 0x1f80;
-    /// Flush to zero.
-    pub(crate) const FTZ: u32 = 0x8000;
     /// AMD's misaligned exception mask (APM 1 4.2.2).
     pub(crate) const MM: u32 = 0x2_0000;
 }
@@ -41,12 +35,8 @@ pub(super) struct Registers {
     pub(super) gpr: [u64; 6],
     /// The guest's MXCSR.
     pub(super) mxcsr: u32,
-    /// What to compute with: the guest's controls, every exception masked, no flag set. See `set_mxcsr`.
+    /// What to compute with: the guest's controls, no flag set.
     pub(super) mxcsr_run: u32,
-    /// Likewise for an instruction that raises no underflow exception, masked or not.
-    pub(super) mxcsr_plain: u32,
-    /// Likewise, for one that nevertheless flushes to zero only if underflow is masked.
-    pub(super) mxcsr_unflushed: u32,
     /// What it became.
     pub(super) mxcsr_out: u32,
     /// The flags whose exception is not masked.
@@ -68,8 +58,6 @@ impl Registers {
             gpr: [0; 6],
             mxcsr: 0,
             mxcsr_run: 0,
-            mxcsr_plain: 0,
-            mxcsr_unflushed: 0,
             mxcsr_out: 0,
             mxcsr_unmasked: 0,
             mxcsr_host: MXCSR_DEFAULT,
@@ -81,22 +69,10 @@ impl Registers {
     }
 
     /// Loads MXCSR and what is derived from it. The caller has checked reserved bits.
-    ///
-    /// With underflow unmasked, results are computed with flush-to-zero: then UE reports every tiny result,
-    /// exact ones too, as the unmasked exception demands; it has no effect where there are none. (Gaps are
-    /// left in that rare mode: VCVTPS2PH ignores flush-to-zero, so it does not report exact tiny results; and PE may
-    /// come with an unmasked UE or OE where only the masked response would have been inexact, and so may any flag of
-    /// DPPS and DPPD, which compute in two steps.)
     pub(super) fn set_mxcsr(&mut self, value: u32) {
         self.mxcsr = value;
         self.mxcsr_unmasked = (!value & mxcsr::MASKS) >> 7;
-        self.mxcsr_plain = (value | mxcsr::MASKS) & 0xffff & !mxcsr::FLAGS;
-        self.mxcsr_run = self.mxcsr_plain;
-        self.mxcsr_unflushed = self.mxcsr_plain;
-        if self.mxcsr_unmasked & mxcsr::UE != 0 {
-            self.mxcsr_run |= mxcsr::FTZ;
-            self.mxcsr_unflushed &= !mxcsr::FTZ;
-        }
+        self.mxcsr_run = value & 0xffff & !mxcsr::FLAGS;
     }
 }
 

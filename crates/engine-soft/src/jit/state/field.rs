@@ -53,6 +53,8 @@ fields!(
     writable,
     apart,
     bring_x87,
+    raised,
+    stack_slot,
     x87_control,
     x87,
     arena,
@@ -78,6 +80,11 @@ pub(in super::super) fn code_generation() -> Mem {
 /// The host address of a row's base.
 pub(in super::super) fn base_host(place: usize) -> Mem {
     of_state(offset_of!(State, base_hosts) + 8 * place)
+}
+
+/// Where a scratch register is put by.
+pub(in super::super) fn scratch(place: usize) -> Mem {
+    of_state(offset_of!(State, scratch) + 8 * place)
 }
 
 fn privilege(user: bool, offset: usize) -> Mem {

@@ -27,6 +27,8 @@ pub(super) struct Pair {
     /// What the x87 unit records.
     quirks: Quirks,
     modes: Modes,
+    /// SIMD exceptions are not all masked at first.
+    unmasked: bool,
     /// The program under way, for messages.
     code: Vec<u8>,
     start: u64,
@@ -62,6 +64,7 @@ impl Pair {
             mix,
             quirks: Quirks::host(),
             modes,
+            unmasked: false,
             code: Vec::new(),
             start: 0,
             seed: 0,
@@ -69,6 +72,12 @@ impl Pair {
             rewritten: false,
             given_up: 0,
         }
+    }
+
+    /// Likewise, with programs that find some SIMD exceptions not masked.
+    pub(super) fn unmasked(mut self) -> Self {
+        self.unmasked = true;
+        self
     }
 
     /// Likewise, with an x87 unit that records as a processor of another kind would.
@@ -98,7 +107,11 @@ impl Pair {
     /// Gives the round up: both go on anew.
     fn give_up(&mut self) {
         let given_up = self.given_up + 1;
-        *self = Self { given_up, ..Self::of(self.options, self.mix, self.modes).recording(self.quirks) };
+        *self = Self {
+            given_up,
+            unmasked: self.unmasked,
+            ..Self::of(self.options, self.mix, self.modes).recording(self.quirks)
+        };
     }
 
     /// Loads a program and registers.
@@ -194,6 +207,11 @@ impl Pair {
             *register = random.bits() >> random.below(64);
         }
         state.mxcsr = 0x1f80;
+        if self.unmasked && random.chance(80) {
+            // Inexactness is masked mostly: nearly everything raises it.
+            let masks = random.bits() as u32 & 0x3f | if random.chance(80) { 0x22 } else { 0 };
+            state.mxcsr = masks << 7 | random.bits() as u32 & (masks | 0xe040);
+        }
         for machine in [&mut self.reference, &mut self.subject] {
             let _ = machine.cpu.vector.set_xcr0(if wide { 0xe7 } else { 7 });
             machine.cpu.vector.unit.set_vector_state(&state);
