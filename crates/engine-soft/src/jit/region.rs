@@ -20,7 +20,7 @@ use super::taker::{Taker, flags_wanted};
 use super::{MAX_UNIT, Options};
 use crate::code::granules;
 use crate::interp::code_address::CodeAddress;
-use crate::interp::code64::{begin, decode_run, decode_straddling};
+use crate::interp::code_runs::{begin, decode_run, decode_straddling};
 use crate::interp::cpu::Cpu;
 use crate::interp::features::Features;
 use crate::interp::found::{Found, decode_again};

@@ -7,7 +7,7 @@ use super::facts::Forms;
 use super::flags::{self, Set};
 use super::region::{Known, Source};
 use crate::interp::code_address::CodeAddress;
-use crate::interp::code64::{Sink, peek};
+use crate::interp::code_runs::{Sink, peek};
 use crate::interp::cpu::Cpu;
 use crate::interp::found::Found;
 use crate::interp::op::Op;
