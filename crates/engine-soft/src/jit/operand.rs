@@ -250,7 +250,7 @@ impl Emitter<'_> {
         if effect.needs_flags(step.wanted) {
             self.restore_flags_along(if self.keeps_address() { B } else { A });
         }
-        self.a.put(u128::from_le_bytes(step.bytes), step.op.length.into());
+        self.a.put(u128::from_le_bytes(step.bytes), step.length.into());
         if effect.changes != 0 {
             self.host_flags = true;
             self.stored_flags = false;
@@ -372,8 +372,7 @@ impl Emitter<'_> {
         if let Some(roles) = &step.facts.roles
             && plain
             && step.same
-            && let Some((bytes, length)) =
-                rewrite(&step.bytes, step.op.length.into(), roles, registers, memory)
+            && let Some((bytes, length)) = rewrite(&step.bytes, step.length.into(), roles, registers, memory)
         {
             self.a.put(bytes, length);
             return Some(());

@@ -34,7 +34,6 @@ impl<E: Fn(GuestAddress) -> bool> Sink for Taker<'_, E> {
         let source = &mut *self.source;
         let start = self.next;
         self.next += u32::from(found.length);
-        source.note(found, start);
         source.put_place(start);
         let step = source.steps.room();
         step.complete(found, self.next, self.forms, self.options);
