@@ -8,7 +8,7 @@ use iced_x86::{Code, CodeSize as Size, Decoder, Instruction, OpKind};
 
 use super::cpu::{CodeSize, Cpu};
 use super::decode::ends_block;
-use super::found::marks;
+use super::found::{counts_in_cx, is_counted, marks};
 use super::op::Op;
 use super::patterns::Marks;
 
@@ -36,7 +36,9 @@ pub(super) fn adapt(
 }
 
 fn marks_of(instruction: &Instruction) -> Marks {
-    let passes = instruction.is_jcc_short_or_near() && instruction.op0_kind() == OpKind::NearBranch32;
+    let counted = is_counted(instruction) && !counts_in_cx(instruction);
+    let branches = instruction.is_jcc_short_or_near() || counted;
+    let passes = branches && instruction.op0_kind() == OpKind::NearBranch32;
     let mark = |there, mark| if there { mark } else { 0 };
     marks::EXISTS
         | mark(ends_block(instruction, CodeSize::Bits32) || loads_far_pointer(instruction), marks::ENDS)
@@ -52,9 +54,9 @@ fn loads_far_pointer(instruction: &Instruction) -> bool {
 }
 
 /// Whether an instruction has one of 64-bit code that does something else: SYSCALL, and what clears vector registers, of which there are
-/// eight here.
+/// eight here. VZEROUPPER is translated as what it is.
 fn is_another(code: Code) -> bool {
-    matches!(code, Code::Syscall | Code::VEX_Vzeroupper | Code::VEX_Vzeroall)
+    matches!(code, Code::Syscall | Code::VEX_Vzeroall)
 }
 
 /// Whether the bytes of an instruction are one of 64-bit code that differs in nothing but its operand in memory.

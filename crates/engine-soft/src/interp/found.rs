@@ -35,6 +35,15 @@ pub(crate) fn is_counted(instruction: &Instruction) -> bool {
     instruction.is_loop() || instruction.is_loopcc() || instruction.is_jcx_short()
 }
 
+/// Whether such an instruction counts in CX. It is its handler's then.
+pub(crate) fn counts_in_cx(instruction: &Instruction) -> bool {
+    use iced_x86::Code as C;
+    matches!(
+        instruction.code(),
+        C::Loop_rel8_32_CX | C::Loope_rel8_32_CX | C::Loopne_rel8_32_CX | C::Jcxz_rel8_32
+    )
+}
+
 pub(super) fn marks_of(instruction: &Instruction, same: bool) -> Marks {
     // A branch with a 16-bit target (AMD's processors have them in 64-bit code) is the handler's business.
     let branches = instruction.is_jcc_short_or_near() || is_counted(instruction);

@@ -389,6 +389,8 @@ impl<'a> Emitter<'a> {
             Kind::InterruptReturn => self.return_by(i, self.stubs.interrupt_return),
             Kind::StoreString => self.store_string(i),
             Kind::MoveString => self.move_string(i),
+            Kind::LoadString => self.load_string(i),
+            Kind::ScanString => self.scan_string(i),
             Kind::ClearDirection => self.clear_direction(i),
             Kind::Selector => self.selector(i),
             Kind::ReadControl => self.read_control(i),
@@ -468,6 +470,8 @@ impl<'a> Emitter<'a> {
                 Kind::Interpreted
                     | Kind::StoreString
                     | Kind::MoveString
+                    | Kind::LoadString
+                    | Kind::ScanString
                     | Kind::Jump
                     | Kind::Branch
                     | Kind::Call

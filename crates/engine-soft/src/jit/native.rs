@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind};
 
-use crate::interp::found::is_counted;
+use crate::interp::found::{counts_in_cx, is_counted};
 use crate::vector::pass::{Passed, passes};
 
 /// How an instruction is translated.
@@ -50,6 +50,10 @@ pub(super) enum Kind {
     StoreString,
     /// MOVS.
     MoveString,
+    /// LODS.
+    LoadString,
+    /// SCAS.
+    ScanString,
     /// CLD.
     ClearDirection,
     /// A segment's selector to memory or a register.
@@ -83,6 +87,11 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Whether it is a string instruction, which may be repeated.
+    pub(super) fn is_string(self) -> bool {
+        matches!(self, Self::StoreString | Self::MoveString | Self::LoadString | Self::ScanString)
+    }
+
     /// Whether it is a branch or call to an address that the instruction names.
     #[inline(always)]
     pub(super) fn is_direct(self) -> bool {
@@ -173,6 +182,8 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Cld => Kind::ClearDirection,
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Kind::StoreString,
         M::Movsb | M::Movsw | M::Movsq => Kind::MoveString,
+        M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => Kind::LoadString,
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq => Kind::ScanString,
         M::Movsd if instruction.is_string_instruction() => Kind::MoveString,
         M::Mov
             if instruction.op1_kind() == OpKind::Register
@@ -212,6 +223,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Idiv if operands_fit(instruction) => Kind::DivideSigned,
         _ if is_counted(instruction) => match instruction.op0_kind() {
             OpKind::NearBranch64 => Kind::Branch,
+            OpKind::NearBranch32 if !counts_in_cx(instruction) => Kind::Branch,
             _ => Kind::Interpreted,
         },
         _ if instruction.is_jcc_short_or_near() => match instruction.op0_kind() {

@@ -306,9 +306,8 @@ impl Source {
         match (kind, target) {
             (Kind::Branch, Some(target)) if known.is_executed(target) => self.ahead.push_back(target),
             (Kind::Jump, Some(target)) => self.ahead.push_front(target),
-            (Kind::Call | Kind::CallIndirect | Kind::StoreString | Kind::MoveString, _) if next < 0x1000 => {
-                self.ahead.push_front(next);
-            }
+            (Kind::Call | Kind::CallIndirect, _) if next < 0x1000 => self.ahead.push_front(next),
+            (kind, _) if kind.is_string() && next < 0x1000 => self.ahead.push_front(next),
             _ => {}
         }
     }
