@@ -136,6 +136,13 @@ fn counted_branches_are_translated() {
     let ((exception, regs, ..), share) = same(&code, CODE, |cpu| cpu.regs[1] = 7 << 32 | 1000);
     assert_eq!((exception, regs[0], regs[1], regs[RIP]), (Exception::UD, 1000, 0, CODE + 25));
     assert!(share > 95, "{share} %");
+    // top: jecxz on; ud2; on: dec ebx; jnz top; ud2: of ECX, not RCX
+    let ((exception, regs, ..), share) =
+        same(&[0xe3, 2, 0x0f, 0x0b, 0x4b, 0x75, 0xf9, 0x0f, 0x0b], CODE, |cpu| {
+            (cpu.regs[1], cpu.regs[3]) = (7 << 32, 1000);
+        });
+    assert_eq!((exception, regs[1], regs[RIP]), (Exception::UD, 7 << 32, CODE + 7));
+    assert!(share > 95, "{share} %");
     // With a count of 16 bits: top: inc eax; loop top (cx); ud2
     let ((exception, regs, ..), _) =
         same(&[0x40, 0x67, 0xe2, 0xfc, 0x0f, 0x0b], CODE, |cpu| cpu.regs[1] = 0x5_0003);
@@ -173,6 +180,18 @@ fn strings_are_measured_and_copied_by_host_code() {
         });
     assert_eq!((exception, &memory[0x800..0x92d]), (Exception::UD, &text(300)[..]));
     assert!(share > 97, "{share} %");
+}
+
+#[test]
+fn repeated_comparison_of_nothing_leaves_the_flags_alone() {
+    // top: xchg eax,ebx; cmp eax,ebx; repne scasb, with ECX 0; setb dl; add esi,edx; dec ebp; jnz top; ud2
+    let code = [0x93, 0x39, 0xd8, 0xf2, 0xae, 0x0f, 0x92, 0xc2, 0x01, 0xd6, 0x4d, 0x75, 0xf3, 0x0f, 0x0b];
+    let ((exception, regs, ..), _) = same(&code, CODE, |cpu| {
+        for (register, value) in [(0, 7), (1, 0), (2, 0), (3, 9), (5, 100), (6, 0), (7, DATA)] {
+            cpu.regs[register] = value;
+        }
+    });
+    assert_eq!((exception, regs[6]), (Exception::UD, 50));
 }
 
 #[test]
