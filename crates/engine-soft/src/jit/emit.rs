@@ -378,6 +378,7 @@ impl<'a> Emitter<'a> {
             Kind::DivideSigned => self.divide(i, true),
             Kind::Address => self.load_address(i),
             Kind::PushMemory => self.push_memory(i),
+            Kind::PopMemory => self.pop_memory(i),
             Kind::PushFlags => self.push_flags(i),
             Kind::ClearInterrupts => self.clear_interrupts(i),
             Kind::SetInterrupts => self.set_interrupts(i),

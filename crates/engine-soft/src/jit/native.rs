@@ -46,6 +46,8 @@ pub(super) enum Kind {
     BitString,
     /// POP of a register.
     Pop,
+    /// POP to memory.
+    PopMemory,
     /// STOS.
     StoreString,
     /// MOVS.
@@ -168,6 +170,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Pop => match instruction.code() {
             Code::Pop_r64 | Code::Pop_rm64 | Code::Pop_r32 | Code::Pop_rm32
                 if instruction.op0_kind() == OpKind::Register => Kind::Pop,
+            Code::Pop_rm64 | Code::Pop_rm32 => Kind::PopMemory,
             _ => Kind::Interpreted,
         },
         M::Pushfq | M::Pushfd => Kind::PushFlags,

@@ -162,6 +162,8 @@ pub(super) const TABLE: &[Template] = &[
     (&[], &[0x58], O, 0, true),
     (&[], &[0x58], O, 0, false),
     (&[], &[0x58], O, 0, false),
+    (&[], &[0x8f], X(&[0]), 0, true),
+    (&[], &[0x8f], X(&[0]), 0, false),
     (&[], &[0x68], N, 4, true),
     (&[], &[0x6a], N, 1, false),
     (&[], &[0xc9], N, 0, false),

@@ -35,7 +35,6 @@ const OWN: &[(&[u8], bool, bool)] = &[
     (&[0x82, 0xc0, 0x7f], false, false),       // add al,0x7f
     (&[0x0f, 0x05], false, false),             // syscall
     (&[0xd7], false, false),                   // xlat
-    (&[0x8f, 0x03], false, true),              // pop [ebx]
 ];
 
 /// Loads of segment registers by a register: what they may become, and `mov eax,selector; mov sreg,eax`.

@@ -183,6 +183,20 @@ fn strings_are_measured_and_copied_by_host_code() {
 }
 
 #[test]
+fn pops_to_memory_are_translated() {
+    // top: push ecx; pop [ebx]; push [ebx]; pop [ebx+ecx*4]; add eax,[ebx+ecx*4]; push ecx; pop [esp+8]; loop top; ud2
+    let code = [
+        0x51, 0x8f, 0x03, 0xff, 0x33, 0x8f, 0x04, 0x8b, 0x03, 0x04, 0x8b, 0x51, 0x8f, 0x44, 0x24, 8, 0xe2,
+        0xee, 0x0f, 0x0b,
+    ];
+    let ((exception, regs, _, memory), share) =
+        same(&code, CODE, |cpu| (cpu.regs[0], cpu.regs[1], cpu.regs[3]) = (0, 200, DATA));
+    assert_eq!((exception, regs[0], regs[4]), (Exception::UD, 20_100, DATA + 0x2000));
+    assert_eq!((memory[800], memory[0x2008]), (200, 1));
+    assert!((80..95).contains(&share), "all but the one with ESP: {share} %");
+}
+
+#[test]
 fn repeated_comparison_of_nothing_leaves_the_flags_alone() {
     // top: xchg eax,ebx; cmp eax,ebx; repne scasb, with ECX 0; setb dl; add esi,edx; dec ebp; jnz top; ud2
     let code = [0x93, 0x39, 0xd8, 0xf2, 0xae, 0x0f, 0x92, 0xc2, 0x01, 0xd6, 0x4d, 0x75, 0xf3, 0x0f, 0x0b];
