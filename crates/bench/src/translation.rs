@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use ringfence_engine_soft::interp::cpu::Cpu;
 use ringfence_engine_soft::interp::op::RIP;
 use ringfence_engine_soft::jit::{Jit, Options};
 use ringfence_memory::GuestAddress;
+use ringfence_x86::segment::{Segment, Selector};
+use ringfence_x86::{Cr0, SegmentRegister};
 
 use crate::interpreter::vcpu;
 
@@ -30,7 +33,7 @@ pub(crate) enum TranslationError {
         source: std::io::Error,
     },
     /// It has no code.
-    #[error("{} is no 64-bit ELF program with code; give one, such as /bin/ls", path.display())]
+    #[error("{} is no ELF program for x86 with code; give one, such as /bin/ls", path.display())]
     NoCode {
         /// Which.
         path: PathBuf,
@@ -40,7 +43,7 @@ pub(crate) enum TranslationError {
 /// What to translate.
 #[derive(Debug, Args)]
 pub(crate) struct TranslationArguments {
-    /// 64-bit ELF programs or libraries.
+    /// 64-bit or 32-bit ELF programs or libraries.
     #[arg(required = true)]
     programs: Vec<PathBuf>,
     /// How often, each time with an empty translator.
@@ -48,7 +51,12 @@ pub(crate) struct TranslationArguments {
     rounds: u32,
 }
 
-/// The ranges of a 64-bit ELF file that are loaded executable (System V ABI, "Program Header"). Whatever is wrong with the
+/// Whether an ELF file has 32-bit code.
+fn is_narrow(file: &[u8]) -> bool {
+    file.starts_with(b"\x7fELF\x01\x01")
+}
+
+/// The ranges of an ELF file that are loaded executable (System V ABI, "Program Header"). Whatever is wrong with the
 /// file makes them fewer.
 fn executable(file: &[u8]) -> Vec<std::ops::Range<usize>> {
     fn number<const N: usize>(file: &[u8], at: usize) -> Option<u64> {
@@ -59,17 +67,23 @@ fn executable(file: &[u8]) -> Vec<std::ops::Range<usize>> {
     }
     const LOAD: u64 = 1;
     const EXECUTABLE: u64 = 1;
-    if !file.starts_with(b"\x7fELF\x02\x01") {
+    let narrow = is_narrow(file);
+    if !narrow && !file.starts_with(b"\x7fELF\x02\x01") {
         return Vec::new();
     }
-    let (Some(table), Some(count)) = (number::<8>(file, 0x20), number::<2>(file, 0x38)) else {
+    let word = if narrow { number::<4> } else { number::<8> };
+    let [table, count] = if narrow { [0x1c, 0x2c] } else { [0x20, 0x38] };
+    // Size of a header, and where flags, offset and size in the file are in it.
+    let [size, flags, offset, length] = if narrow { [0x20, 0x18, 4, 0x10] } else { [0x38, 4, 8, 0x20] };
+    let (Some(table), Some(count)) = (word(file, table), number::<2>(file, count)) else {
         return Vec::new();
     };
     let range = |n: u64| {
-        let header = usize::try_from(table.checked_add(n * 0x38)?).ok()?;
-        let wanted = number::<4>(file, header)? == LOAD && number::<4>(file, header + 4)? & EXECUTABLE != 0;
-        let start = usize::try_from(number::<8>(file, header + 8)?).ok()?;
-        let length = usize::try_from(number::<8>(file, header + 0x20)?).ok()?;
+        let header = usize::try_from(table.checked_add(n * size)?).ok()?;
+        let at = |field: u64| header + field as usize;
+        let wanted = number::<4>(file, header)? == LOAD && number::<4>(file, at(flags))? & EXECUTABLE != 0;
+        let start = usize::try_from(word(file, at(offset))?).ok()?;
+        let length = usize::try_from(word(file, at(length))?).ok()?;
         let end = start.checked_add(length)?;
         (wanted && end <= file.len()).then_some(start..end)
     };
@@ -82,7 +96,8 @@ fn starts(file: &[u8]) -> Vec<u64> {
     for range in executable(file) {
         let (low, high) = (BASE + range.start as u64, BASE + range.end as u64);
         let code = &file[range];
-        for instruction in &mut Decoder::with_ip(64, code, low, DecoderOptions::NONE) {
+        let bits = if is_narrow(file) { 32 } else { 64 };
+        for instruction in &mut Decoder::with_ip(bits, code, low, DecoderOptions::NONE) {
             let branches = matches!(
                 instruction.flow_control(),
                 FlowControl::Call | FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
@@ -101,6 +116,19 @@ fn executed(address: GuestAddress) -> bool {
     address.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 != 0
 }
 
+/// Makes a vCPU's code flat 32-bit code.
+fn make_flat(cpu: &mut Cpu) {
+    // Of 4 GiB from 0: code that can be read, and data that can be written (SDM 3A 3.4.5).
+    let [code, data] = [0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+    let segments = &mut cpu.segments;
+    for register in [SegmentRegister::Ds, SegmentRegister::Es, SegmentRegister::Ss] {
+        segments[register as usize] = Segment::from_descriptor(Selector(0x10), data);
+    }
+    segments[SegmentRegister::Cs as usize] = Segment::from_descriptor(Selector(8), code);
+    cpu.cr0 |= Cr0::PE;
+    cpu.update_mode();
+}
+
 fn translate(path: &Path, rounds: u32) -> Result<(), TranslationError> {
     let file =
         std::fs::read(path).map_err(|source| TranslationError::Read { path: path.to_path_buf(), source })?;
@@ -110,6 +138,9 @@ fn translate(path: &Path, rounds: u32) -> Result<(), TranslationError> {
     }
     for _ in 0..rounds {
         let mut machine = vcpu(&file, BASE);
+        if is_narrow(&file) {
+            make_flat(&mut machine.cpu);
+        }
         let mut jit = Jit::new(Options::default(), &machine.cpu.code).expect("memory for translated code");
         for &start in &starts {
             machine.cpu.regs[RIP] = start;

@@ -3,7 +3,7 @@
 //! ```text
 //! <cache>/lock            held by whoever changes anything below
 //! <cache>/tmp/            work in progress; left-overs of killed processes are swept by the next holder
-//! <cache>/apt/            package lists of our own
+//! <cache>/apt/            package lists of our own, those for i386 in apt-i386
 //! <cache>/images/<name>/  one finished image: manifest.json and its files
 //! ```
 //! An image appears by renaming a finished folder, so a reader sees all of it or nothing, and needs no lock.
@@ -11,6 +11,8 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::apt::Architecture;
 
 /// Overrides where the cache is.
 pub const CACHE_VARIABLE: &str = "RINGFENCE_CACHE";
@@ -100,9 +102,12 @@ impl Cache {
         &self.root
     }
 
-    /// Where our own package lists are.
-    pub fn apt_state(&self) -> PathBuf {
-        self.root.join("apt")
+    /// Where our own package lists for an architecture are.
+    pub fn apt_state(&self, architecture: Architecture) -> PathBuf {
+        self.root.join(match architecture {
+            Architecture::Amd64 => "apt",
+            Architecture::I386 => "apt-i386",
+        })
     }
 
     /// Where an image is or will be. Names come from the catalogue's table; `:` becomes `-`.

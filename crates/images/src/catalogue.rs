@@ -168,13 +168,13 @@ impl Catalogue {
                 if manifest.all_intact(&folder, |path| path != INITRD) {
                     progress.step("Building the initial RAM disk", None);
                     let scratch = self.cache.scratch(&lock)?;
-                    recipe::rebuild_initrd(&folder, &mut manifest, scratch.path())?;
+                    recipe::rebuild_initrd(recipe, &folder, &mut manifest, scratch.path())?;
                     return Ok(self.image(recipe, &manifest));
                 }
             }
             State::Absent => {}
         }
-        let mut apt = self.apt()?;
+        let mut apt = self.apt(recipe)?;
         let packages = recipe::resolve(&mut apt, recipe, progress)?;
         self.make(&mut apt, recipe, packages, &lock, progress)
     }
@@ -187,7 +187,7 @@ impl Catalogue {
         let recipe = recipe_of(name)?;
         let lock =
             self.cache.lock(&mut || progress.step("Waiting for another ringfence to fetch images", None))?;
-        let mut apt = self.apt()?;
+        let mut apt = self.apt(recipe)?;
         apt.update(progress)?;
         let packages = recipe::resolve(&mut apt, recipe, progress)?;
         if let State::Ready(manifest) = self.state(recipe)
@@ -229,8 +229,10 @@ impl Catalogue {
         Ok(self.cache.retire(&lock, recipe.name)?)
     }
 
-    fn apt(&self) -> Result<Apt, AptError> {
-        Apt::with_search_path(&self.cache.apt_state(), self.search_path.clone())
+    fn apt(&self, recipe: &Recipe) -> Result<Apt, AptError> {
+        let architecture = recipe.architecture;
+        let state = self.cache.apt_state(architecture);
+        Apt::with_search_path(&state, architecture, self.search_path.clone())
     }
 
     fn make(

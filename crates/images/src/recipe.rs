@@ -6,7 +6,7 @@ pub(crate) mod disk;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::apt::{Apt, AptError, Dependency, Package, Version};
+use crate::apt::{Apt, AptError, Architecture, Dependency, Package, Version};
 use crate::cache::{at_path, write_durably};
 use crate::catalogue::ImageError;
 use crate::deb;
@@ -32,6 +32,8 @@ pub(crate) struct Recipe {
     pub(crate) description: &'static str,
     /// Kernel version wanted, such as `6.12`; `None` takes what the host's release offers.
     pub(crate) series: Option<&'static str>,
+    /// Whose packages it is made of.
+    pub(crate) architecture: Architecture,
     /// Kernel command line that the image wants.
     pub(crate) append: &'static str,
     /// What the guest's files are.
@@ -60,6 +62,7 @@ pub(crate) const RECIPES: &[Recipe] = &[
         name: "shell",
         description: "A shell in memory: the release's cloud kernel and busybox",
         series: None,
+        architecture: Architecture::Amd64,
         append: "console=ttyS0",
         contents: Contents::Memory,
     },
@@ -67,6 +70,15 @@ pub(crate) const RECIPES: &[Recipe] = &[
         name: "shell:6.12",
         description: "The same with Linux 6.12, from the release's backports if need be",
         series: Some("6.12"),
+        architecture: Architecture::Amd64,
+        append: "console=ttyS0",
+        contents: Contents::Memory,
+    },
+    Recipe {
+        name: "shell:i386",
+        description: "The same for i386, 32 bits: Debian 12's kernel with PAE and busybox",
+        series: None,
+        architecture: Architecture::I386,
         append: "console=ttyS0",
         contents: Contents::Memory,
     },
@@ -74,6 +86,7 @@ pub(crate) const RECIPES: &[Recipe] = &[
         name: "debian",
         description: "Debian on a disk: the release's base system, what is written vanishes with the machine",
         series: None,
+        architecture: Architecture::Amd64,
         append: DISK_APPEND,
         contents: Contents::Disk { packages: &[BASE_PACKAGES], size: 1 << 30 },
     },
@@ -81,6 +94,7 @@ pub(crate) const RECIPES: &[Recipe] = &[
         name: "debian:dev",
         description: "The same with gcc, Python, Perl, SQLite, OpenSSL; what `bench engines` runs",
         series: None,
+        architecture: Architecture::Amd64,
         append: DISK_APPEND,
         contents: Contents::Disk { packages: &[BASE_PACKAGES, DEVELOPMENT_PACKAGES], size: 2 << 30 },
     },
@@ -88,6 +102,7 @@ pub(crate) const RECIPES: &[Recipe] = &[
         name: "debian:io",
         description: "The same base with fio, iperf3 and qperf; what `bench devices` runs",
         series: None,
+        architecture: Architecture::Amd64,
         append: DISK_APPEND,
         contents: Contents::Disk { packages: &[BASE_PACKAGES, TRANSFER_PACKAGES], size: 2 << 30 },
     },
@@ -150,8 +165,14 @@ const DEVELOPMENT_PACKAGES: &[&str] = &[
 /// What measures disks and networks.
 const TRANSFER_PACKAGES: &[&str] = &["fio", "iperf3", "qperf"];
 
-/// Packages that lead to the kernel for virtual machines: Debian's name and Ubuntu's.
-const KERNEL_PACKAGES: &[&str] = &["linux-image-cloud-amd64", "linux-image-virtual"];
+/// Packages that lead to the kernel: of those for virtual machines Debian's name and Ubuntu's; for i386 there are none such.
+fn kernel_names(architecture: Architecture) -> &'static [&'static str] {
+    match architecture {
+        Architecture::Amd64 => &["linux-image-cloud-amd64", "linux-image-virtual"],
+        Architecture::I386 => &["linux-image-686-pae"],
+    }
+}
+
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 
 /// Modules packed into the image, as far as the kernel has them and they are not built in.
@@ -191,9 +212,34 @@ const MODULE_NAMES: &[&str] = &[
     "zram",
 ];
 
+/// What a kernel for all sorts of machines has as modules besides those, and the ones for virtual machines have built in.
+const GENERAL_MODULE_NAMES: &[&str] = &[
+    // ext4 asks the kernel's cryptography for it, not for a module.
+    "crc32c_generic",
+];
+
+/// What such a kernel loads at the start, whatever there is in the machine: drivers of disks are found by nobody else.
+fn loaded_at_start(architecture: Architecture) -> &'static [&'static str] {
+    match architecture {
+        Architecture::Amd64 => &[],
+        Architecture::I386 => &["nvme"],
+    }
+}
+
+fn module_names(architecture: Architecture) -> Vec<&'static str> {
+    match architecture {
+        Architecture::Amd64 => MODULE_NAMES.to_vec(),
+        Architecture::I386 => [MODULE_NAMES, GENERAL_MODULE_NAMES].concat(),
+    }
+}
+
 /// Changes whenever other files have to be fetched for an image.
 pub(crate) fn contents_fingerprint(recipe: &Recipe) -> String {
-    let mut text = format!("{:?}{KERNEL_PACKAGES:?}{BUSYBOX_PACKAGE}{MODULE_NAMES:?}", recipe.series);
+    let (kernels, modules) = (kernel_names(recipe.architecture), module_names(recipe.architecture));
+    let mut text = format!("{:?}{kernels:?}{BUSYBOX_PACKAGE}{modules:?}", recipe.series);
+    for name in loaded_at_start(recipe.architecture) {
+        text.push_str(name);
+    }
     if let Contents::Disk { packages, size } = recipe.contents {
         // A disk is always made anew as a whole. The version stands for the code that does it.
         let version = env!("CARGO_PKG_VERSION");
@@ -216,7 +262,7 @@ pub(crate) fn resolve(
 ) -> Result<Vec<Package>, ImageError> {
     let version = recipe.series.map_or(Version::Candidate, Version::Series);
     let mut first_refusal = None;
-    for name in KERNEL_PACKAGES {
+    for name in kernel_names(recipe.architecture) {
         match apt.find(name, version, progress) {
             Ok(meta) => {
                 let mut packages = kernel_packages(apt, &meta, progress)?;
@@ -312,8 +358,8 @@ impl Unpacked {
         Ok(bytes)
     }
 
-    fn modules(&self) -> Result<Selection, ImageError> {
-        Ok(ModuleTree::open(&self.folder.join(MODULES))?.select(MODULE_NAMES)?)
+    fn modules(&self, recipe: &Recipe) -> Result<Selection, ImageError> {
+        Ok(ModuleTree::open(&self.folder.join(MODULES))?.select(module_names(recipe.architecture))?)
     }
 
     /// A manifest of the image, without files yet.
@@ -341,7 +387,7 @@ pub(crate) fn make(
     progress.step("Building the initial RAM disk", None);
     unpacked.keep(recipe, KERNEL, &ready)?;
     let busybox = unpacked.keep(recipe, BUSYBOX, &ready)?;
-    let selection = unpacked.modules()?;
+    let selection = unpacked.modules(recipe)?;
 
     let mut manifest = unpacked.manifest(recipe, packages, &selection);
     manifest.initrd_recipe = initrd_fingerprint();
@@ -357,7 +403,7 @@ pub(crate) fn make(
         write_durably(&full, &module.contents)?;
         manifest.record(&ready, &path)?;
     }
-    write_durably(&ready.join(INITRD), &initrd(busybox, &unpacked.release, &selection)?)?;
+    write_durably(&ready.join(INITRD), &initrd(recipe, busybox, &unpacked.release, &selection)?)?;
     manifest.record(&ready, INITRD)?;
     manifest.store(&ready)?;
     Ok(ready)
@@ -365,6 +411,7 @@ pub(crate) fn make(
 
 /// Builds the initial RAM disk of an image folder again, from the busybox and modules in it.
 pub(crate) fn rebuild_initrd(
+    recipe: &Recipe,
     folder: &Path,
     manifest: &mut Manifest,
     scratch: &Path,
@@ -374,7 +421,7 @@ pub(crate) fn rebuild_initrd(
     // What was missing in the kernel's own folder is missing here: only what was selected then is kept.
     let selection = ModuleTree::open(&folder.join(MODULES))?.select(&manifest.modules)?;
     let fresh = scratch.join(INITRD);
-    write_durably(&fresh, &initrd(busybox, &manifest.kernel_release, &selection)?)?;
+    write_durably(&fresh, &initrd(recipe, busybox, &manifest.kernel_release, &selection)?)?;
     let target = folder.join(INITRD);
     fs::rename(&fresh, &target).map_err(at_path("create", &target))?;
     manifest.record(folder, INITRD)?;
@@ -383,9 +430,14 @@ pub(crate) fn rebuild_initrd(
     Ok(())
 }
 
-fn initrd(busybox: Vec<u8>, release: &str, selection: &Selection) -> Result<Vec<u8>, ImageError> {
+fn initrd(
+    recipe: &Recipe,
+    busybox: Vec<u8>,
+    release: &str,
+    selection: &Selection,
+) -> Result<Vec<u8>, ImageError> {
     let mut archive = Initramfs::shell(busybox)?;
-    archive.modules::<&str>(release, selection, &[])?;
+    archive.modules(release, selection, loaded_at_start(recipe.architecture))?;
     Ok(archive.build()?)
 }
 

@@ -72,27 +72,35 @@ pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
     ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
 }
 
-/// The least ELF object that passes as a kernel module with the given `.modinfo` strings.
+/// The least 64-bit ELF object that passes as a kernel module with the given `.modinfo` strings.
 pub(crate) fn module(strings: &[&str]) -> Vec<u8> {
+    elf_module(strings, 2)
+}
+
+/// The same of the ELF class `class`: 1 for 32 bits, 2 for 64.
+pub(crate) fn elf_module(strings: &[&str], class: u8) -> Vec<u8> {
+    let wide = class == 2;
+    let header = if wide { 64 } else { 52 };
+    let word = |number: usize| number.to_le_bytes()[..if wide { 8 } else { 4 }].to_vec();
     let names = b"\0.shstrtab\0.modinfo\0";
     let info: Vec<u8> = strings.iter().flat_map(|text| text.bytes().chain([0])).collect();
-    let (names_at, info_at) = (64, 64 + names.len());
-    let table_at = info_at + info.len();
-    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-    elf.resize(0x28, 0);
-    elf.extend_from_slice(&(table_at as u64).to_le_bytes());
-    elf.resize(0x3a, 0);
-    for field in [64u16, 3, 1] {
+    let (names_at, info_at) = (header, header + names.len());
+    let mut elf = b"\x7fELF\0\x01\x01".to_vec();
+    elf[4] = class;
+    elf.resize(if wide { 0x28 } else { 0x20 }, 0);
+    elf.extend_from_slice(&word(info_at + info.len()));
+    elf.resize(header - 6, 0);
+    for field in [if wide { 64u16 } else { 40 }, 3, 1] {
         elf.extend_from_slice(&field.to_le_bytes());
     }
     elf.extend_from_slice(names);
     elf.extend_from_slice(&info);
     for (name, offset, size) in [(0u32, 0, 0), (1, names_at, names.len()), (11, info_at, info.len())] {
         let mut section = name.to_le_bytes().to_vec();
-        section.resize(0x18, 0);
-        section.extend_from_slice(&(offset as u64).to_le_bytes());
-        section.extend_from_slice(&(size as u64).to_le_bytes());
-        section.resize(64, 0);
+        section.resize(if wide { 0x18 } else { 0x10 }, 0);
+        section.extend_from_slice(&word(offset));
+        section.extend_from_slice(&word(size));
+        section.resize(if wide { 64 } else { 40 }, 0);
         elf.extend_from_slice(&section);
     }
     elf

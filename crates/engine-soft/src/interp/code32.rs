@@ -1,4 +1,4 @@
-//! Instructions of 32-bit code as they are found, in the terms of 64-bit code, for the translator.
+//! Instructions of 32-bit code in the terms of 64-bit code, for the translator.
 //!
 //! Most are the same in both: with its operands put in place, the host executes it in 64-bit mode as the guest does in 32-bit mode,
 //! since 32-bit results clear the upper halves of registers in both ([`super::cpu::Cpu::set_reg`]). Some have another encoding, or one
@@ -7,50 +7,38 @@
 use iced_x86::{Code, CodeSize as Size, Decoder, Instruction, OpKind};
 
 use super::cpu::{CodeSize, Cpu};
-use super::decode::{Decoded, decode_one, ends_block, lower_disguised};
-use super::found::{Found, marks};
+use super::decode::ends_block;
+use super::found::{counts_in_cx, is_counted, marks};
 use super::op::Op;
 use super::patterns::Marks;
-use super::window::Code64;
 
-/// Finds what is at the start of some bytes of 32-bit code, as [`super::found::find`] does with 64-bit code. The operation is that of
-/// the instruction as it is; displacements and distances are extended with their signs.
-#[inline(never)]
-pub(super) fn find<'a>(
-    cpu: &'a mut Cpu,
-    code: Code64<'a>,
-    decoded: &'a mut Instruction,
+/// Gives an instruction that was `decoded` from some bytes, and may have become another `instruction`, the terms of 64-bit code; its
+/// operation's displacement and distance are extended with their signs. Gives what else is known of it.
+pub(super) fn adapt(
+    cpu: &Cpu,
+    bytes: &[u8],
+    decoded: &Instruction,
+    instruction: &mut Instruction,
     op: &mut Op,
-) -> Option<Found<'a>> {
-    let bytes = code.bytes();
-    let marks = match decode_one(cpu, bytes, CodeSize::Bits32) {
-        Decoded::Instruction(found) => {
-            *decoded = found;
-            cpu.features.disguise(decoded, bytes);
-            *op = lower_disguised(cpu, decoded, bytes);
-            op.displacement = i64::from(op.displacement as i32);
-            if decoded.op0_kind() == OpKind::NearBranch32 {
-                op.immediate = i64::from(op.immediate as i32) as u64;
-            }
-            let mut marks = marks_of(decoded);
-            if decoded.code() == found.code() && means_the_same(cpu, bytes, &found) {
-                marks |= marks::SAME;
-            }
-            to_64_bit(decoded);
-            marks
-        }
-        Decoded::Bad(bad) => {
-            *op = bad;
-            marks::ENDS
-        }
-        Decoded::Truncated => return None,
-    };
-    let decoded = Some(&*decoded);
-    Some(Found { pattern: None, length: op.length, marks, code, features: &cpu.features, decoded })
+) -> Marks {
+    op.displacement = i64::from(op.displacement as i32);
+    if instruction.op0_kind() == OpKind::NearBranch32 {
+        op.immediate = i64::from(op.immediate as i32) as u64;
+    }
+    let mut marks = marks_of(instruction);
+    if has_other_bytes(instruction) {
+        marks |= marks::OTHER | marks::SAME;
+    } else if decoded.code() == instruction.code() && means_the_same(cpu, bytes, decoded) {
+        marks |= marks::SAME;
+    }
+    to_64_bit(instruction);
+    marks
 }
 
 fn marks_of(instruction: &Instruction) -> Marks {
-    let passes = instruction.is_jcc_short_or_near() && instruction.op0_kind() == OpKind::NearBranch32;
+    let counted = is_counted(instruction) && !counts_in_cx(instruction);
+    let branches = instruction.is_jcc_short_or_near() || counted;
+    let passes = branches && instruction.op0_kind() == OpKind::NearBranch32;
     let mark = |there, mark| if there { mark } else { 0 };
     marks::EXISTS
         | mark(ends_block(instruction, CodeSize::Bits32) || loads_far_pointer(instruction), marks::ENDS)
@@ -66,9 +54,9 @@ fn loads_far_pointer(instruction: &Instruction) -> bool {
 }
 
 /// Whether an instruction has one of 64-bit code that does something else: SYSCALL, and what clears vector registers, of which there are
-/// eight here.
+/// eight here. VZEROUPPER is translated as what it is.
 fn is_another(code: Code) -> bool {
-    matches!(code, Code::Syscall | Code::VEX_Vzeroupper | Code::VEX_Vzeroall)
+    matches!(code, Code::Syscall | Code::VEX_Vzeroall)
 }
 
 /// Whether the bytes of an instruction are one of 64-bit code that differs in nothing but its operand in memory.
@@ -87,9 +75,36 @@ fn means_the_same(cpu: &Cpu, bytes: &[u8], instruction: &Instruction) -> bool {
         })
 }
 
+/// Whether [`other_bytes`] are the same instruction in 64-bit code.
+fn has_other_bytes(instruction: &Instruction) -> bool {
+    let mut other = *instruction;
+    to_64_bit(&mut other);
+    other.code() != instruction.code()
+        && instruction.memory_displ_size() != 2
+        && instruction.len() < super::decode::MAX_LENGTH
+}
+
+/// The bytes of an instruction to which [`to_64_bit`] gives another form, in that form, and how many they are. That has a byte more: ModRM,
+/// with a register or with an address alone.
+#[inline(never)]
+pub(super) fn other_bytes(bytes: [u8; 16], length: u8) -> ([u8; 16], u8) {
+    let is_prefix =
+        |byte| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3);
+    let at = bytes.iter().take_while(|&&byte| is_prefix(byte)).count().min(13);
+    let opcode = bytes[at];
+    let mut other = bytes;
+    other[at + 2..].copy_from_slice(&bytes[at + 1..15]);
+    [other[at], other[at + 1]] = match opcode {
+        0x40..0x50 => [0xff, 0xc0 | opcode & 15],
+        // From and to AL, and from and to AX or EAX, the other way round.
+        _ => [0x88 | (opcode & 3 ^ 2), 0x05],
+    };
+    (other, length + 1)
+}
+
 /// Gives an instruction a form that 64-bit code has, with the same operands: INC and DEC of one byte are REX prefixes there, and absolute
 /// addresses without ModRM have eight bytes.
-fn to_64_bit(instruction: &mut Instruction) {
+pub(super) fn to_64_bit(instruction: &mut Instruction) {
     let code = match instruction.code() {
         Code::Inc_r16 => Code::Inc_rm16,
         Code::Inc_r32 => Code::Inc_rm32,
@@ -105,4 +120,43 @@ fn to_64_bit(instruction: &mut Instruction) {
     };
     instruction.set_code(code);
     instruction.set_code_size(Size::Code64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::found::tests::show_of;
+    use super::super::testing::Lab;
+    use super::*;
+
+    #[test]
+    fn bytes_in_place_of_others_are_the_same_instruction_in_64_bit_code() {
+        let prefixes: [&[u8]; 8] =
+            [&[], &[0x66], &[0x65], &[0x66, 0x2e], &[0x67], &[0xf3], &[0x26, 0x66, 0x67], &[0x3e; 13]];
+        let mut lab = Lab::long();
+        for opcode in (0x40..0x50).chain(0xa0..0xa4) {
+            let mut others = 0;
+            for prefix in prefixes {
+                let bytes = [prefix, &[opcode, 0x45, 0x41, 0xa1, 0xf2, 0x44]].concat();
+                show_of::<true>(&mut lab.m.cpu, &bytes, |found, _| {
+                    let (other, length) = found.host_bytes();
+                    if !found.is_the_hosts() {
+                        assert_eq!(length, found.length);
+                        return;
+                    }
+                    others += 1;
+                    assert_eq!(length, found.length + 1);
+                    let bytes = &other[..length.into()];
+                    let host = Decoder::with_ip(64, bytes, 0, iced_x86::DecoderOptions::NONE).decode();
+                    let guest = found.instruction();
+                    assert_eq!((host.code(), host.len()), (guest.code(), bytes.len()), "{bytes:x?}");
+                    for n in 0..guest.op_count() {
+                        assert_eq!(host.op_kind(n), guest.op_kind(n), "{bytes:x?}");
+                        assert_eq!(host.op_register(n), guest.op_register(n), "{bytes:x?}");
+                    }
+                });
+            }
+            // With addresses of 16 bits, or too long for a byte more, they are not.
+            assert_eq!(others, if opcode < 0x50 { 8 } else { 5 }, "{opcode:x}");
+        }
+    }
 }

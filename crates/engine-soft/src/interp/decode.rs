@@ -87,19 +87,23 @@ pub fn decode_block(cpu: &mut Cpu, linear: u64, address: GuestAddress) -> Result
 
 /// The operation at the start of some bytes, and whether it ends a block; `None` if they are too few.
 fn block_op(cpu: &mut Cpu, code: Code64<'_>, size: CodeSize) -> Option<(Op, bool)> {
-    if size == CodeSize::Bits64 {
-        let mut op = Op::UNDEFINED;
-        let ends = find(cpu, code, &mut Instruction::default(), &mut op)?.has(marks::ENDS);
-        return Some((op, ends));
-    }
-    let bytes = code.bytes();
-    match decode_one(cpu, bytes, size) {
-        Decoded::Instruction(instruction) => {
-            Some((lower(cpu, &instruction, bytes), ends_block(&instruction, size)))
+    let (mut op, mut decoded) = (Op::UNDEFINED, Instruction::default());
+    let found = match size {
+        CodeSize::Bits64 => find::<false>(cpu, code, &mut decoded, &mut op),
+        CodeSize::Bits32 => find::<true>(cpu, code, &mut decoded, &mut op),
+        CodeSize::Bits16 => {
+            let bytes = code.bytes();
+            return match decode_one(cpu, bytes, size) {
+                Decoded::Instruction(instruction) => {
+                    Some((lower(cpu, &instruction, bytes), ends_block(&instruction, size)))
+                }
+                Decoded::Bad(op) => Some((op, true)),
+                Decoded::Truncated => None,
+            };
         }
-        Decoded::Bad(op) => Some((op, true)),
-        Decoded::Truncated => None,
-    }
+    };
+    let ends = found?.has(marks::ENDS);
+    Some((op, ends))
 }
 
 /// Bytes at the end of a page, fewer than an instruction can have, and those at the start of another.

@@ -1,12 +1,13 @@
-//! Instructions of 64-bit code as they are found: by their patterns, or by decoding. Those of 32-bit code are found by
-//! [`super::code32`].
+//! Instructions of 64-bit and of 32-bit code as they are found: by their patterns, or by decoding. What becomes of those of 32-bit code is
+//! in [`super::code32`].
 
 use iced_x86::{Decoder, FlowControl, Instruction};
 
+use super::code32;
 use super::cpu::{CodeSize, Cpu};
 use super::decode::{Decoded, decode_one, ends_block, lower_disguised};
 use super::features::Features;
-use super::layout::{LOOKED_AT, Layout};
+use super::layout::Layout;
 use super::op::Op;
 use super::patterns::{Marks, Pattern};
 use super::window::Code64;
@@ -25,11 +26,22 @@ pub(super) mod marks {
     pub(in super::super) const FLOWS: u8 = 16;
     /// It is for its handler to execute, whatever its form is.
     pub(in super::super) const HANDLED: u8 = 32;
+    /// Other bytes take the place of its own; see [`code32::other_bytes`](super::super::code32::other_bytes).
+    pub(in super::super) const OTHER: u8 = 64;
 }
 
 /// LOOP, LOOPE, LOOPNE, JECXZ and JRCXZ.
 pub(crate) fn is_counted(instruction: &Instruction) -> bool {
     instruction.is_loop() || instruction.is_loopcc() || instruction.is_jcx_short()
+}
+
+/// Whether such an instruction counts in CX. It is its handler's then.
+pub(crate) fn counts_in_cx(instruction: &Instruction) -> bool {
+    use iced_x86::Code as C;
+    matches!(
+        instruction.code(),
+        C::Loop_rel8_32_CX | C::Loope_rel8_32_CX | C::Loopne_rel8_32_CX | C::Jcxz_rel8_32
+    )
 }
 
 pub(super) fn marks_of(instruction: &Instruction, same: bool) -> Marks {
@@ -52,6 +64,8 @@ pub struct Found<'a> {
     pub length: u8,
     pub(super) marks: Marks,
     pub(super) code: Code64<'a>,
+    /// It is of 32-bit code.
+    pub(super) narrow: bool,
     pub(super) features: &'a Features,
     /// It, if it had to be decoded.
     pub(super) decoded: Option<&'a Instruction>,
@@ -81,7 +95,7 @@ impl Found<'_> {
         self.marks & (marks::EXISTS | marks::HANDLED) == marks::EXISTS
     }
 
-    /// Whether the host takes its bytes for the same, but for an operand in memory.
+    /// Whether the host takes [`Found::host_bytes`] for the same, but for an operand in memory.
     #[inline(always)]
     pub fn is_the_hosts(&self) -> bool {
         self.has(marks::SAME)
@@ -92,17 +106,18 @@ impl Found<'_> {
         self.has(marks::FLOWS)
     }
 
-    /// Its bytes, and anything.
+    /// Its bytes, or those that take their place in translated code, and how many; behind them is anything.
     #[inline(always)]
-    pub(crate) fn bytes(&self) -> &[u8; LOOKED_AT] {
-        self.code.all
+    pub(crate) fn host_bytes(&self) -> ([u8; 16], u8) {
+        let bytes = *self.code.all.first_chunk().unwrap_or(&[0; 16]);
+        if self.has(marks::OTHER) { code32::other_bytes(bytes, self.length) } else { (bytes, self.length) }
     }
 
     /// The instruction.
     pub fn instruction(&self) -> Instruction {
         match self.decoded {
             Some(instruction) => *instruction,
-            None => decode_again(self.code.bytes(), self.length, self.features),
+            None => decode_again(self.code.bytes(), self.length, self.narrow, self.features),
         }
     }
 
@@ -110,29 +125,34 @@ impl Found<'_> {
     #[cfg(debug_assertions)]
     fn holds(&self, cpu: &mut Cpu, op: &Op) -> bool {
         let (mut instruction, mut other) = (Instruction::default(), Op::UNDEFINED);
-        let marks = find_anew(cpu, self.code.bytes(), None, &mut instruction, &mut other);
+        let marks = find_anew(cpu, self.code.bytes(), self.narrow, None, &mut instruction, &mut other);
         marks == Some((self.marks, None)) && op.is(&other) && self.instruction() == instruction
     }
 }
 
-/// An instruction that has been found in some bytes.
-pub(crate) fn decode_again(bytes: &[u8], length: u8, features: &Features) -> Instruction {
+/// An instruction that has been found in some bytes of 64-bit code, or of 32-bit code (`narrow`).
+pub(crate) fn decode_again(bytes: &[u8], length: u8, narrow: bool, features: &Features) -> Instruction {
     let bytes = bytes.get(..length.into()).unwrap_or(bytes);
-    let mut instruction = Decoder::with_ip(64, bytes, 0, features.decoder_options()).decode();
+    let bits = if narrow { 32 } else { 64 };
+    let mut instruction = Decoder::with_ip(bits, bytes, 0, features.decoder_options()).decode();
     features.disguise(&mut instruction, bytes);
+    if narrow {
+        code32::to_64_bit(&mut instruction);
+    }
     instruction
 }
 
-/// Finds what is at the start of some bytes of 64-bit code; `None` if they are too few. Its operation goes to `op`, and `decoded` is
-/// changed if it had to be decoded.
+/// Finds what is at the start of some bytes of 64-bit code, or of 32-bit code if `NARROW`; `None` if they are too few. Its operation goes
+/// to `op`, and `decoded` is changed if it had to be decoded. The operation is that of the instruction in its own mode.
 #[inline(always)]
-pub(super) fn find<'a>(
+pub(super) fn find<'a, const NARROW: bool>(
     cpu: &'a mut Cpu,
     code: Code64<'a>,
     decoded: &'a mut Instruction,
     op: &mut Op,
 ) -> Option<Found<'a>> {
-    let layout = Layout::of(code.all).filter(|layout| usize::from(layout.length) <= code.length);
+    let narrow = NARROW;
+    let layout = Layout::of::<NARROW>(code.all).filter(|layout| usize::from(layout.length) <= code.length);
     if let Some(layout) = &layout
         && let Some((marks, pattern)) = cpu.patterns.find(layout, op)
     {
@@ -140,7 +160,7 @@ pub(super) fn find<'a>(
         #[cfg(debug_assertions)]
         {
             let features = &std::sync::Arc::clone(&cpu.features);
-            let found = Found { pattern, length: op.length, marks, code, features, decoded: None };
+            let found = Found { pattern, length: op.length, marks, code, narrow, features, decoded: None };
             assert!(found.holds(cpu, op), "{op:x?} of {:x?}", &code.all[..op.length.into()]);
         }
         return Some(Found {
@@ -148,30 +168,36 @@ pub(super) fn find<'a>(
             length: op.length,
             marks,
             code,
+            narrow,
             features: &cpu.features,
             decoded: None,
         });
     }
-    let (marks, pattern) = find_anew(cpu, code.bytes(), layout.as_ref(), decoded, op)?;
+    let (marks, pattern) = find_anew(cpu, code.bytes(), narrow, layout.as_ref(), decoded, op)?;
     let decoded = Some(&*decoded);
-    Some(Found { pattern, length: op.length, marks, code, features: &cpu.features, decoded })
+    Some(Found { pattern, length: op.length, marks, code, narrow, features: &cpu.features, decoded })
 }
 
-/// What the decoder library finds at the start of some bytes of 64-bit code, likewise. It is kept if it has a layout.
+/// What the decoder library finds at the start of some bytes of either, likewise. It is kept if it has a layout.
 #[inline(never)]
 fn find_anew(
     cpu: &mut Cpu,
     bytes: &[u8],
+    narrow: bool,
     layout: Option<&Layout>,
     instruction: &mut Instruction,
     op: &mut Op,
 ) -> Option<(Marks, Option<Pattern>)> {
-    match decode_one(cpu, bytes, CodeSize::Bits64) {
+    match decode_one(cpu, bytes, if narrow { CodeSize::Bits32 } else { CodeSize::Bits64 }) {
         Decoded::Instruction(decoded) => {
             *instruction = decoded;
             cpu.features.disguise(instruction, bytes);
-            let marks = marks_of(instruction, instruction.code() == decoded.code());
             *op = lower_disguised(cpu, instruction, bytes);
+            let marks = if narrow {
+                code32::adapt(cpu, bytes, &decoded, instruction, op)
+            } else {
+                marks_of(instruction, instruction.code() == decoded.code())
+            };
             Some((marks, layout.map(|layout| cpu.patterns.keep(layout, instruction, *op, marks))))
         }
         Decoded::Bad(bad) => {
@@ -184,16 +210,26 @@ fn find_anew(
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::layout::LOOKED_AT;
     use super::*;
 
     /// Shows `look` what is at the start of some bytes, with something else behind them, and its operation: the length.
     pub(crate) fn show(cpu: &mut Cpu, bytes: &[u8], look: impl FnOnce(&Found<'_>, &Op)) -> Option<u8> {
+        show_of::<false>(cpu, bytes, look)
+    }
+
+    /// Likewise, of 32-bit code if `NARROW`.
+    pub(crate) fn show_of<const NARROW: bool>(
+        cpu: &mut Cpu,
+        bytes: &[u8],
+        look: impl FnOnce(&Found<'_>, &Op),
+    ) -> Option<u8> {
         let mut all = [0x5a; LOOKED_AT];
         all[..bytes.len()].copy_from_slice(bytes);
         let code = Code64 { all: &all, length: bytes.len() };
         let mut op = Op::UNDEFINED;
         let mut decoded = Instruction::default();
-        let found = find(cpu, code, &mut decoded, &mut op)?;
+        let found = find::<NARROW>(cpu, code, &mut decoded, &mut op)?;
         look(&found, &op);
         Some(found.length)
     }

@@ -1,11 +1,11 @@
-//! Where in the bytes of an instruction of 64-bit code its parts are: enough to know one that has been seen before with other
+//! Where in the bytes of an instruction of 64-bit or 32-bit code its parts are: enough to know one that has been seen before with other
 //! registers, another address or another constant.
 //!
 //! What is left when those are taken away is the instruction's *pattern*, a number ([`Layout::pattern`]): two instructions of the
-//! same pattern differ in nothing but what [`Layout`] tells of each. What an opcode wants is in [`super::opcodes`]; the length follows from prefixes, opcode, ModRM and SIB (SDM 2A 2.1 to 2.3). Whatever is rare or has rules of its own has no
+//! same pattern are of the same mode and differ in nothing but what [`Layout`] tells of each. What an opcode wants is in [`super::opcodes`]; the length follows from prefixes, opcode, ModRM and SIB (SDM 2A 2.1 to 2.3). Whatever is rare or has rules of its own has no
 //! layout: it goes to the decoder library each time.
 
-use super::opcodes::{Class, KEPT, KEPT_BYTE, ONE, TWO, vex_class};
+use super::opcodes::{Class, KEPT, KEPT_BYTE, ONE, ONE_NARROW, TWO, vex_class};
 
 /// The bits of a prefix in a pattern; each of its own group excludes the others there.
 #[inline(always)]
@@ -35,8 +35,10 @@ mod pattern {
     pub(super) const REX: u64 = 1 << 7;
     /// REX.W or VEX.W.
     pub(super) const WIDE: u64 = 1 << 8;
-    /// An operand in memory by ModRM.
+    /// An operand in memory by ModRM, or by its address alone.
     pub(super) const MEMORY: u64 = 1 << 9;
+    /// It is of 32-bit code.
+    pub(super) const NARROW: u64 = 1 << 10;
     /// Four bits each: ModRM's `reg` and `r/m`, with their bits of REX.
     pub(super) const REG: u32 = 12;
     pub(super) const RM: u32 = 16;
@@ -99,14 +101,15 @@ fn number(bytes: &[u8; LOOKED_AT], at: usize) -> u64 {
 }
 
 impl Layout {
-    /// Of the instruction that starts with these bytes. `None` for one that the tables leave out, or that is too long; not everything
+    /// Of the instruction of 64-bit code, or of 32-bit code if `NARROW`, that starts with these bytes. `None` for one that the tables leave out, or that is too long; not everything
     /// that has a layout is an instruction.
     #[inline(always)]
-    pub(super) fn of(bytes: &[u8; LOOKED_AT]) -> Option<Self> {
+    pub(super) fn of<const NARROW: bool>(bytes: &[u8; LOOKED_AT]) -> Option<Self> {
+        let one = if NARROW { &ONE_NARROW } else { &ONE };
         let mut at = 0;
-        let mut pattern = pattern::VALID;
+        let mut pattern = pattern::VALID | if NARROW { pattern::NARROW } else { 0 };
         let mut opcode = bytes[0];
-        let mut class = ONE[usize::from(opcode)];
+        let mut class = one[usize::from(opcode)];
         let (mut rex, mut map) = (0, 0);
         if class.leads() {
             while class == Class::PREFIX {
@@ -118,14 +121,14 @@ impl Layout {
                 pattern |= bits;
                 at += 1;
                 opcode = bytes[at];
-                class = ONE[usize::from(opcode)];
+                class = one[usize::from(opcode)];
             }
             if class == Class::REX {
                 rex = opcode;
                 pattern |= pattern::REX;
                 at += 1;
                 opcode = bytes[at];
-                class = ONE[usize::from(opcode)];
+                class = one[usize::from(opcode)];
                 // Something between REX and the opcode takes it away.
                 if class == Class::REX || class == Class::PREFIX || class == Class::VEX {
                     return None;
@@ -146,6 +149,10 @@ impl Layout {
                     return None;
                 }
                 let first = bytes[at + 1];
+                // LDS and LES with an operand in memory; and bits without a meaning in VEX.
+                if NARROW && (first < 0xc0 || opcode == 0xc4 && first & 0x20 == 0) {
+                    return None;
+                }
                 let (selected, last) = if opcode == 0xc5 {
                     (rex, at) = (!first >> 5 & 4, at + 2);
                     (1, first & 0x7f)
@@ -186,7 +193,7 @@ impl Layout {
             layout.rm = modrm & 7 | (rex & 1) << 3;
             if modrm < 0xc0 {
                 layout.pattern |= pattern::MEMORY;
-                (layout.address, at) = address(bytes, at, modrm, rex);
+                (layout.address, at) = address::<NARROW>(bytes, at, modrm, rex);
             } else if !class.has(Class::RM) {
                 layout.pattern |= u64::from(layout.rm) << pattern::RM;
             }
@@ -205,6 +212,12 @@ impl Layout {
         } else {
             // Some have a register in the opcode.
             layout.pattern |= u64::from(rex & 7) << pattern::RM;
+        }
+        if NARROW && class.has(Class::OFFSET) {
+            layout.pattern |= pattern::MEMORY;
+            let displacement = number(bytes, at) as i32;
+            layout.address = Address { base: Address::NONE, index: Address::NONE, scale: 0, displacement };
+            at += 4;
         }
         if constant {
             layout.constant = number(bytes, at);
@@ -228,7 +241,12 @@ impl Layout {
         (at <= 15).then_some(layout)
     }
 
-    /// Whether an operand is in memory, by ModRM.
+    /// Whether it is an instruction of 32-bit code.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.pattern & pattern::NARROW != 0
+    }
+
+    /// Whether an operand is in memory, by ModRM or by its address alone.
     #[inline(always)]
     pub(super) fn in_memory(&self) -> bool {
         self.pattern & pattern::MEMORY != 0
@@ -258,7 +276,7 @@ impl Layout {
 
 /// The memory operand of a ModRM byte, and where what follows it starts.
 #[inline(always)]
-fn address(bytes: &[u8; LOOKED_AT], at: usize, modrm: u8, rex: u8) -> (Address, usize) {
+fn address<const NARROW: bool>(bytes: &[u8; LOOKED_AT], at: usize, modrm: u8, rex: u8) -> (Address, usize) {
     let mut at = at;
     let (mode, mut low) = (modrm >> 6, modrm & 7);
     let mut address = Address { base: 0, index: Address::NONE, scale: 0, displacement: 0 };
@@ -277,7 +295,7 @@ fn address(bytes: &[u8; LOOKED_AT], at: usize, modrm: u8, rex: u8) -> (Address, 
     let displacement = number(bytes, at) as u32;
     match mode {
         0 if low == 5 => {
-            address.base = if by_sib { Address::NONE } else { Address::RIP };
+            address.base = if by_sib || NARROW { Address::NONE } else { Address::RIP };
             (address.displacement, at) = (displacement as i32, at + 4);
         }
         0 => {}

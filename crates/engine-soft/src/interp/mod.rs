@@ -18,8 +18,8 @@
 pub mod access;
 pub mod block;
 mod code32;
-pub mod code64;
 pub mod code_address;
+pub mod code_runs;
 mod counted;
 pub mod cpu;
 pub mod decode;

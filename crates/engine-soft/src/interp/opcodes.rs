@@ -1,4 +1,4 @@
-//! What follows an opcode of 64-bit code, and what it is applied to: the opcode maps (SDM 2D A.3, APM 3 A), as far as
+//! What follows an opcode of 64-bit and of 32-bit code, and what it is applied to: the opcode maps (SDM 2D A.3, APM 3 A), as far as
 //! [`super::layout`] wants to know.
 
 /// What an opcode says of what follows it and of what it is applied to.
@@ -34,6 +34,8 @@ impl Class {
     pub(super) const ZERO: Self = Self(2048);
     /// All of ModRM makes a difference: the x87 unit records it.
     pub(super) const X87: Self = Self(4096);
+    /// An address follows, of an operand in memory (32-bit code only: 64-bit code has eight bytes there).
+    pub(super) const OFFSET: Self = Self(8192);
     pub(super) const PREFIX: Self = Self(0x8000);
     pub(super) const REX: Self = Self(0x8001);
     pub(super) const ESCAPE: Self = Self(0x8002);
@@ -144,6 +146,17 @@ pub(super) static ONE: Map = {
         map[nothing[i]] = Class::UNKNOWN;
         i += 1;
     }
+    map
+};
+
+/// The map of opcodes of one byte in 32-bit code. In place of REX there are INC and DEC; what else there is only here is rare.
+pub(super) static ONE_NARROW: Map = {
+    let mut map = ONE;
+    put(&mut map, 0x40, 0x4f, Class::PLAIN);
+    put(&mut map, 0x60, 0x61, Class::PLAIN);
+    // ARPL.
+    map[0x63] = Class::UNKNOWN;
+    put(&mut map, 0xa0, 0xa3, Class::OFFSET);
     map
 };
 

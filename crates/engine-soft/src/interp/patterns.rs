@@ -81,7 +81,12 @@ impl Entry {
         let mut fill = 0;
         if layout.in_memory() && op.has(prefix::MEMORY) {
             fill |= fill::MEMORY;
-            if !matches!(instruction.segment_prefix(), Register::FS | Register::GS) {
+            // 64-bit code has no others.
+            let fixed = match instruction.segment_prefix() {
+                Register::FS | Register::GS => true,
+                prefix => layout.is_narrow() && prefix != Register::None,
+            };
+            if !fixed {
                 fill |= fill::SEGMENT;
             }
         }
@@ -215,14 +220,14 @@ impl Patterns {
 #[cfg(test)]
 mod tests {
     use super::super::cpu::Cpu;
-    use super::super::found::tests::show;
+    use super::super::found::tests::{show, show_of};
     use super::super::handlers::tests::bytes;
     use super::super::layout::LOOKED_AT;
     use super::super::testing::Lab;
     use super::*;
     use ringfence_x86::cpuid::Vendor;
 
-    /// An instruction of 64-bit code with other bytes behind its opcode, or another prefix.
+    /// An instruction with other bytes behind its opcode, or another prefix.
     fn changed(old: &[u8; 15], seed: u64) -> [u8; 15] {
         let mut new = bytes(seed ^ 0x5555_5555);
         let kept = 1 + seed as usize % 5;
@@ -238,18 +243,19 @@ mod tests {
 
     /// Looks at bytes twice; whether the second time they had a pattern that was known. Whatever is known is compared with what
     /// the library makes of the bytes, as it always is where debug assertions are on.
-    fn look(cpu: &mut Cpu, bytes: &[u8]) -> bool {
+    fn look<const NARROW: bool>(cpu: &mut Cpu, bytes: &[u8]) -> bool {
         let mut all = [0; LOOKED_AT];
         all[..bytes.len()].copy_from_slice(bytes);
-        let layout = Layout::of(&all);
-        let instruction = iced_x86::Decoder::new(64, bytes, cpu.features.decoder_options()).decode();
+        let layout = Layout::of::<NARROW>(&all);
+        let bits = if NARROW { 32 } else { 64 };
+        let instruction = iced_x86::Decoder::new(bits, bytes, cpu.features.decoder_options()).decode();
         if let (Some(layout), false) = (&layout, instruction.is_invalid()) {
             assert_eq!(usize::from(layout.length), instruction.len(), "{bytes:x?}");
         }
         let before =
             layout.is_some_and(|layout| cpu.patterns.find(&layout, &mut Op::UNDEFINED.clone()).is_some());
         for _ in 0..2 {
-            let found = show(cpu, bytes, |_, _| ());
+            let found = show_of::<NARROW>(cpu, bytes, |_, _| ());
             assert_eq!(found.is_some_and(|_| before), before, "{bytes:x?}");
         }
         before
@@ -261,13 +267,17 @@ mod tests {
             std::env::var("RINGFENCE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_u64);
         for vendor in [Vendor::Intel, Vendor::Amd] {
             let mut lab = Lab::long_of(vendor);
-            let mut known = 0;
+            let (mut known, mut narrow) = (0, 0);
             for seed in 0..300 * scale {
                 let bytes = bytes(seed);
-                let changed = changed(&bytes, seed);
-                known += u64::from(look(&mut lab.m.cpu, &bytes)) + u64::from(look(&mut lab.m.cpu, &changed));
+                let cpu = &mut lab.m.cpu;
+                for bytes in [bytes, changed(&bytes, seed)] {
+                    // One mode after the other: neither must find what is the other's.
+                    known += u64::from(look::<false>(cpu, &bytes));
+                    narrow += u64::from(look::<true>(cpu, &bytes));
+                }
             }
-            assert!(known > 100 * scale, "{known}");
+            assert!(known > 100 * scale && narrow > 100 * scale, "{known} {narrow}");
         }
     }
 
@@ -287,6 +297,34 @@ mod tests {
             &[0x66, 0x0f, 0x3a],
             &[0xf0, 0x48],
         ];
+        let known = every_opcode(&maps, look::<false>);
+        assert!(known > 800_000, "{known}");
+    }
+
+    #[test]
+    fn every_opcode_of_32_bit_code_is_known_the_second_time_with_other_operands() {
+        let maps: [&[u8]; 14] = [
+            &[],
+            &[0x2e],
+            &[0x65],
+            &[0x0f],
+            &[0x66, 0x0f],
+            &[0xf3, 0x0f],
+            &[0xf2, 0x0f],
+            &[0x36, 0x0f],
+            &[0x66],
+            &[0x67],
+            &[0x0f, 0x38],
+            &[0x66, 0x0f, 0x3a],
+            &[0xf0, 0x3e],
+            &[0x66, 0x64],
+        ];
+        let known = every_opcode(&maps, look::<true>);
+        assert!(known > 900_000, "{known}");
+    }
+
+    /// Looks at every opcode behind each of some bytes, with every ModRM byte: how many are known.
+    fn every_opcode(maps: &[&[u8]], look: fn(&mut Cpu, &[u8]) -> bool) -> u64 {
         let mut lab = Lab::long();
         let mut known = 0;
         for prefix in maps {
@@ -302,7 +340,35 @@ mod tests {
                 }
             }
         }
-        assert!(known > 800_000, "{known}");
+        known
+    }
+
+    #[test]
+    fn what_compiled_32_bit_code_is_made_of_has_patterns() {
+        let codes: [&[u8]; 16] = [
+            &[0x55],                               // push ebp
+            &[0x40],                               // inc eax
+            &[0x66, 0x4f],                         // dec di
+            &[0xa1, 0x78, 0x56, 0x34, 0x92],       // mov eax, [0x92345678]
+            &[0x66, 0xa3, 1, 2, 3, 4],             // mov [0x4030201], ax
+            &[0x64, 0xa0, 1, 2, 3, 4],             // mov al, fs:[0x4030201]
+            &[0x8b, 0x15, 0x78, 0x56, 0x34, 0x92], // mov edx, [0x92345678]
+            &[0x65, 0x8b, 0x0d, 1, 0, 0, 0],       // mov ecx, gs:[1]
+            &[0x8b, 0x44, 0x24, 4],                // mov eax, [esp + 4]
+            &[0x2e, 0xff, 0x24, 0x85, 1, 2, 3, 4], // jmp cs:[eax * 4 + 0x4030201]
+            &[0xc4, 0xe2, 0x70, 0xf2, 0xc2],       // andn eax, ecx, edx
+            &[0xc5, 0xf9, 0x6f, 0x45, 8],          // vmovdqa xmm0, [ebp + 8]
+            &[0x0f, 0x84, 1, 2, 3, 0xff],          // je
+            &[0xe8, 1, 2, 3, 0xff],                // call
+            &[0xc2, 4, 0],                         // ret 4: has none
+            &[0xc4, 0x45, 8],                      // les eax, [ebp + 8]: has none
+        ];
+        let mut lab = Lab::long();
+        let known = |bytes| {
+            look::<true>(&mut lab.m.cpu, bytes);
+            look::<true>(&mut lab.m.cpu, bytes)
+        };
+        assert_eq!(codes.map(known), std::array::from_fn(|i| i < 14));
     }
 
     #[test]
@@ -319,7 +385,7 @@ mod tests {
     fn pattern_that_has_lost_its_place_is_decoded_again() {
         let mut lab = Lab::long();
         for seed in 0..200_000 {
-            look(&mut lab.m.cpu, &bytes(seed));
+            look::<false>(&mut lab.m.cpu, &bytes(seed));
         }
         let known = lab.m.cpu.patterns.entries.iter().filter(|entry| entry.pattern != 0).count();
         assert!(known > Pattern::PLACES * 9 / 10, "{known}");

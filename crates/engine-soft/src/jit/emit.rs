@@ -400,6 +400,7 @@ impl<'a> Emitter<'a> {
             Kind::DivideSigned => self.divide(i, true),
             Kind::Address => self.load_address(i),
             Kind::PushMemory => self.push_memory(i),
+            Kind::PopMemory => self.pop_memory(i),
             Kind::PushFlags => self.push_flags(i),
             Kind::ClearInterrupts => self.clear_interrupts(i),
             Kind::SetInterrupts => self.set_interrupts(i),
@@ -411,6 +412,8 @@ impl<'a> Emitter<'a> {
             Kind::InterruptReturn => self.return_by(i, self.stubs.interrupt_return),
             Kind::StoreString => self.store_string(i),
             Kind::MoveString => self.move_string(i),
+            Kind::LoadString => self.load_string(i),
+            Kind::ScanString => self.scan_string(i),
             Kind::ClearDirection => self.clear_direction(i),
             Kind::Selector => self.selector(i),
             Kind::ReadControl => self.read_control(i),
@@ -490,6 +493,8 @@ impl<'a> Emitter<'a> {
                 Kind::Interpreted
                     | Kind::StoreString
                     | Kind::MoveString
+                    | Kind::LoadString
+                    | Kind::ScanString
                     | Kind::Jump
                     | Kind::Branch
                     | Kind::Call

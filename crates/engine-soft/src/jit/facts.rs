@@ -91,7 +91,7 @@ impl Facts {
             // The example's own.
             .filter(|bit| bit & u16::from(general) << 8 == 0)
             // Whether the count is used is for a prefix to say, which is not part of the form.
-            .fold(if is_string(kind) { COUNT } else { 0 }, |all, bit| all | bit);
+            .fold(if kind.is_string() { COUNT } else { 0 }, |all, bit| all | bit);
         let stores =
             memory.is_some_and(|n| written >> n & 1 != 0) || instruction.mnemonic() == Mnemonic::Xchg;
         let effect = (!flags::depends_on_operands(instruction)).then(|| flags::effect(instruction));
@@ -162,11 +162,6 @@ impl Facts {
 
 /// RCX.
 const COUNT: u16 = 1 << 1;
-
-/// Whether the instruction may be repeated.
-fn is_string(kind: Kind) -> bool {
-    matches!(kind, Kind::StoreString | Kind::MoveString)
-}
 
 fn writes(access: OpAccess) -> bool {
     use OpAccess as O;
@@ -319,7 +314,7 @@ mod tests {
                 changes |= 1 << register_number(instruction.op_register(n).full_register());
             }
             let (mut told, stores) = told(&mut factory, &instruction);
-            told |= if is_string(facts.kind) { COUNT } else { 0 };
+            told |= if facts.kind.is_string() { COUNT } else { 0 };
             assert_eq!((changes, facts.stores), (told, stores), "{bytes:x?}");
             assert_eq!(usize::from(facts.size), instruction.memory_size().size());
         }

@@ -40,6 +40,12 @@ pub(super) fn effect(instruction: &Instruction) -> Effect {
         {
             0
         }
+        // Of none, they compare none.
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq
+            if instruction.has_rep_prefix() || instruction.has_repne_prefix() =>
+        {
+            0
+        }
         _ => {
             set(instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set())
                 & !set(instruction.rflags_undefined())
@@ -48,12 +54,25 @@ pub(super) fn effect(instruction: &Instruction) -> Effect {
     Effect { reads, changes, kills }
 }
 
-/// Whether two instructions of the same form can differ in their effect: shifts and rotations by other counts do.
+/// Whether two instructions of the same form can differ in their effect: shifts and rotations by other counts do, and what may be repeated.
 pub(super) fn depends_on_operands(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(
         instruction.mnemonic(),
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+        M::Shl
+            | M::Sal
+            | M::Shr
+            | M::Sar
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shld
+            | M::Shrd
+            | M::Scasb
+            | M::Scasw
+            | M::Scasd
+            | M::Scasq
     )
 }
 

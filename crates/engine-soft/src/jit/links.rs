@@ -244,23 +244,29 @@ impl Emitter<'_> {
             C::Loop_rel8_64_RCX | C::Loope_rel8_64_RCX | C::Loopne_rel8_64_RCX => {
                 self.a.rm(Two::Lea, RCX, at(RCX, -1));
             }
-            C::Loop_rel8_64_ECX | C::Loope_rel8_64_ECX | C::Loopne_rel8_64_ECX => {
+            C::Loop_rel8_64_ECX
+            | C::Loope_rel8_64_ECX
+            | C::Loopne_rel8_64_ECX
+            | C::Loop_rel8_32_ECX
+            | C::Loope_rel8_32_ECX
+            | C::Loopne_rel8_32_ECX => {
                 self.a.rm32(Two::Lea, RCX, at(RCX, -1));
             }
             _ => {}
         }
         // What comes before a JMP, which has five bytes, and whether a count of zero leads to that or behind it.
         let (before, zero): (&[u8], _) = match op.code {
-            C::Loop_rel8_64_RCX | C::Loop_rel8_64_ECX => (&[], false),
-            C::Loope_rel8_64_RCX | C::Loope_rel8_64_ECX => (&[0x75, 5], false), // jne
-            C::Loopne_rel8_64_RCX | C::Loopne_rel8_64_ECX => (&[0x74, 5], false), // je
-            C::Jrcxz_rel8_64 | C::Jecxz_rel8_64 => (&[0xeb, 5], true),
+            C::Loop_rel8_64_RCX | C::Loop_rel8_64_ECX | C::Loop_rel8_32_ECX => (&[], false),
+            C::Loope_rel8_64_RCX | C::Loope_rel8_64_ECX | C::Loope_rel8_32_ECX => (&[0x75, 5], false), // jne
+            C::Loopne_rel8_64_RCX | C::Loopne_rel8_64_ECX | C::Loopne_rel8_32_ECX => (&[0x74, 5], false), // je
+            C::Jrcxz_rel8_64 | C::Jecxz_rel8_64 | C::Jecxz_rel8_32 => (&[0xeb, 5], true),
             _ => return self.a.jcc(op.condition),
         };
-        if matches!(
+        let in_rcx = matches!(
             op.code,
-            C::Loop_rel8_64_ECX | C::Loope_rel8_64_ECX | C::Loopne_rel8_64_ECX | C::Jecxz_rel8_64
-        ) {
+            C::Loop_rel8_64_RCX | C::Loope_rel8_64_RCX | C::Loopne_rel8_64_RCX | C::Jrcxz_rel8_64
+        );
+        if !in_rcx {
             self.a.bytes(&[0x67]);
         }
         let over = before.len() as u8 + if zero { 0 } else { 5 };
@@ -379,7 +385,14 @@ const RCX: Reg = Reg(1);
 /// Whether a conditional branch looks at flags: not if only at a count.
 fn reads_flags(code: Code) -> bool {
     use Code as C;
-    let counts = [C::Loop_rel8_64_RCX, C::Loop_rel8_64_ECX, C::Jrcxz_rel8_64, C::Jecxz_rel8_64];
+    let counts = [
+        C::Loop_rel8_64_RCX,
+        C::Loop_rel8_64_ECX,
+        C::Loop_rel8_32_ECX,
+        C::Jrcxz_rel8_64,
+        C::Jecxz_rel8_64,
+        C::Jecxz_rel8_32,
+    ];
     !counts.contains(&code)
 }
 

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind};
 
-use crate::interp::found::is_counted;
+use crate::interp::found::{counts_in_cx, is_counted};
 use crate::vector::pass::{Elements, Level, Passed, moves_elements, passes};
 
 /// How an instruction is translated.
@@ -50,10 +50,16 @@ pub(super) enum Kind {
     BitString,
     /// POP of a register.
     Pop,
+    /// POP to memory.
+    PopMemory,
     /// STOS.
     StoreString,
     /// MOVS.
     MoveString,
+    /// LODS.
+    LoadString,
+    /// SCAS.
+    ScanString,
     /// CLD.
     ClearDirection,
     /// A segment's selector to memory or a register.
@@ -87,6 +93,11 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Whether it is a string instruction, which may be repeated.
+    pub(super) fn is_string(self) -> bool {
+        matches!(self, Self::StoreString | Self::MoveString | Self::LoadString | Self::ScanString)
+    }
+
     /// Whether it is a branch or call to an address that the instruction names.
     #[inline(always)]
     pub(super) fn is_direct(self) -> bool {
@@ -179,6 +190,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Pop => match instruction.code() {
             Code::Pop_r64 | Code::Pop_rm64 | Code::Pop_r32 | Code::Pop_rm32
                 if instruction.op0_kind() == OpKind::Register => Kind::Pop,
+            Code::Pop_rm64 | Code::Pop_rm32 => Kind::PopMemory,
             _ => Kind::Interpreted,
         },
         M::Pushfq | M::Pushfd => Kind::PushFlags,
@@ -193,6 +205,8 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Cld => Kind::ClearDirection,
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Kind::StoreString,
         M::Movsb | M::Movsw | M::Movsq => Kind::MoveString,
+        M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => Kind::LoadString,
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq => Kind::ScanString,
         M::Movsd if instruction.is_string_instruction() => Kind::MoveString,
         M::Mov
             if instruction.op1_kind() == OpKind::Register
@@ -232,6 +246,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Idiv if operands_fit(instruction) => Kind::DivideSigned,
         _ if is_counted(instruction) => match instruction.op0_kind() {
             OpKind::NearBranch64 => Kind::Branch,
+            OpKind::NearBranch32 if !counts_in_cx(instruction) => Kind::Branch,
             _ => Kind::Interpreted,
         },
         _ if instruction.is_jcc_short_or_near() => match instruction.op0_kind() {

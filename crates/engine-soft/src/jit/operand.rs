@@ -256,7 +256,7 @@ impl Emitter<'_> {
     pub(super) fn put_as_it_is(&mut self, step: &Step) {
         let effect = step.effect;
         self.bring_flags(step);
-        self.a.put(u128::from_le_bytes(step.bytes), step.op.length.into());
+        self.a.put(u128::from_le_bytes(step.bytes), step.length.into());
         if effect.changes != 0 {
             self.host_flags = true;
             self.stored_flags = false;
@@ -381,8 +381,7 @@ impl Emitter<'_> {
         if let Some(roles) = &step.facts.roles
             && plain
             && step.same
-            && let Some((bytes, length)) =
-                rewrite(&step.bytes, step.op.length.into(), roles, registers, memory)
+            && let Some((bytes, length)) = rewrite(&step.bytes, step.length.into(), roles, registers, memory)
         {
             self.a.put(bytes, length);
             return Some(());

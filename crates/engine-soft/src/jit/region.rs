@@ -20,10 +20,10 @@ use super::taker::{Taker, flags_wanted};
 use super::{MAX_UNIT, Options};
 use crate::code::granules;
 use crate::interp::code_address::CodeAddress;
-use crate::interp::code64::{begin, decode_run, decode_straddling};
+use crate::interp::code_runs::{begin, decode_run, decode_straddling};
 use crate::interp::cpu::Cpu;
 use crate::interp::features::Features;
-use crate::interp::found::{Found, decode_again};
+use crate::interp::found::decode_again;
 use crate::interp::op::RIP;
 use iced_x86::Instruction;
 
@@ -105,8 +105,6 @@ pub(super) struct Source {
     pub(super) steps: Steps,
     /// Direct branches and calls, and the last steps of runs, in order.
     pub(super) leads: Vec<u16>,
-    /// Instructions that their steps' bytes do not tell, by the offset of each.
-    odd: Vec<(u32, Instruction)>,
     /// What the vCPU's model offers.
     features: Option<Arc<Features>>,
     /// What is known of every offset in the page.
@@ -136,7 +134,6 @@ impl Default for Source {
             address: CodeAddress::new(GuestAddress(0), false),
             steps: Steps::default(),
             leads: Vec::new(),
-            odd: Vec::new(),
             features: None,
             places: Box::new([Place::NOTHING; 0x1000]),
             outside: Vec::new(),
@@ -235,7 +232,6 @@ impl Source {
         }
         self.steps.clear();
         self.leads.clear();
-        self.odd.clear();
         self.outside.clear();
         self.ahead.clear();
         self.address = address;
@@ -248,22 +244,12 @@ impl Source {
         self.places[start as usize % 0x1000] = Place::step(self.steps.len());
     }
 
-    /// Keeps an instruction that starts at an offset if it cannot be told from its bytes.
-    #[inline(always)]
-    pub(super) fn note(&mut self, found: &Found<'_>, start: u32) {
-        if !found.is_the_hosts() && found.exists() {
-            self.odd.push((start, found.instruction()));
-        }
-    }
-
     /// The instruction of step `i`, as if it were at zero.
     pub(super) fn instruction(&self, i: usize) -> Instruction {
         let step = &self.steps[i];
-        let odd = self.odd.iter().find(|(start, _)| *start == step.start());
-        match (odd, &self.features) {
-            (Some((_, instruction)), _) => *instruction,
-            (None, Some(features)) => decode_again(&step.bytes, step.op.length, features),
-            (None, None) => Instruction::default(),
+        match &self.features {
+            Some(features) => decode_again(&step.bytes, step.length, self.address.is_narrow(), features),
+            None => Instruction::default(),
         }
     }
 
@@ -320,9 +306,8 @@ impl Source {
         match (kind, target) {
             (Kind::Branch, Some(target)) if known.is_executed(target) => self.ahead.push_back(target),
             (Kind::Jump, Some(target)) => self.ahead.push_front(target),
-            (Kind::Call | Kind::CallIndirect | Kind::StoreString | Kind::MoveString, _) if next < 0x1000 => {
-                self.ahead.push_front(next);
-            }
+            (Kind::Call | Kind::CallIndirect, _) if next < 0x1000 => self.ahead.push_front(next),
+            (kind, _) if kind.is_string() && next < 0x1000 => self.ahead.push_front(next),
             _ => {}
         }
     }

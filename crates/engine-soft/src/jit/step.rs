@@ -12,8 +12,10 @@ use crate::interp::op::{Handler, Op};
 /// One instruction of a region.
 #[derive(Debug)]
 pub(super) struct Step {
-    /// Its bytes and what follows.
+    /// Its bytes, or those that take their place, and what follows.
     pub(super) bytes: [u8; 16],
+    /// How many.
+    pub(super) length: u8,
     /// The host takes them for the same.
     pub(super) same: bool,
     /// They are as they are to be in translated code, if nothing but operands must be put in place.
@@ -45,6 +47,7 @@ impl Step {
     /// None.
     const BLANK: Self = Self {
         bytes: [0; 16],
+        length: 0,
         same: false,
         stays: false,
         facts: Facts::INTERPRETED,
@@ -75,7 +78,7 @@ impl Step {
         }
         let Used { changes, slots, moved } = Used::by(op, noted);
         let same = found.is_the_hosts();
-        self.bytes = *found.bytes().first_chunk().unwrap_or(&[0; 16]);
+        (self.bytes, self.length) = found.host_bytes();
         (self.same, self.stays) = (same, same & !moved & facts.memory.is_none());
         (self.facts, self.kind, self.effect) = (*facts, facts.kind, effect);
         (self.changes, self.slots, self.next) = (changes, slots, next);
@@ -203,7 +206,7 @@ mod tests {
 
     use super::super::native::Host;
     use super::*;
-    use crate::interp::found::tests::show;
+    use crate::interp::found::tests::show_of;
     use crate::interp::handlers::tests::bytes;
     use crate::interp::op::register_number;
     use crate::interp::testing::Lab;
@@ -226,12 +229,21 @@ mod tests {
 
     #[test]
     fn step_of_a_known_pattern_is_that_of_its_instruction() {
+        check_steps::<false>();
+    }
+
+    #[test]
+    fn step_of_a_known_pattern_of_32_bit_code_is_that_of_its_instruction() {
+        check_steps::<true>();
+    }
+
+    fn check_steps<const NARROW: bool>() {
         let mut lab = Lab::long();
         let mut forms = Forms::new(Host::detect());
         let mut native = 0;
         for seed in 0..300_000 {
             let bytes = bytes(seed);
-            show(&mut lab.m.cpu, &bytes, |found, op| {
+            show_of::<NARROW>(&mut lab.m.cpu, &bytes, |found, op| {
                 let mut step = Step::BLANK;
                 step.op = *op;
                 step.complete(found, 100, &mut forms, &Options::default());

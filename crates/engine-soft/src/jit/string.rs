@@ -1,8 +1,9 @@
-//! STOS and MOVS, alone and repeated.
+//! STOS, MOVS and SCAS, alone and repeated, and LODS alone.
 //!
 //! A repeated one runs as the host's own where all of it lies in one page on each side, which is every call of the guest's
 //! memcpy and memset for small things and most of its work on whole pages. Then it ends within the elements that the
-//! interpreter's handler does at once, so both count it as one instruction. Anything else is the handler's.
+//! interpreter's handler does at once, so both count it as one instruction. Anything else is the handler's. A repeated SCAS is for whoever finds
+//! what is looked for, which most do within a page, however large the count is.
 
 use ringfence_x86::Rflags;
 
@@ -123,6 +124,85 @@ impl Emitter<'_> {
         Some(())
     }
 
+    /// LODS.
+    pub(super) fn load_string(&mut self, i: usize) -> Option<()> {
+        let shape = self.string_shape(i).filter(|shape| !shape.repeated)?;
+        let mut sites = self.check_string(i, shape);
+        self.check_elements(RSI, shape, false, &mut sites);
+        self.behind_elements(RSI, shape);
+        self.a.copy(RSI, A);
+        self.host_string(0xac, shape);
+        self.a.copy(RSI, C);
+        load_table(&mut self.a);
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// SCAS.
+    pub(super) fn scan_string(&mut self, i: usize) -> Option<()> {
+        let shape = self.string_shape(i)?;
+        let once = Shape { repeated: false, ..shape };
+        let mut sites = self.check_string(i, once);
+        if shape.repeated {
+            self.scan_page(i, shape, &mut sites);
+        } else {
+            self.check_elements(RDI, once, false, &mut sites);
+            self.behind_elements(RDI, once);
+            self.a.copy(RDI, A);
+            self.host_string(0xae, once);
+            self.a.copy(RDI, C);
+        }
+        load_table(&mut self.a);
+        self.flags_changed(i);
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// A repeated SCAS of as many elements as there are in RDI's page, RCX at most: if that does not end it, its handler does it all.
+    fn scan_page(&mut self, i: usize, shape: Shape, sites: &mut Vec<usize>) {
+        let until_equal = self.at(i).1.has(prefix::REPNE);
+        // How many, to B: RCX, or those up to the page's end.
+        self.a.rr32(Two::Load, A, RDI);
+        self.a.imm(Imm::And, false, A, 0xfff);
+        self.a.imm(Imm::Xor, false, A, 0xfff);
+        self.a.rm(Two::Lea, A, at(A, 1));
+        self.a.sar(false, A, shape.scale);
+        self.copy_pointer(B, RCX);
+        self.a.rr(Two::Cmp, A, B);
+        let page_is_more = self.a.jcc(cc::A);
+        self.a.copy(B, A);
+        self.a.bind(page_is_more);
+        self.a.compare_imm(B, 0);
+        sites.push(self.a.jcc(cc::E));
+        self.a.rm(Two::Store, B, field::slot());
+        self.copy_pointer(A, RDI);
+        sites.push(self.check(1, 1, false));
+        // What RCX and RDI are to be less what they are while the host looks, to B and C.
+        self.a.copy(B, RCX);
+        self.a.rm(Two::Load, RCX, field::slot());
+        self.a.rr(Two::Sub, B, RCX);
+        self.a.copy(C, RDI);
+        self.a.copy(RDI, A);
+        self.a.rr(Two::Sub, C, A);
+        if shape.scale == 1 {
+            self.a.bytes(&[0x66]);
+        }
+        self.a.bytes(&[if until_equal { 0xf2 } else { 0xf3 }]);
+        if shape.scale == 3 {
+            self.a.bytes(&[0x48]);
+        }
+        self.a.bytes(&[0xae | u8::from(shape.scale > 0)]);
+        let ended = self.a.jcc(if until_equal { cc::E } else { cc::NE });
+        // All of both as it was, and the handler begins anew.
+        self.a.rm(Two::Load, RCX, field::slot());
+        self.a.rm(Two::Lea, RCX, sum(RCX, B));
+        self.a.rm(Two::Lea, RDI, sum(A, C));
+        sites.push(self.a.jmp());
+        self.a.bind(ended);
+        self.lea(RCX, sum(RCX, B));
+        self.lea(RDI, sum(RDI, C));
+    }
+
     /// CLD where DF is clear.
     pub(super) fn clear_direction(&mut self, i: usize) -> Option<()> {
         self.save_flags();
@@ -132,6 +212,11 @@ impl Emitter<'_> {
         self.slow(i, vec![site]);
         Some(())
     }
+}
+
+/// The sum of two registers, as LEA takes it.
+fn sum(one: Reg, other: Reg) -> Mem {
+    Mem { base: Some(one), index: Some((other, 0)), disp: 0 }
 }
 
 const _: () = assert!(RAX.0 == 0, "what STOS stores is the guest's own RAX");

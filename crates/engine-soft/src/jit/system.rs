@@ -234,6 +234,26 @@ impl Emitter<'_> {
         Some(())
     }
 
+    /// POP to memory, where the stack pointer is not the operand's base: that would be what it is behind the POP (SDM 2B, POP).
+    pub(super) fn pop_memory(&mut self, i: usize) -> Option<()> {
+        if home(self.at(i).1.base) == Home::Host(STACK) {
+            return None;
+        }
+        self.keep_flags(i);
+        let word = self.word();
+        self.copy_pointer(A, STACK);
+        let mut sites = vec![self.check(word as usize, 1, false)];
+        self.load_pointer(A, at(A, 0));
+        self.a.rm(Two::Store, A, field::slot());
+        self.address(i)?;
+        sites.push(self.check(word as usize, 1, true));
+        self.a.rm(Two::Load, B, field::slot());
+        self.store_pointer(B, at(A, 0));
+        self.lea(STACK, at(STACK, word));
+        self.slow(i, sites);
+        Some(())
+    }
+
     /// BT, BTS, BTR and BTC whose bit number reaches beyond the operand: the operand is the part of the string that holds the
     /// bit (SDM 2A, BT).
     pub(super) fn bit_string(&mut self, i: usize) -> Option<()> {

@@ -8,7 +8,7 @@ use super::flags::{self, Set};
 use super::native::Kind;
 use super::region::{Known, Source};
 use crate::interp::code_address::CodeAddress;
-use crate::interp::code64::{Sink, peek};
+use crate::interp::code_runs::{Sink, peek};
 use crate::interp::cpu::Cpu;
 use crate::interp::found::Found;
 use crate::interp::op::Op;
@@ -35,7 +35,6 @@ impl<E: Fn(GuestAddress) -> bool> Sink for Taker<'_, E> {
         let source = &mut *self.source;
         let start = self.next;
         self.next += u32::from(found.length);
-        source.note(found, start);
         source.put_place(start);
         let step = source.steps.room();
         step.complete(found, self.next, self.forms, self.options);

@@ -4,6 +4,8 @@
 //! anything of Rust runs (see the fixed code). Which are there is a field of the vCPU; within a run of instructions the
 //! emitter knows it and need not look.
 
+use iced_x86::Code;
+
 use super::asm::{Imm, cc};
 use super::emit::Emitter;
 use super::helper::marks;
@@ -38,8 +40,19 @@ impl Emitter<'_> {
             self.settle_record(if self.keeps_address() { B } else { A });
         }
         self.want(passed.units, i);
+        if self.is_narrow() && self.at(i).1.code == Code::VEX_Vzeroupper {
+            self.clear_upper_halves();
+            return Some(());
+        }
         self.place(i, passed.alignment)?;
         if passed.records { self.recorded(i) } else { Some(()) }
+    }
+
+    /// VZEROUPPER of 32-bit code, which has eight registers: a move of 128 bits clears what is above (SDM 2A 2.3.10).
+    fn clear_upper_halves(&mut self) {
+        for register in 0..8 {
+            self.a.bytes(&[0xc5, 0xf8, 0x28, 0xc0 | register << 3 | register]); // vmovaps
+        }
     }
 
     /// Makes sure in front of step `i` that all of this is in the host's registers. Uses `A`; changes flags.

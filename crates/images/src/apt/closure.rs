@@ -17,7 +17,7 @@ impl Apt {
     /// # Errors
     /// [`AptError::Failed`] with apt's reasons if they cannot be installed together, and others.
     pub fn closure(&mut self, names: &[&str], progress: &mut dyn Progress) -> Result<Vec<Package>, AptError> {
-        if !self.lists_fresh() {
+        if !self.updated && !self.lists_fresh() {
             self.update(progress)?;
         }
         progress.step("Resolving dependencies", None);
@@ -120,6 +120,7 @@ fn installed(simulation: &str) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apt::Architecture;
     use crate::progress::Quiet;
     use crate::testing::FakeApt;
 
@@ -137,7 +138,8 @@ mod tests {
         let (fake, state) = (FakeApt::new(), tempfile::tempdir().expect("a scratch folder"));
         fake.serve("b", "1:2", "", b"file of b");
         fake.serve("a", "1", "b", b"file of a");
-        let mut apt = Apt::with_search_path(state.path(), Some(fake.path().into())).expect("prepares");
+        let mut apt = Apt::with_search_path(state.path(), Architecture::Amd64, Some(fake.path().into()))
+            .expect("prepares");
         let packages = apt.closure(&["b", "a"], &mut Quiet).expect("resolves");
         let names: Vec<&str> = packages.iter().map(|package| package.name.as_str()).collect();
         assert_eq!(names, ["b", "a"]);

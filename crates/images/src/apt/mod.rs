@@ -3,7 +3,9 @@
 //! apt gets a state folder of our own (`Dir::State`, `Dir::Cache`) and a copy of the host's sources, so empty or
 //! unreadable package lists of the host do not matter. Host, mirror, proxy and keys are the host's own; nothing is
 //! hard-coded. apt checks the signatures on the lists; the hash in the lists is checked by our own code as well.
+//! Another [`Architecture`] than the host's has a state folder, and so package lists, of its own.
 
+mod architecture;
 mod closure;
 mod error;
 mod records;
@@ -15,6 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+pub use architecture::Architecture;
 pub use error::AptError;
 pub use records::{Dependency, Package};
 
@@ -42,6 +45,7 @@ pub enum Version<'a> {
 #[derive(Debug)]
 pub struct Apt {
     state: PathBuf,
+    architecture: Architecture,
     tools: Tools,
     sources: Vec<SourceFile>,
     codename: Option<String>,
@@ -51,23 +55,28 @@ pub struct Apt {
 }
 
 impl Apt {
-    /// Prepares the state folder.
+    /// Prepares the state folder, which is for one architecture's packages only.
     ///
     /// # Errors
     /// [`AptError::Missing`] if the host has no apt; [`AptError::Store`] if the folder cannot be written.
-    pub fn new(state: &Path) -> Result<Self, AptError> {
-        Self::with_search_path(state, None)
+    pub fn new(state: &Path, architecture: Architecture) -> Result<Self, AptError> {
+        Self::with_search_path(state, architecture, None)
     }
 
     /// Like [`Self::new`], with programs looked up in `search_path` (as in `PATH`) if that is given.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_search_path(state: &Path, search_path: Option<OsString>) -> Result<Self, AptError> {
-        let tools = Tools::new(state, search_path)?;
+    pub fn with_search_path(
+        state: &Path,
+        architecture: Architecture,
+        search_path: Option<OsString>,
+    ) -> Result<Self, AptError> {
+        let tools = Tools::new(state, architecture, search_path)?;
         let (list, parts) = tools.source_paths()?;
         Ok(Self {
             state: state.to_owned(),
+            architecture,
             tools,
             sources: sources::of_host(&list, &parts),
             codename: codename(),
@@ -86,16 +95,18 @@ impl Apt {
         version: Version<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Package, AptError> {
-        if !self.lists_fresh() {
+        if !self.updated && !self.lists_fresh() {
             self.update(progress)?;
         }
         if let Some(package) = self.look_up(name, version)? {
             return Ok(package);
         }
-        let extra = match (version, &self.codename) {
-            (Version::Series(_), Some(codename)) => sources::backports(&self.sources, codename),
-            _ => None,
-        };
+        let extra =
+            self.codename.as_ref().and_then(|codename| match (version, self.architecture.release()) {
+                (_, Some(release)) => sources::release(&self.sources, codename, release),
+                (Version::Series(_), None) => sources::backports(&self.sources, codename),
+                _ => None,
+            });
         if extra.is_some() || !self.updated {
             self.sources.extend(extra);
             self.update(progress)?;
@@ -110,11 +121,12 @@ impl Apt {
         let versions: Vec<String> = others.into_iter().map(|package| package.version).collect();
         Err(AptError::NotFound {
             name: name.to_owned(),
-            wanted: match version {
-                Version::Candidate => String::new(),
-                Version::Series(series) => format!(" of version {series}"),
-                Version::Exact(version) => format!(" of exactly version {version}"),
-            },
+            wanted: self.architecture.in_words().to_owned()
+                + &match version {
+                    Version::Candidate => String::new(),
+                    Version::Series(series) => format!(" of version {series}"),
+                    Version::Exact(version) => format!(" of exactly version {version}"),
+                },
             hint: if versions.is_empty() {
                 String::new()
             } else {

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::AptError;
+use super::{AptError, Architecture};
 use crate::cache::at_path;
 
 /// Output of a tool that is kept, in bytes.
@@ -28,7 +28,11 @@ pub(super) struct Tools {
 
 impl Tools {
     /// Prepares the state folder.
-    pub(super) fn new(state: &Path, search_path: Option<OsString>) -> Result<Self, AptError> {
+    pub(super) fn new(
+        state: &Path,
+        architecture: Architecture,
+        search_path: Option<OsString>,
+    ) -> Result<Self, AptError> {
         let mut tools = Self { state: state.to_owned(), search_path, options: Vec::new() };
         let dump = tools.run("apt-config", &["dump"], None, &mut |_| {})?;
         for folder in ["lists/partial", "cache/archives/partial", "sources.list.d"] {
@@ -39,7 +43,7 @@ impl Tools {
             let path = state.join(name);
             fs::write(&path, text).map_err(at_path("write", &path))?;
         }
-        tools.options = private_options(state, &index_names(&dump.stdout));
+        tools.options = private_options(state, architecture, &index_names(&dump.stdout));
         Ok(tools)
     }
 
@@ -157,7 +161,7 @@ impl Output {
 }
 
 /// Options that keep apt in our folder, to go after the host's own configuration.
-fn private_options(state: &Path, other_indexes: &[String]) -> Vec<OsString> {
+fn private_options(state: &Path, architecture: Architecture, other_indexes: &[String]) -> Vec<OsString> {
     let path = |key: &str, below: &str| {
         let mut option = OsString::from(format!("{key}="));
         option.push(state.join(below));
@@ -178,7 +182,6 @@ fn private_options(state: &Path, other_indexes: &[String]) -> Vec<OsString> {
         "Debug::NoLocking=1",
         // The user `_apt` may not enter a private folder; everything fetched is checked by signature and hash.
         "APT::Sandbox::User=root",
-        "APT::Architecture=amd64",
         "APT::Status-Fd=1",
         "Acquire::Languages=none",
         "Acquire::Retries=2",
@@ -186,6 +189,9 @@ fn private_options(state: &Path, other_indexes: &[String]) -> Vec<OsString> {
         "Acquire::https::Timeout=20",
     ];
     options.extend(fixed.map(OsString::from));
+    // The second would otherwise be the host's list, whose first entry apt takes for the native one.
+    let only = ["APT::Architecture", "APT::Architectures"];
+    options.extend(only.map(|key| OsString::from(format!("{key}={}", architecture.name()))));
     options.extend(
         other_indexes.iter().map(|name| format!("Acquire::IndexTargets::{name}::DefaultEnabled=0").into()),
     );

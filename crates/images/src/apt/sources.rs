@@ -1,4 +1,4 @@
-//! The host's package sources: copied for our own use, and a backports source derived from them.
+//! The host's package sources: copied for our own use, and sources of backports or of another release derived from them.
 
 use std::fs;
 use std::path::Path;
@@ -43,26 +43,65 @@ fn is_source_name(name: &str) -> bool {
 /// itself. `None` if the release is not among `files` or its backports already are.
 pub(super) fn backports(files: &[SourceFile], codename: &str) -> Option<SourceFile> {
     let entries: Vec<Entry> = files.iter().flat_map(entries).collect();
-    // A source may name the release by its role instead.
-    [codename, "stable"].into_iter().find_map(|suite| {
+    roles(codename).into_iter().find_map(|suite| {
         let wanted = format!("{suite}-backports");
         if entries.iter().any(|entry| entry.suites.contains(&wanted)) {
             return None;
         }
-        let base = entries.iter().find(|entry| {
-            entry.suites.iter().any(|s| s == suite) && entry.components.iter().any(|c| c == "main")
-        })?;
-        Some(match &base.form {
-            Form::Line { options, uri } => SourceFile {
-                name: "ringfence-backports.list".to_owned(),
-                text: format!("deb {options} {uri} {wanted} main\n"),
-            },
-            Form::Stanza { kept } => SourceFile {
-                name: "ringfence-backports.sources".to_owned(),
-                text: format!("Types: deb\nSuites: {wanted}\nComponents: main\n{kept}"),
-            },
-        })
+        Some(derive(base(&entries, suite)?, "backports", &wanted))
     })
+}
+
+/// A source for `release`, from the same mirror and with the same key as the host's own release `codename`, and for any
+/// architecture. `None` if the host's release is not among `files`.
+pub(super) fn release(files: &[SourceFile], codename: &str, release: &str) -> Option<SourceFile> {
+    let entries: Vec<Entry> = files.iter().flat_map(entries).collect();
+    let base = roles(codename).into_iter().find_map(|suite| base(&entries, suite))?;
+    let mut file = derive(base, release, release);
+    file.text = for_any_architecture(&file.text);
+    Some(file)
+}
+
+/// What a source may call the release.
+fn roles(codename: &str) -> [&str; 2] {
+    [codename, "stable"]
+}
+
+/// The source of a release itself.
+fn base<'a>(entries: &'a [Entry], suite: &str) -> Option<&'a Entry> {
+    entries
+        .iter()
+        .find(|entry| entry.suites.iter().any(|s| s == suite) && entry.components.iter().any(|c| c == "main"))
+}
+
+/// Another suite from where `base` is from.
+fn derive(base: &Entry, name: &str, suite: &str) -> SourceFile {
+    match &base.form {
+        Form::Line { options, uri } => SourceFile {
+            name: format!("ringfence-{name}.list"),
+            text: format!("deb {options} {uri} {suite} main\n"),
+        },
+        Form::Stanza { kept } => SourceFile {
+            name: format!("ringfence-{name}.sources"),
+            text: format!("Types: deb\nSuites: {suite}\nComponents: main\n{kept}"),
+        },
+    }
+}
+
+/// A line or stanza without its choice of architectures: `[arch=amd64]`, `Architectures: amd64` (sources.list(5)).
+fn for_any_architecture(text: &str) -> String {
+    let chooses = |option: &str| {
+        let key = option.trim_start_matches('[').split(['=', ':', '+', '-']).next().unwrap_or_default();
+        ["arch", "architectures", "architectures-add", "architectures-remove"]
+            .contains(&key.to_ascii_lowercase().as_str())
+    };
+    match text.split_once(']').and_then(|(head, tail)| Some((head.strip_prefix("deb [")?, tail))) {
+        Some((options, tail)) => {
+            let kept: Vec<&str> = options.split_whitespace().filter(|option| !chooses(option)).collect();
+            format!("deb [{}]{tail}", kept.join(" "))
+        }
+        None => text.lines().filter(|line| !chooses(line)).map(|line| format!("{line}\n")).collect(),
+    }
 }
 
 struct Entry {

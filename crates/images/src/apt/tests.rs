@@ -5,7 +5,7 @@ use crate::progress::Quiet;
 use crate::testing::FakeApt;
 
 fn apt(fake: &FakeApt, state: &Path) -> Apt {
-    Apt::with_search_path(state, Some(fake.path().into())).expect("prepares")
+    Apt::with_search_path(state, Architecture::Amd64, Some(fake.path().into())).expect("prepares")
 }
 
 /// A stand-in for apt, and a state folder.
@@ -16,7 +16,8 @@ fn setup() -> (FakeApt, tempfile::TempDir) {
 #[test]
 fn host_without_apt_is_told_what_to_give_instead() {
     let folder = tempfile::tempdir().expect("a scratch folder");
-    let error = Apt::with_search_path(folder.path(), Some(folder.path().into())).expect_err("is missing");
+    let error = Apt::with_search_path(folder.path(), Architecture::Amd64, Some(folder.path().into()))
+        .expect_err("is missing");
     assert!(matches!(error, AptError::Missing(_)));
     let text = error.to_string();
     assert!(text.contains("--kernel") && text.contains("--initrd"), "{text}");
@@ -218,6 +219,54 @@ fn backports_come_from_a_line_with_its_options() {
     let by_role = [file("sources.list", "deb http://m stable main")];
     let extra = sources::backports(&by_role, "bookworm").expect("derived");
     assert!(extra.text.contains("stable-backports"), "{}", extra.text);
+}
+
+#[test]
+fn another_release_comes_from_the_mirror_for_any_architecture() {
+    let line = "deb [arch=amd64 signed-by=/k.gpg] http://mirror.example/debian trixie main\n";
+    let extra = sources::release(&[file("sources.list", line)], "trixie", "bookworm").expect("derived");
+    assert_eq!(
+        extra,
+        file(
+            "ringfence-bookworm.list",
+            "deb [signed-by=/k.gpg] http://mirror.example/debian bookworm main\n"
+        )
+    );
+    let plain = sources::release(&[file("a.list", "deb http://m trixie main")], "trixie", "bookworm")
+        .expect("derived");
+    assert_eq!(plain.text, "deb  http://m bookworm main\n");
+    let stanza = "Types: deb\nURIs: http://m\nSuites: stable\nComponents: main\nArchitectures: amd64\n\
+                  Signed-By: /k.gpg\n";
+    let extra = sources::release(&[file("x.sources", stanza)], "trixie", "bookworm").expect("derived");
+    assert_eq!(
+        extra.text,
+        "Types: deb\nSuites: bookworm\nComponents: main\nURIs: http://m\nSigned-By: /k.gpg\n"
+    );
+    let other = [file("sources.list", "deb http://m jammy main")];
+    assert_eq!(sources::release(&other, "trixie", "bookworm"), None);
+}
+
+#[test]
+fn packages_for_i386_are_asked_for_as_such_and_from_the_last_release_that_has_them() {
+    let (fake, state) = setup();
+    let log = fake.path().join("asked");
+    fake.program("apt-get", &format!("echo \"$*\" >>{}\n{}", log.display(), fake.server()));
+    let search_path = Some(fake.path().into());
+    let mut apt = Apt::with_search_path(state.path(), Architecture::I386, search_path).expect("prepares");
+    apt.codename = Some("trixie".to_owned());
+    apt.sources = vec![file("sources.list", "deb http://m trixie main\n")];
+    apt.find("busybox-static", Version::Candidate, &mut Quiet).expect("finds");
+    assert_eq!(apt.sources.len(), 1);
+    let error = apt.find("no-such", Version::Candidate, &mut Quiet).expect_err("is nowhere");
+    assert!(error.to_string().contains("`no-such` for i386"), "{error}");
+    assert_eq!(apt.sources[1].text, "deb  http://m bookworm main\n");
+    let asked = fs::read_to_string(log).expect("reads");
+    assert!(
+        asked
+            .lines()
+            .all(|line| line.contains("APT::Architecture=i386") && line.contains("APT::Architectures=i386")),
+        "{asked}"
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::progress::Quiet;
-use crate::testing::{FakeApt, RELEASE, ar, deb, header, tar};
+use crate::testing::{FakeApt, RELEASE, ar, deb, elf_module, header, tar};
 
 /// Names the cache folder and the programs for the process started by a test below.
 const CHILD_CACHE: &str = "RINGFENCE_TEST_CHILD_CACHE";
@@ -56,6 +56,42 @@ fn first_use_fetches_and_later_use_needs_no_apt() {
     let offline = without_apt(&catalogue);
     assert_eq!(offline.ensure("shell", &mut Quiet).expect("is cached"), image);
     assert_eq!(offline.find("shell").expect("is cached"), image);
+}
+
+#[test]
+fn image_for_i386_has_package_lists_of_its_own_and_loads_the_disks_driver() {
+    let (fake, _folder, catalogue) = setup();
+    let base = format!("lib/modules/{RELEASE}/kernel/drivers");
+    let needs = format!("linux-image-{RELEASE} (= 6.1.9-1)");
+    fake.serve("linux-image-686-pae", "6.1.9-1", &needs, &deb(&[]));
+    fake.serve(
+        &format!("linux-image-{RELEASE}"),
+        "6.1.9-1",
+        "",
+        &deb(&[
+            (&format!("./boot/vmlinuz-{RELEASE}"), b"kernel"),
+            (&format!("./{base}/nvme/nvme-core.ko"), &elf_module(&["depends="], 1)),
+            (&format!("./{base}/nvme/nvme.ko"), &elf_module(&["depends=nvme-core"], 1)),
+            (&format!("./{base}/virtio/virtio_blk.ko"), &elf_module(&["depends="], 1)),
+        ]),
+    );
+    let image = catalogue.ensure("shell:i386", &mut Quiet).expect("fetches");
+    assert_eq!(image.modules, ["virtio_blk", "nvme_core", "nvme"]);
+    let entries = crate::cpio::tests::parse(&fs::read(initrd(&image)).expect("reads"));
+    let list = entries.iter().find(|entry| entry.0 == "etc/ringfence/modules").expect("is there");
+    let expected = format!("/{base}/nvme/nvme-core.ko\n/{base}/nvme/nvme.ko\n");
+    assert_eq!(String::from_utf8_lossy(&list.4), expected);
+    let root = catalogue.cache().root();
+    assert!(root.join("apt-i386/updated").exists() && !root.join("apt").exists());
+    // The other images' are neither used nor replaced.
+    catalogue.ensure("shell", &mut Quiet).expect("fetches");
+    assert!(root.join("apt/updated").exists());
+    // An older version's is built anew with its driver.
+    damage(initrd(&image), false);
+    let offline = without_apt(&catalogue);
+    assert_eq!(offline.ensure("shell:i386", &mut Quiet).expect("builds"), image);
+    let again = crate::cpio::tests::parse(&fs::read(initrd(&image)).expect("reads"));
+    assert!(again == entries);
 }
 
 #[test]

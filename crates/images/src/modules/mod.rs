@@ -31,7 +31,7 @@ pub enum ModuleError {
     )]
     TooMany(PathBuf),
     /// The file is no module.
-    #[error("`{0}` is not a kernel module for x86-64; install the kernel's modules again")]
+    #[error("`{0}` is not a kernel module for x86; install the kernel's modules again")]
     NotAModule(PathBuf),
     /// Compressed data that cannot be decoded.
     #[error("the kernel module `{path}` cannot be unpacked; install the kernel's modules again")]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Random, module, xz, zstd};
+use crate::testing::{Random, elf_module, module, xz, zstd};
 
 /// A module folder with the given files.
 fn tree(files: &[(&str, &[u8])]) -> (tempfile::TempDir, ModuleTree) {
@@ -101,18 +101,25 @@ fn links_out_of_the_folder_are_not_followed() {
 
 #[test]
 fn cut_or_damaged_objects_never_panic() {
-    let good = module(&["depends=a,b", "alias=x", "softdep=pre: y"]);
-    assert_eq!(modinfo::parse(&good).expect("is one").depends, ["a", "b"]);
-    for length in 0..good.len() {
-        let _ = modinfo::parse(&good[..length]);
-    }
-    let mut random = Random(0xe1f);
-    for _ in 0..20_000 {
-        let mut bad = good.clone();
-        for _ in 0..=random.below(3) {
-            let at = random.below(bad.len());
-            bad[at] = random.below(256) as u8;
+    for class in [1, 2] {
+        let good = elf_module(&["depends=a,b", "alias=x", "softdep=pre: y"], class);
+        let info = modinfo::parse(&good).expect("is one");
+        assert_eq!(
+            (info.depends, info.aliases),
+            (vec!["a".to_owned(), "b".to_owned()], vec!["x".to_owned()])
+        );
+        for length in 0..good.len() {
+            let _ = modinfo::parse(&good[..length]);
         }
-        let _ = modinfo::parse(&bad);
+        let mut random = Random(0xe1f);
+        for _ in 0..20_000 {
+            let mut bad = good.clone();
+            for _ in 0..=random.below(3) {
+                let at = random.below(bad.len());
+                bad[at] = random.below(256) as u8;
+            }
+            let _ = modinfo::parse(&bad);
+        }
     }
+    assert_eq!(modinfo::parse(&elf_module(&["depends=a"], 3)), None);
 }

@@ -35,7 +35,7 @@ pub(crate) fn make(
         packages.iter().partition(|package| is_kernel_part(&package.name));
     let unpacked = Unpacked::fetch(apt, recipe, &kernel, scratch, progress)?;
     unpacked.keep(recipe, KERNEL, &ready)?;
-    let selection = unpacked.modules()?;
+    let selection = unpacked.modules(recipe)?;
 
     let root: Vec<Package> = root.into_iter().cloned().collect();
     let downloads = new_folder("packages")?;

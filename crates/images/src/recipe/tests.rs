@@ -43,3 +43,11 @@ fn images_have_names_and_fingerprints_of_their_own() {
     assert_eq!((fingerprints.len(), names.len()), (RECIPES.len(), RECIPES.len()));
     assert_eq!(RECIPES[0].name, crate::Catalogue::DEFAULT);
 }
+
+#[test]
+fn general_kernels_modules_are_packed_and_the_disks_driver_is_loaded() {
+    let names = module_names(Architecture::I386);
+    for name in MODULE_NAMES.iter().chain(loaded_at_start(Architecture::I386)).chain(&["crc32c_generic"]) {
+        assert!(names.contains(name), "{name}");
+    }
+}

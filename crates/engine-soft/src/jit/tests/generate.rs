@@ -59,6 +59,9 @@ pub(super) fn repeated(random: &mut Random) -> Vec<u8> {
         1 => random.below(0x100),
         _ => random.below(9),
     };
+    let opcode = random.pick(&[0xa4, 0xa5, 0xaa, 0xab, 0x6c, 0xac, 0xae, 0xaf, 0xae, 0xaf]);
+    let scans = matches!(opcode, 0xae | 0xaf);
+    let count = if scans && random.chance(30) { 0xffff_ffff } else { count };
     let mut bytes = vec![if random.chance(5) { 0xfd } else { 0xfc }, 0xb9];
     bytes.extend((count as u32).to_le_bytes());
     if random.chance(20) {
@@ -68,7 +71,7 @@ pub(super) fn repeated(random: &mut Random) -> Vec<u8> {
     if random.chance(30) {
         bytes.push(0x48);
     }
-    bytes.push(random.pick(&[0xa4, 0xa5, 0xaa, 0xab, 0x6c]));
+    bytes.push(opcode);
     bytes
 }
 
@@ -159,6 +162,8 @@ pub(super) const TABLE: &[Template] = &[
     (&[], &[0x58], O, 0, true),
     (&[], &[0x58], O, 0, false),
     (&[], &[0x58], O, 0, false),
+    (&[], &[0x8f], X(&[0]), 0, true),
+    (&[], &[0x8f], X(&[0]), 0, false),
     (&[], &[0x68], N, 4, true),
     (&[], &[0x6a], N, 1, false),
     (&[], &[0xc9], N, 0, false),
@@ -175,6 +180,10 @@ pub(super) const TABLE: &[Template] = &[
     (&[], &[0xa4], N, 0, false),
     (&[], &[0xa5], N, 0, true),
     (&[], &[0xaa], N, 0, false),
+    (&[], &[0xac], N, 0, false),
+    (&[], &[0xad], N, 0, true),
+    (&[], &[0xae], N, 0, false),
+    (&[], &[0xaf], N, 0, true),
     (&[], &[0x8c], X(&[0, 1, 2, 3, 4, 5]), 0, true),
     (&[], &[0xab], N, 0, true),
     (&[], &[0xa6], N, 0, false),

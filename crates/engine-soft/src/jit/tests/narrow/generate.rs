@@ -229,7 +229,12 @@ pub(in super::super) fn program(random: &mut Random, mix: Mix, both: bool) -> Pr
                 vec![0xb8, 0, 0, 0, 0, 0xff, random.pick(&[0xe0, 0xd0])]
             }
             22 => generate::repeated(random),
-            23 => vec![random.pick(&[0xe2, 0xe3]), random.pick(&[0xfe, 0x00, 0x02])],
+            23 => {
+                // LOOPNE, LOOPE, LOOP or JECXZ; with a prefix, with a count or target of 16 bits.
+                let prefix: &[u8] = random.pick(&[&[], &[], &[], &[], &[], &[], &[0x67], &[0x66]]);
+                let short = [random.pick(&[0xe0, 0xe1, 0xe2, 0xe3]), random.pick(&[0xfe, 0x00, 0x02])];
+                [prefix, &short].concat()
+            }
             24 => load_segment(random),
             25 | 26 if both => {
                 absolute.push(at + 6);

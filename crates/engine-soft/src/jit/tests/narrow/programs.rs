@@ -127,6 +127,88 @@ fn stack_pointer_wraps_at_4_gib() {
 }
 
 #[test]
+fn counted_branches_are_translated() {
+    // top: inc eax; loop top; jecxz on; ud2; on: mov ecx,10; top: cmp eax,eax; loope top; mov ecx,5; top: test eax,eax; loopne top; ud2
+    let code = [
+        0x40, 0xe2, 0xfd, 0xe3, 2, 0x0f, 0x0b, 0xb9, 10, 0, 0, 0, 0x39, 0xc0, 0xe1, 0xfc, 0xb9, 5, 0, 0, 0,
+        0x85, 0xc0, 0xe0, 0xfc, 0x0f, 0x0b,
+    ];
+    let ((exception, regs, ..), share) = same(&code, CODE, |cpu| cpu.regs[1] = 7 << 32 | 1000);
+    assert_eq!((exception, regs[0], regs[1], regs[RIP]), (Exception::UD, 1000, 0, CODE + 25));
+    assert!(share > 95, "{share} %");
+    // top: jecxz on; ud2; on: dec ebx; jnz top; ud2: of ECX, not RCX
+    let ((exception, regs, ..), share) =
+        same(&[0xe3, 2, 0x0f, 0x0b, 0x4b, 0x75, 0xf9, 0x0f, 0x0b], CODE, |cpu| {
+            (cpu.regs[1], cpu.regs[3]) = (7 << 32, 1000);
+        });
+    assert_eq!((exception, regs[1], regs[RIP]), (Exception::UD, 7 << 32, CODE + 7));
+    assert!(share > 95, "{share} %");
+    // With a count of 16 bits: top: inc eax; loop top (cx); ud2
+    let ((exception, regs, ..), _) =
+        same(&[0x40, 0x67, 0xe2, 0xfc, 0x0f, 0x0b], CODE, |cpu| cpu.regs[1] = 0x5_0003);
+    assert_eq!((exception, regs[0], regs[1]), (Exception::UD, 3, 0x5_0000));
+}
+
+#[test]
+fn strings_are_measured_and_copied_by_host_code() {
+    let text = |length: usize| [vec![b'x'; length], vec![0]].concat();
+    let measured = |at: u64, length: usize| {
+        // top: mov edi,esi; or ecx,-1; xor eax,eax; repne scasb; not ecx; dec ecx; add edx,ecx; dec ebx; jnz top; ud2
+        let code = [
+            0x89, 0xf7, 0x83, 0xc9, 0xff, 0x31, 0xc0, 0xf2, 0xae, 0xf7, 0xd1, 0x49, 0x01, 0xca, 0x4b, 0x75,
+            0xef, 0x0f, 0x0b,
+        ];
+        let ((exception, regs, ..), share) = same(&code, CODE, |cpu| {
+            (cpu.regs[2], cpu.regs[3], cpu.regs[6], cpu.regs[7]) = (0, 100, at, 9 << 32);
+            cpu.memory.write_bytes(GuestAddress(at), &text(length)).unwrap();
+        });
+        assert_eq!(
+            (exception, regs[2], regs[7]),
+            (Exception::UD, 100 * length as u64, at + length as u64 + 1)
+        );
+        share
+    };
+    assert!(measured(DATA + 0x10, 20) > 97);
+    assert!(measured(DATA + 0x10, 0) > 97);
+    assert!(measured(DATA + 0xff0, 15) > 97, "up to the page's last byte");
+    assert!(measured(DATA + 0xff0, 16) < 95, "beyond it, the handler does it");
+    // top: lodsb; stosb; test al,al; jnz top; ud2
+    let ((exception, _, _, memory), share) =
+        same(&[0xac, 0xaa, 0x84, 0xc0, 0x75, 0xfa, 0x0f, 0x0b], CODE, |cpu| {
+            (cpu.regs[6], cpu.regs[7]) = (DATA, 5 << 32 | (DATA + 0x800));
+            cpu.memory.write_bytes(GuestAddress(DATA), &text(300)).unwrap();
+        });
+    assert_eq!((exception, &memory[0x800..0x92d]), (Exception::UD, &text(300)[..]));
+    assert!(share > 97, "{share} %");
+}
+
+#[test]
+fn pops_to_memory_are_translated() {
+    // top: push ecx; pop [ebx]; push [ebx]; pop [ebx+ecx*4]; add eax,[ebx+ecx*4]; push ecx; pop [esp+8]; loop top; ud2
+    let code = [
+        0x51, 0x8f, 0x03, 0xff, 0x33, 0x8f, 0x04, 0x8b, 0x03, 0x04, 0x8b, 0x51, 0x8f, 0x44, 0x24, 8, 0xe2,
+        0xee, 0x0f, 0x0b,
+    ];
+    let ((exception, regs, _, memory), share) =
+        same(&code, CODE, |cpu| (cpu.regs[0], cpu.regs[1], cpu.regs[3]) = (0, 200, DATA));
+    assert_eq!((exception, regs[0], regs[4]), (Exception::UD, 20_100, DATA + 0x2000));
+    assert_eq!((memory[800], memory[0x2008]), (200, 1));
+    assert!((80..95).contains(&share), "all but the one with ESP: {share} %");
+}
+
+#[test]
+fn repeated_comparison_of_nothing_leaves_the_flags_alone() {
+    // top: xchg eax,ebx; cmp eax,ebx; repne scasb, with ECX 0; setb dl; add esi,edx; dec ebp; jnz top; ud2
+    let code = [0x93, 0x39, 0xd8, 0xf2, 0xae, 0x0f, 0x92, 0xc2, 0x01, 0xd6, 0x4d, 0x75, 0xf3, 0x0f, 0x0b];
+    let ((exception, regs, ..), _) = same(&code, CODE, |cpu| {
+        for (register, value) in [(0, 7), (1, 0), (2, 0), (3, 9), (5, 100), (6, 0), (7, DATA)] {
+            cpu.regs[register] = value;
+        }
+    });
+    assert_eq!((exception, regs[6]), (Exception::UD, 50));
+}
+
+#[test]
 fn stack_pointer_with_more_than_32_bits_is_cut() {
     // top: push eax; pop edx; dec ecx; jnz top; ud2, with the stack's page in the soft TLB
     let code = [0x50, 0x5a, 0x49, 0x75, 0xfb, 0x0f, 0x0b];

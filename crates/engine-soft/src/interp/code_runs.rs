@@ -1,13 +1,12 @@
-//! Runs of code, for the translator.
+//! Runs of code of either mode, for the translator.
 
 use iced_x86::Instruction;
 use ringfence_memory::GuestAddress;
 
 use super::code_address::CodeAddress;
-use super::code32;
 use super::cpu::{CodeSize, Cpu};
-use super::decode::{Decoded, MAX_LENGTH, decode_one, lower_disguised, translate_fetch, with_tail};
-use super::found::{Found, find, marks, marks_of};
+use super::decode::{Decoded, MAX_LENGTH, decode_one, translate_fetch, with_tail};
+use super::found::{Found, find, marks};
 use super::layout::LOOKED_AT;
 use super::op::Op;
 use super::window::{Code64, Window};
@@ -36,9 +35,9 @@ fn walk<S: Sink>(
     while next.page() == address.page() {
         let code = window.at(cpu, next.physical());
         let found = if address.is_narrow() {
-            code32::find(cpu, code, &mut decoded, sink.room())
+            find_narrow(cpu, code, &mut decoded, sink.room())
         } else {
-            find(cpu, code, &mut decoded, sink.room())
+            find::<false>(cpu, code, &mut decoded, sink.room())
         };
         let Some(found) = found else { break };
         next = next.behind(found.length.into());
@@ -97,21 +96,21 @@ pub fn decode_straddling(
     let all = with_tail(cpu, &head, second);
     let code = Code64 { all: all.first_chunk().unwrap_or(&[0; LOOKED_AT]), length: MAX_LENGTH };
     let mut decoded = Instruction::default();
-    if address.is_narrow() {
-        let found = code32::find(cpu, code, &mut decoded, sink.room())?;
-        return found.exists().then(|| sink.take(&found)).map(|_| second);
-    }
-    let bytes = code.bytes();
-    match decode_one(cpu, bytes, CodeSize::Bits64) {
-        Decoded::Instruction(instruction) => {
-            decoded = instruction;
-            cpu.features.disguise(&mut decoded, bytes);
-            *sink.room() = lower_disguised(cpu, &decoded, bytes);
-            let (pattern, marks) = (None, marks_of(&decoded, false));
-            let (length, decoded) = (decoded.len() as u8, Some(&decoded));
-            sink.take(&Found { pattern, length, marks, code, features: &cpu.features, decoded });
-            Some(second)
-        }
-        Decoded::Bad(_) | Decoded::Truncated => None,
-    }
+    let found = if address.is_narrow() {
+        find_narrow(cpu, code, &mut decoded, sink.room())
+    } else {
+        find::<false>(cpu, code, &mut decoded, sink.room())
+    }?;
+    found.exists().then(|| sink.take(&found)).map(|_| second)
+}
+
+/// [`find`] of 32-bit code, which is not worth a copy wherever 64-bit code is found.
+#[inline(never)]
+fn find_narrow<'a>(
+    cpu: &'a mut Cpu,
+    code: Code64<'a>,
+    decoded: &'a mut Instruction,
+    op: &mut Op,
+) -> Option<Found<'a>> {
+    find::<true>(cpu, code, decoded, op)
 }
