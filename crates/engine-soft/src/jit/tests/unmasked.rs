@@ -252,6 +252,7 @@ fn exception_leaves_the_record_of_the_x87_operation_before() {
         a.divsd(xmm0, xmm1)?;
         a.mov(qword_ptr(rbx + 16), r10)
     };
+    let no_record = ringfence_engine::X87State { fcw: 0x37f, ..Default::default() };
     for (emit, distance) in [(alone, 2), (in_a_row, 9)] {
         let mut a = CodeAssembler::new(64).unwrap();
         emit(&mut a).unwrap();
@@ -260,6 +261,9 @@ fn exception_leaves_the_record_of_the_x87_operation_before() {
         let (mut m, mut jit) = prepared(&mut a, 0x3b);
         load(&mut m, &[1.0, 0.0]);
         for _ in 0..3 {
+            // Without a record of the round before, which the interpreter may have executed.
+            m.cpu.vector.unit.park();
+            m.cpu.vector.unit.set_x87(&no_record);
             m.cpu.regs[RIP] = CODE;
             assert_eq!(until_fault(&mut m, &mut jit), Exception::new(Vector::SimdError));
             assert_eq!((m.cpu.rip(), m.cpu.vector.unit.pointers().fip), (CODE + distance, CODE));
