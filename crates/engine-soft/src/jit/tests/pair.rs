@@ -233,9 +233,14 @@ impl Pair {
                 break;
             }
             let left = (count - done).max(u64::from(outcome.is_err()));
+            // Programs stray from their code as well, by returns to wherever.
+            let ahead = (self.reference.cpu.regs[RIP] & 0xf_ffff).min(0xf_ffff - AHEAD as u64);
+            let before = bytes(&self.reference, ahead, AHEAD);
             expected = self.reference.run_block(left as usize);
             // What an exchange has written, the next one may take back.
-            self.rewritten = self.rewritten || bytes(&self.reference, CODE, CODE_LEN) != self.code;
+            self.rewritten = self.rewritten
+                || bytes(&self.reference, CODE, CODE_LEN) != self.code
+                || bytes(&self.reference, ahead, AHEAD) != before;
         }
         self.reference.cpu.vector.unit.park();
         self.same("outcome", &expected, &outcome)?;
@@ -318,6 +323,9 @@ impl Pair {
         text
     }
 }
+
+/// Bytes of code that a block may be made from, and more.
+const AHEAD: usize = 256;
 
 pub(super) fn run_rounds(mut pair: Pair, seed: u64, count: u64) -> u64 {
     run_rounds_of(&mut pair, seed, count);
