@@ -1,7 +1,7 @@
 //! What is translated at once: instructions of one page that lead to each other.
 //!
-//! From its first instruction a region follows the code past branches not taken, behind calls, and to targets of branches
-//! that have been seen to be taken; not into code where another region starts. It is a list of *runs*, in each of which every instruction follows the one before. An
+//! From its first instruction a region follows the code past branches not taken (once it is long, only where that has been executed), behind
+//! calls, and to targets of branches that have been seen to be taken; not into code where another region starts. It is a list of *runs*, in each of which every instruction follows the one before. An
 //! instruction that something else in the region leads to has a *label*.
 //!
 //! Instructions are taken off the budget by *units*: a unit is entered at its first instruction only.
