@@ -25,14 +25,15 @@ pub(super) fn adapt(
     if instruction.op0_kind() == OpKind::NearBranch32 {
         op.immediate = i64::from(op.immediate as i32) as u64;
     }
-    let mut marks = marks_of(instruction);
-    if has_other_bytes(instruction) {
-        marks |= marks::OTHER | marks::SAME;
-    } else if decoded.code() == instruction.code() && means_the_same(cpu, bytes, decoded) {
-        marks |= marks::SAME;
-    }
+    let (marks, code) = (marks_of(instruction), instruction.code());
     to_64_bit(instruction);
-    marks
+    if code != instruction.code() && has_other_bytes(instruction) {
+        marks | marks::OTHER | marks::SAME
+    } else if decoded.code() == code && means_the_same(cpu, bytes, decoded) {
+        marks | marks::SAME
+    } else {
+        marks
+    }
 }
 
 fn marks_of(instruction: &Instruction) -> Marks {
@@ -75,13 +76,9 @@ fn means_the_same(cpu: &Cpu, bytes: &[u8], instruction: &Instruction) -> bool {
         })
 }
 
-/// Whether [`other_bytes`] are the same instruction in 64-bit code.
+/// Whether [`other_bytes`] are the same instruction as one to which [`to_64_bit`] has given another form.
 fn has_other_bytes(instruction: &Instruction) -> bool {
-    let mut other = *instruction;
-    to_64_bit(&mut other);
-    other.code() != instruction.code()
-        && instruction.memory_displ_size() != 2
-        && instruction.len() < super::decode::MAX_LENGTH
+    instruction.memory_displ_size() != 2 && instruction.len() < super::decode::MAX_LENGTH
 }
 
 /// The bytes of an instruction to which [`to_64_bit`] gives another form, in that form, and how many they are. That has a byte more: ModRM,

@@ -28,6 +28,14 @@ pub(super) struct Piece {
     target: Target,
     len: usize,
 }
+
+/// Whether an access must be aligned where alignment is checked (SDM 3A 7.15, interrupt 17).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alignment {
+    Checked,
+    Any,
+}
+
 impl Cpu {
     /// Translates an access of up to one page's size, page by page, lowest address first.
     #[cold]
@@ -39,19 +47,7 @@ impl Cpu {
         access: Access,
         rights: Rights,
     ) -> Result<[Option<Piece>; 2], Exception> {
-        if size == 0 {
-            return Ok([None; 2]);
-        }
-        let last = linear.wrapping_add(size as u64 - 1);
-        if self.long_mode() && !(is_canonical(linear) && is_canonical(last)) {
-            // The whole access is looked at before any page is.
-            return Err(self.not_canonical(segment));
-        }
-        if self.class == Class::Slow && rights == self.explicit_rights() {
-            self.check_alignment(linear, size as u64)?;
-            self.check_breakpoints(linear, size as u64, access);
-        }
-        self.translated(segment, linear, size, access, rights)
+        self.checked(segment, linear, size, access, rights, Alignment::Checked)
     }
 
     /// As [`Cpu::pieces`] for an explicit access, without the alignment check.
@@ -63,17 +59,33 @@ impl Cpu {
         size: usize,
         access: Access,
     ) -> Result<[Option<Piece>; 2], Exception> {
+        self.checked(segment, linear, size, access, self.explicit_rights(), Alignment::Any)
+    }
+
+    fn checked(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        size: usize,
+        access: Access,
+        rights: Rights,
+        alignment: Alignment,
+    ) -> Result<[Option<Piece>; 2], Exception> {
         if size == 0 {
             return Ok([None; 2]);
         }
         let last = linear.wrapping_add(size as u64 - 1);
         if self.long_mode() && !(is_canonical(linear) && is_canonical(last)) {
+            // The whole access is looked at before any page is.
             return Err(self.not_canonical(segment));
         }
-        if self.class == Class::Slow {
+        if self.class == Class::Slow && rights == self.explicit_rights() {
+            if alignment == Alignment::Checked {
+                self.check_alignment(linear, size as u64)?;
+            }
             self.check_breakpoints(linear, size as u64, access);
         }
-        self.translated(segment, linear, size, access, self.explicit_rights())
+        self.translated(segment, linear, size, access, rights)
     }
 
     fn translated(

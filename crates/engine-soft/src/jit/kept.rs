@@ -16,7 +16,6 @@ use super::span::{MOST_STEPS, RSP};
 use super::state::field;
 use super::step::Step;
 use super::stubs::load_table;
-use super::unmasked::PLACES as PLACES_OF_POINTS;
 use crate::interp::op::RIP;
 
 /// A scratch register, and what is in it.
@@ -41,13 +40,13 @@ impl Place {
     }
 }
 
-/// Most scratch registers.
-const PLACES: usize = 4;
+/// The scratch registers that there are at most.
+pub(super) const PLACES: [Reg; 4] = [A, B, C, STACK];
 
 /// What is kept at the moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kept {
-    places: [Place; PLACES],
+    places: [Place; PLACES.len()],
     /// How many of them there are; none if nothing is to be kept.
     count: usize,
     /// The step under way, from the first on, and the guest registers that each step names.
@@ -59,17 +58,22 @@ pub(super) struct Kept {
 
 impl Kept {
     /// Nothing.
-    pub(super) const NOTHING: Self =
-        Self { places: [Place::new(B); PLACES], count: 0, step: 0, named: [0; MOST_STEPS], failed: false };
+    pub(super) const NOTHING: Self = Self {
+        places: [Place::new(B); PLACES.len()],
+        count: 0,
+        step: 0,
+        named: [0; MOST_STEPS],
+        failed: false,
+    };
 
-    /// The guest registers in A, B, C and STACK whose slots are out of date, four bits each and 0 for none; and whether STACK has been taken.
+    /// The guest registers in [`PLACES`] whose slots are out of date, four bits each and 0 for none; and whether STACK has been taken.
     pub(super) fn newer(&self) -> (u16, bool) {
         let mut newer = (0, false);
         for place in &self.places[..self.count] {
             let Place { reg, number, dirty, taken, empty, .. } = *place;
             newer.1 |= reg == STACK && taken;
             if let (Some(number), true, false) = (number, dirty, empty) {
-                let place = PLACES_OF_POINTS.iter().position(|&place| place == reg).unwrap_or(0);
+                let place = PLACES.iter().position(|&place| place == reg).unwrap_or(0);
                 newer.0 |= u16::from(number & 15) << (4 * place);
             }
         }

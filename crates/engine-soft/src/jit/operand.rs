@@ -254,10 +254,15 @@ impl Emitter<'_> {
     /// An instruction whose bytes stay what they are.
     #[inline(always)]
     pub(super) fn put_as_it_is(&mut self, step: &Step) {
-        let effect = step.effect;
         self.bring_flags(step);
+        self.put_bytes(step);
+    }
+
+    /// Its bytes, the flags being where it needs them.
+    #[inline(always)]
+    fn put_bytes(&mut self, step: &Step) {
         self.a.put(u128::from_le_bytes(step.bytes), step.length.into());
-        if effect.changes != 0 {
+        if step.effect.changes != 0 {
             self.host_flags = true;
             self.stored_flags = false;
         }
@@ -270,7 +275,7 @@ impl Emitter<'_> {
         if step.stays {
             self.bring_flags(step);
             self.note_point(i)?;
-            self.put_as_it_is(step);
+            self.put_bytes(step);
             return Some(());
         }
         let (memory, size) = (facts.memory.is_some(), facts.size.into());

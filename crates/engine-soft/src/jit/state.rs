@@ -12,9 +12,9 @@ use ringfence_x86::{Exception, SegmentRegister, msr};
 
 use super::asm::{Mem, at};
 use super::interrupt_return::Returns;
+use super::kept::PLACES;
 use super::registers::PIN;
 use super::span::BASES;
-use super::unmasked::PLACES;
 use crate::code::StaleCode;
 use crate::interp::code_address::CodeAddress;
 use crate::interp::cpu::{CodeSize, Cpu};

@@ -75,13 +75,18 @@ impl Emitter<'_> {
         self.lea(C, Mem { base: Some(pointer), index, disp });
     }
 
-    /// The host's instruction: `opcode` for bytes, the next for wider elements.
+    /// The host's instruction, repeated by [`REP`] if it is: `opcode` for bytes, the next for wider elements.
     fn host_string(&mut self, opcode: u8, shape: Shape) {
+        self.host_string_by(REP, opcode, shape);
+    }
+
+    /// Likewise, with another prefix.
+    fn host_string_by(&mut self, prefix: u8, opcode: u8, shape: Shape) {
         if shape.scale == 1 {
             self.a.bytes(&[0x66]);
         }
         if shape.repeated {
-            self.a.bytes(&[0xf3]);
+            self.a.bytes(&[prefix]);
         }
         if shape.scale == 3 {
             self.a.bytes(&[0x48]);
@@ -89,15 +94,27 @@ impl Emitter<'_> {
         self.a.bytes(&[opcode | u8::from(shape.scale > 0)]);
     }
 
+    /// An instruction with one operand in memory, which `pointer` points at and `opcode` is for.
+    fn by_one_pointer(
+        &mut self,
+        pointer: Reg,
+        opcode: u8,
+        shape: Shape,
+        write: bool,
+        sites: &mut Vec<usize>,
+    ) {
+        self.check_elements(pointer, shape, write, sites);
+        self.behind_elements(pointer, shape);
+        self.a.copy(pointer, A);
+        self.host_string(opcode, shape);
+        self.a.copy(pointer, C);
+    }
+
     /// STOS.
     pub(super) fn store_string(&mut self, i: usize) -> Option<()> {
         let shape = self.string_shape(i)?;
         let mut sites = self.check_string(i, shape);
-        self.check_elements(RDI, shape, true, &mut sites);
-        self.behind_elements(RDI, shape);
-        self.a.copy(RDI, A);
-        self.host_string(0xaa, shape);
-        self.a.copy(RDI, C);
+        self.by_one_pointer(RDI, 0xaa, shape, true, &mut sites);
         load_table(&mut self.a);
         self.slow(i, sites);
         Some(())
@@ -128,11 +145,7 @@ impl Emitter<'_> {
     pub(super) fn load_string(&mut self, i: usize) -> Option<()> {
         let shape = self.string_shape(i).filter(|shape| !shape.repeated)?;
         let mut sites = self.check_string(i, shape);
-        self.check_elements(RSI, shape, false, &mut sites);
-        self.behind_elements(RSI, shape);
-        self.a.copy(RSI, A);
-        self.host_string(0xac, shape);
-        self.a.copy(RSI, C);
+        self.by_one_pointer(RSI, 0xac, shape, false, &mut sites);
         load_table(&mut self.a);
         self.slow(i, sites);
         Some(())
@@ -146,11 +159,7 @@ impl Emitter<'_> {
         if shape.repeated {
             self.scan_page(i, shape, &mut sites);
         } else {
-            self.check_elements(RDI, once, false, &mut sites);
-            self.behind_elements(RDI, once);
-            self.a.copy(RDI, A);
-            self.host_string(0xae, once);
-            self.a.copy(RDI, C);
+            self.by_one_pointer(RDI, 0xae, once, false, &mut sites);
         }
         load_table(&mut self.a);
         self.flags_changed(i);
@@ -184,14 +193,7 @@ impl Emitter<'_> {
         self.a.copy(C, RDI);
         self.a.copy(RDI, A);
         self.a.rr(Two::Sub, C, A);
-        if shape.scale == 1 {
-            self.a.bytes(&[0x66]);
-        }
-        self.a.bytes(&[if until_equal { 0xf2 } else { 0xf3 }]);
-        if shape.scale == 3 {
-            self.a.bytes(&[0x48]);
-        }
-        self.a.bytes(&[0xae | u8::from(shape.scale > 0)]);
+        self.host_string_by(if until_equal { REPNE } else { REP }, 0xae, shape);
         let ended = self.a.jcc(if until_equal { cc::E } else { cc::NE });
         // All of both as it was, and the handler begins anew.
         self.a.rm(Two::Load, RCX, field::slot());
@@ -213,6 +215,10 @@ impl Emitter<'_> {
         Some(())
     }
 }
+
+/// Prefixes of the host's instruction.
+const REP: u8 = 0xf3;
+const REPNE: u8 = 0xf2;
 
 /// The sum of two registers, as LEA takes it.
 fn sum(one: Reg, other: Reg) -> Mem {

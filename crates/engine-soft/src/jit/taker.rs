@@ -48,10 +48,9 @@ impl<E: Fn(GuestAddress) -> bool> Sink for Taker<'_, E> {
             Some(known) => {
                 source.look_ahead(kind, target, self.next, known);
                 let doubtful = kind == Kind::Branch && source.steps.len() >= self.options.ample;
-                self.next < 0x1000
-                    && source.find(self.next).is_none()
-                    && !known.is_translated(self.next)
-                    && (!doubtful || known.is_executed(self.next))
+                let wanted =
+                    if doubtful { known.is_executed(self.next) } else { !known.is_translated(self.next) };
+                self.next < 0x1000 && source.find(self.next).is_none() && wanted
             }
         }
     }

@@ -109,6 +109,16 @@ fn machine_of(connections: Connections) -> Interpreter {
     Interpreter::new(cpu)
 }
 
+/// Lets a vCPU execute x87 and vector instructions, with these state components if the host has them, which is returned: without AVX there is
+/// no such state, and VEX raises #UD.
+fn allow_vectors(cpu: &mut Cpu, components: u64) -> bool {
+    cpu.cr0 -= Cr0::EM;
+    cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
+    let there = cpu.vector.set_xcr0(components);
+    cpu.update_mode();
+    there
+}
+
 /// Runs under the translator until an instruction faults, and tells how.
 fn until_fault(m: &mut Interpreter, jit: &mut Jit) -> Exception {
     let end = (0..1_000_000).find_map(|_| jit.run(m, 1000).err());

@@ -16,7 +16,8 @@ use super::asm::{Assembler, RDI, Two, at};
 use super::cache::Cache;
 use super::emit::Emitter;
 use super::helper::raise;
-use super::registers::{A, B, C, PIN, STACK};
+use super::kept::PLACES;
+use super::registers::{A, PIN};
 use super::span::RSP;
 use super::state::field;
 use super::stubs::{spill, store_registers};
@@ -40,12 +41,9 @@ pub(super) struct Point {
     kept: u16,
     /// The guest's arithmetic flags are in the host's, not in the vCPU.
     flags: bool,
-    /// [`STACK`] has been taken: the stack pointer is in its slot.
+    /// [`super::registers::STACK`] has been taken: the stack pointer is in its slot.
     stack_taken: bool,
 }
-
-/// Scratch registers in which guest registers may be kept, in the order of a [`Point`].
-pub(super) const PLACES: [super::asm::Reg; 4] = [A, B, C, STACK];
 
 impl Emitter<'_> {
     /// Notes where the guest's state is for step `i`, whose instruction is emitted next, if it may raise a SIMD exception. `None` if

@@ -17,9 +17,7 @@ impl Apt {
     /// # Errors
     /// [`AptError::Failed`] with apt's reasons if they cannot be installed together, and others.
     pub fn closure(&mut self, names: &[&str], progress: &mut dyn Progress) -> Result<Vec<Package>, AptError> {
-        if !self.updated && !self.lists_fresh() {
-            self.update(progress)?;
-        }
+        self.freshen(progress)?;
         progress.step("Resolving dependencies", None);
         let mut arguments =
             vec!["--simulate", "--no-install-recommends", "-o", "APT::Install-Suggests=0", "install"];

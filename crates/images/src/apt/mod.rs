@@ -95,9 +95,7 @@ impl Apt {
         version: Version<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Package, AptError> {
-        if !self.updated && !self.lists_fresh() {
-            self.update(progress)?;
-        }
+        self.freshen(progress)?;
         if let Some(package) = self.look_up(name, version)? {
             return Ok(package);
         }
@@ -221,6 +219,11 @@ impl Apt {
         let output = self.tools.run("apt-cache", &["show", which, name], None, &mut |_| {})?;
         // It fails if there is no such package, which is an answer.
         Ok(records::parse(&output.stdout))
+    }
+
+    /// Fetches the package lists if they are missing or old, unless that has been tried.
+    fn freshen(&mut self, progress: &mut dyn Progress) -> Result<(), AptError> {
+        if self.updated || self.lists_fresh() { Ok(()) } else { self.update(progress) }
     }
 
     /// Are the lists there, young, and from the sources as they are now?

@@ -188,10 +188,7 @@ impl Side {
             clock: Arc::new(VirtualClock::new(ClockMode::Counted, 0)),
             cpuid: Arc::new(host_cpuid().clone()),
         });
-        m.cpu.cr0 -= Cr0::EM;
-        m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
-        assert!(m.cpu.vector.set_xcr0(if host_has_avx512() { 0xe7 } else { 7 }));
-        m.cpu.update_mode();
+        assert!(allow_vectors(&mut m.cpu, if host_has_avx512() { 0xe7 } else { 7 }));
         if narrow {
             super::narrow::prepare(&mut m.cpu, true);
         }

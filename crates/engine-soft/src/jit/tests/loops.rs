@@ -191,10 +191,7 @@ fn program(random: &mut Random) -> (Vec<u8>, bool) {
 /// A vCPU whose programs may have vector instructions.
 fn vector_machine() -> Interpreter {
     let mut m = machine();
-    m.cpu.cr0 -= Cr0::EM;
-    m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
-    let _ = m.cpu.vector.set_xcr0(7);
-    m.cpu.update_mode();
+    allow_vectors(&mut m.cpu, 7);
     m
 }
 

@@ -49,11 +49,7 @@ impl Pair {
     pub(super) fn of(options: Options, mix: Mix, modes: Modes) -> Self {
         let (mut reference, mut subject) = (machine(), machine());
         for cpu in [&mut reference.cpu, &mut subject.cpu].into_iter().filter(|_| mix != Mix::Integers) {
-            cpu.cr0 -= Cr0::EM;
-            cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
-            // Without AVX there is no such state, and VEX raises #UD.
-            let _ = cpu.vector.set_xcr0(7);
-            cpu.update_mode();
+            allow_vectors(cpu, 7);
         }
         let jit = Jit::new(options, &subject.cpu.code).unwrap();
         Self {

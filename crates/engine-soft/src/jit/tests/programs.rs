@@ -100,9 +100,7 @@ fn row_apart(rooms: &[bool]) -> (Interpreter, Jit) {
     ];
     let mut m = machine();
     m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
-    m.cpu.cr0 -= Cr0::EM;
-    m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
-    m.cpu.update_mode();
+    allow_vectors(&mut m.cpu, 1);
     m.cpu.regs[3] = DATA;
     m.cpu.regs[RIP] = CODE;
     let mut jit = Jit::new(Options { threshold: 1, ..OPTIONS }, &m.cpu.code).unwrap();
@@ -167,10 +165,7 @@ fn avx512_and_masked_accesses_run_as_they_are() {
         0x93, 0xca, 0x0f, 0x0b,
     ];
     let mut m = machine();
-    m.cpu.cr0 -= Cr0::EM;
-    m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
-    assert!(m.cpu.vector.set_xcr0(0xe7));
-    m.cpu.update_mode();
+    assert!(allow_vectors(&mut m.cpu, 0xe7));
     m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
     m.cpu.memory.write_bytes(GuestAddress(DATA), &[7; 64]).unwrap();
     (m.cpu.regs[RIP], m.cpu.regs[3]) = (CODE, DATA);
@@ -313,10 +308,7 @@ fn store_into_the_instructions_that_follow_it_is_seen_at_every_offset() {
     const NOP: u8 = 0x90;
     const PUSH_RAX: u8 = 0x50;
     let mut m = machine();
-    m.cpu.cr0 -= Cr0::EM;
-    m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
-    let _ = m.cpu.vector.set_xcr0(7);
-    m.cpu.update_mode();
+    allow_vectors(&mut m.cpu, 7);
     m.cpu.memory.write_bytes(GuestAddress(DATA + 0x3000), &[NOP; 32]).unwrap();
     m.cpu.memory.write_bytes(GuestAddress(DATA + 0x3040), &[PUSH_RAX; 32]).unwrap();
     let mut jit = Jit::new(Options { threshold: 2, code_size: 1 << 20, ..OPTIONS }, &m.cpu.code).unwrap();

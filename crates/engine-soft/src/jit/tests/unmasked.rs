@@ -141,10 +141,7 @@ fn program(random: &mut Random) -> Vec<u8> {
 /// A vCPU that may execute vector instructions of all kinds.
 fn vector_machine() -> Interpreter {
     let mut m = machine();
-    m.cpu.cr0 -= Cr0::EM;
-    m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
-    let _ = m.cpu.vector.set_xcr0(if host_has_avx512() { 0xe7 } else { 7 });
-    m.cpu.update_mode();
+    allow_vectors(&mut m.cpu, if host_has_avx512() { 0xe7 } else { 7 });
     m.cpu.vector.unit.set_x87(&ringfence_engine::X87State { fcw: 0x37f, ..Default::default() });
     m
 }

@@ -161,9 +161,7 @@ fn initial() -> X87State {
 /// A vCPU that may execute x87 instructions, with code at [`CODE`].
 fn x87_machine(code: &[u8]) -> (Interpreter, Jit) {
     let mut m = machine();
-    m.cpu.cr0 -= Cr0::EM;
-    m.cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::OSXMMEXCPT;
-    m.cpu.update_mode();
+    allow_vectors(&mut m.cpu, 1);
     m.cpu.memory.write_bytes(GuestAddress(CODE), code).unwrap();
     m.cpu.vector.unit.set_x87(&initial());
     (m.cpu.regs[RIP], m.cpu.regs[3], m.cpu.regs[4]) = (CODE, DATA, DATA + 0x2000);
