@@ -50,8 +50,6 @@ impl Step {
     }
 }
 
-/// User CPU time after which a case counts as hung, between one and two of these.
-const TICK_MICROSECONDS: i64 = 20_000;
 /// Time after which the kernel kills the whole child.
 const DEADLINE_SECONDS: i64 = 30;
 const SIGNAL_STACK: usize = 1 << 16;
@@ -175,7 +173,7 @@ unsafe fn prepare(context: &mut Context, stack: &mut [u8; SIGNAL_STACK]) -> Resu
             let never = libc::timeval { tv_sec: 0, tv_usec: 0 };
             libc::itimerval { it_value: value, it_interval: if repeat { value } else { never } }
         };
-        let tick = every(0, TICK_MICROSECONDS, true);
+        let tick = every(0, (*context.shared).tick.load(Ordering::Relaxed).into(), true);
         check(libc::setitimer(libc::ITIMER_VIRTUAL, &raw const tick, std::ptr::null_mut()))?;
         let deadline = every(DEADLINE_SECONDS, 0, false);
         check(libc::setitimer(libc::ITIMER_REAL, &raw const deadline, std::ptr::null_mut()))?;

@@ -94,7 +94,7 @@ impl Oracle {
     pub fn run_all(&mut self, cases: &[Case]) -> Result<Vec<Outcome>, OracleError> {
         let mut outcomes = Vec::with_capacity(cases.len());
         for batch in cases.chunks(BATCH) {
-            self.run_batch(batch, &mut outcomes)?;
+            self.run_batch(batch, TICK_MICROSECONDS, &mut outcomes)?;
         }
         for (case, outcome) in cases.iter().zip(&mut outcomes) {
             self.run_hung_again(case, outcome)?;
@@ -110,7 +110,7 @@ impl Oracle {
                 break;
             }
             let mut again = Vec::with_capacity(1);
-            self.run_batch(std::slice::from_ref(case), &mut again)?;
+            self.run_batch(std::slice::from_ref(case), PATIENT_TICK_MICROSECONDS, &mut again)?;
             if let Some(again) = again.pop() {
                 *outcome = again;
             }
@@ -118,11 +118,17 @@ impl Oracle {
         Ok(())
     }
 
-    fn run_batch(&mut self, batch: &[Case], outcomes: &mut Vec<Outcome>) -> Result<(), OracleError> {
+    fn run_batch(
+        &mut self,
+        batch: &[Case],
+        tick: u32,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), OracleError> {
         let shared = self.shared.get();
         shared.cases[..batch.len()].clone_from_slice(batch);
         shared.records[..batch.len()].iter_mut().for_each(|record| record.end = END_NONE);
         shared.count.store(batch.len() as u32, Ordering::Relaxed);
+        shared.tick.store(tick, Ordering::Relaxed);
         let mut next = 0;
         while next < batch.len() {
             self.shared.get().current.store(next as u32, Ordering::Relaxed);
@@ -167,8 +173,12 @@ impl Oracle {
     }
 }
 
+/// User CPU time after which a case counts as hung, between one and two of these.
+const TICK_MICROSECONDS: u32 = 20_000;
+/// The same for a case that is run again; stalls of a quarter of a second were seen.
+const PATIENT_TICK_MICROSECONDS: u32 = 900_000;
 /// How often a case that hung is run again.
-const HUNG_TRIES: usize = 4;
+const HUNG_TRIES: usize = 2;
 const PAGE_FAULT: u32 = 14;
 
 fn outcome(record: &Record) -> Outcome {

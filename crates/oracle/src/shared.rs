@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) step: AtomicU32,
     /// `errno` of the step that failed.
     pub(crate) errno: AtomicU32,
+    /// User CPU time after which a case counts as hung, between one and two of these, in microseconds.
+    pub(crate) tick: AtomicU32,
     pub(crate) cases: [Case; BATCH],
     pub(crate) records: [Record; BATCH],
 }
