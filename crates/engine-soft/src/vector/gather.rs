@@ -261,17 +261,21 @@ fn store_vector_bytes(cpu: &mut Cpu, op: &Op) -> Result<(), Exception> {
 }
 
 fn store_selected(cpu: &mut Cpu, op: &Op, mask: u64, data: &[u8]) -> Result<(), Exception> {
-    // All of the operand must be writable, whatever the mask selects (the manuals leave that open); the host looks at
-    // it by quadwords.
+    // All of the operand must be writable, whatever the mask selects (the manuals leave that open). The host looks at it
+    // by quadwords, and where the second's address begins anew at 0, at that one first.
     let offset = cpu.regs[Gpr::Rdi as usize] & op.address_mask;
-    for start in (0..data.len() as u64).step_by(8) {
-        let place = cpu.whole_address(op, offset.wrapping_add(start), 8, true)?;
+    let place =
+        |cpu: &Cpu, start| cpu.whole_address(op, offset.wrapping_add(start) & op.address_mask, 8, true);
+    let first = place(cpu, 0)?;
+    let second = if data.len() > 8 { place(cpu, 8)? } else { first };
+    for place in [first.min(second), first.max(second)] {
         cpu.check_operand_alignment(place, 8)?;
         cpu.probe_bytes(op.segment, place, 8, true)?;
     }
-    let linear = cpu.linear(op.segment, offset, data.len() as u64, true)?;
-    for run in runs(mask) {
-        cpu.store_bytes(op.segment, linear.wrapping_add(run.start as u64), &data[run])?;
+    for (place, (i, bytes)) in [first, second].into_iter().zip(data.chunks(8).enumerate()) {
+        for run in runs(mask >> (8 * i) & 0xff) {
+            cpu.store_bytes(op.segment, place.wrapping_add(run.start as u64), &bytes[run])?;
+        }
     }
     Ok(())
 }
