@@ -1,6 +1,7 @@
 //! Translated code against the interpreter: random programs on two machines, compared wherever the translator stops.
 
 mod crossings;
+mod forms;
 mod gather;
 mod generate;
 mod hole;

@@ -104,8 +104,8 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
     if !table::concerns(instruction) || special.is_some() && !plain && !plain_x87 {
         return None;
     }
-    // Conversions of operands in memory to MMX registers obey MXCSR, which comes with vector registers.
-    let mut vector = plain || names_mmx(instruction) && uses_mxcsr(instruction.mnemonic());
+    // Conversions of operands in memory to general and MMX registers name no vector register, but obey MXCSR, which comes with them.
+    let mut vector = plain || uses_mxcsr(instruction.mnemonic());
     let mut alignment = 1;
     for operand in 0..instruction.op_count() {
         match instruction.op_kind(operand) {
