@@ -178,7 +178,7 @@ const TICK_MICROSECONDS: u32 = 20_000;
 /// The same for a case that is run again; stalls of a quarter of a second were seen.
 const PATIENT_TICK_MICROSECONDS: u32 = 900_000;
 /// How often a case that hung is run again.
-const HUNG_TRIES: usize = 2;
+const HUNG_TRIES: usize = 1;
 const PAGE_FAULT: u32 = 14;
 
 fn outcome(record: &Record) -> Outcome {

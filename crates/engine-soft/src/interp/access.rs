@@ -11,6 +11,9 @@ use super::op::Op;
 use crate::hostop::Int;
 use crate::mmu::walk::Access;
 
+/// Bytes in a cache line of the host.
+const CACHE_LINE: u64 = 64;
+
 impl Cpu {
     /// The effective address of the memory operand: its offset in the segment.
     #[inline(always)]
@@ -79,7 +82,7 @@ impl Cpu {
     }
 
     /// As [`Cpu::modify`], atomically: `f` may run several times and sees a fresh value each time. An access
-    /// that leaves its page or reaches a device is not atomic.
+    /// that leaves its cache line or reaches a device is not atomic: the host would have to lock its bus for the former.
     ///
     /// # Errors
     /// As [`Cpu::modify`].
@@ -102,6 +105,9 @@ impl Cpu {
         linear: u64,
         mut f: impl FnMut(&mut Self, T) -> T,
     ) -> Result<(), Exception> {
+        if linear % CACHE_LINE > CACHE_LINE - T::SIZE as u64 {
+            return self.modify_linear(segment, linear, |cpu, old| f(cpu, old));
+        }
         let Some(at) = self.tlb.write(self.class, linear, T::SIZE as u64).or_else(|| {
             // One miss may only mean a cold entry: the slow path fills it.
             self.pieces(segment, linear, T::SIZE, Access::Write, self.explicit_rights()).ok()?;

@@ -234,6 +234,13 @@ impl Op {
         fields(self) == fields(other)
     }
 
+    /// Whether it has its operand in memory locked: XCHG does so unasked (SDM 2C, XCHG).
+    #[inline(always)]
+    pub fn is_locked(&self) -> bool {
+        let exchanges = matches!(self.code, Code::Xchg_rm16_r16 | Code::Xchg_rm32_r32 | Code::Xchg_rm64_r64);
+        self.has(prefix::LOCK) || exchanges && self.has(prefix::MEMORY)
+    }
+
     /// Whether `bit` of [`prefix`] is present.
     #[inline(always)]
     pub fn has(&self, bit: u8) -> bool {

@@ -68,11 +68,7 @@ impl Emitter<'_> {
                     return None;
                 }
                 let (from, size) = (op.displacement, i64::from(facts.size));
-                let alignment = match facts.passed {
-                    Some(passed) => passed.alignment,
-                    None if size == 16 => 16,
-                    None => 1,
-                };
+                let alignment = step.alignment();
                 let write = facts.stores;
                 let base = Base::of(op);
                 Some(Access { base, from, to: from + size, write, alignment })

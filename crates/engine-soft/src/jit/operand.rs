@@ -239,8 +239,7 @@ impl Emitter<'_> {
         if self.move_slot(i).is_some() {
             return Some(());
         }
-        let sixteen = self.at(i).0.facts.size == 16;
-        self.place(i, if sixteen { 16 } else { 1 })
+        self.place(i, self.at(i).0.alignment())
     }
 
     /// The flags are in the host's if an instruction without an operand in memory needs them there.

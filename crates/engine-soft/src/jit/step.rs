@@ -64,6 +64,19 @@ impl Step {
         behind: 0,
     };
 
+    /// What the address of the operand in memory must be a multiple of, for the host to execute the instruction; 1 for anything. What is
+    /// locked is not executed over two cache lines: that would stop all of the host's processors for a while, some hosts hold back
+    /// programs that do so for milliseconds, and others end them.
+    #[inline(always)]
+    pub(super) fn alignment(&self) -> u8 {
+        match (self.facts.passed, self.facts.size) {
+            (Some(passed), _) => passed.alignment,
+            (None, 16) => 16,
+            (None, size @ (2 | 4 | 8)) if self.op.is_locked() => size as u8,
+            _ => 1,
+        }
+    }
+
     /// Becomes an instruction that ends at `next`, whose operation is there already.
     #[inline(always)]
     pub(super) fn complete(&mut self, found: &Found<'_>, next: u32, forms: &mut Forms, options: &Options) {

@@ -279,7 +279,8 @@ impl Emitter<'_> {
         let index = super::asm::Mem { base: Some(A), index: Some((C, if wide { 3 } else { 2 })), disp: 0 };
         self.lea(A, index);
         load_table(&mut self.a);
-        let site = self.check(size, 1, instruction.mnemonic() != iced_x86::Mnemonic::Bt);
+        let alignment = if op.is_locked() { size as u8 } else { 1 };
+        let site = self.check(size, alignment, instruction.mnemonic() != iced_x86::Mnemonic::Bt);
         let from = self.fetch(number, C);
         self.a.copy(C, from);
         self.a.imm(Imm::And, false, C, if wide { 63 } else { 31 });

@@ -345,3 +345,50 @@ fn store_into_the_instructions_that_follow_it_is_seen_at_every_offset() {
     }
     assert!(jit.cache.sizes.regions > 0 && jit.cache.sizes.invalidated > 0, "{:?}", jit.cache.sizes);
 }
+
+/// What is left to handlers of eight locked instructions whose operand of eight bytes is at an address, once all is translated; as in the
+/// interpreter.
+fn locked_at(address: u64) -> u64 {
+    // lock add [rbx],rax; xchg [rbx],rcx; lock xadd [rbx],rdx; lock cmpxchg [rbx],rsi; lock bts [rbx],rdi (a number from 0 to 63);
+    // lock bts [rbx],5; lock inc [rbx]; lock neg [rbx]; ud2
+    let code = [
+        0xf0, 0x48, 0x01, 0x03, 0x48, 0x87, 0x0b, 0xf0, 0x48, 0x0f, 0xc1, 0x13, 0xf0, 0x48, 0x0f, 0xb1, 0x33,
+        0xf0, 0x48, 0x0f, 0xab, 0x3b, 0xf0, 0x48, 0x0f, 0xba, 0x2b, 0x05, 0xf0, 0x48, 0xff, 0x03, 0xf0, 0x48,
+        0xf7, 0x1b, 0x0f, 0x0b,
+    ];
+    let start = |m: &mut Interpreter| {
+        m.cpu.memory.write_bytes(GuestAddress(CODE), &code).unwrap();
+        m.cpu.memory.write_bytes(GuestAddress(address), &[0x81; 8]).unwrap();
+    };
+    let again = |m: &mut Interpreter| {
+        m.cpu.regs[..8].copy_from_slice(&[3, 5, 7, address, DATA + 0x2000, 0, 11, 63]);
+        m.cpu.regs[RIP] = CODE;
+    };
+    let (mut m, mut other) = (machine(), machine());
+    start(&mut m);
+    start(&mut other);
+    let mut jit = Jit::new(Options { threshold: 2, ..OPTIONS }, &m.cpu.code).unwrap();
+    let mut handed = 0;
+    for _ in 0..5 {
+        again(&mut m);
+        again(&mut other);
+        let before = m.cpu.translated.interpreted;
+        assert_eq!(until_fault(&mut m, &mut jit), Exception::UD);
+        let end = (0..100).find_map(|_| other.run_block(1).err());
+        assert_eq!(end, Some(Exception::UD));
+        // Without UD2.
+        handed = m.cpu.translated.interpreted - before - 1;
+        assert_eq!(m.cpu.regs, other.cpu.regs);
+        let read = |m: &Interpreter| m.cpu.memory.read::<u64>(GuestAddress(address)).unwrap();
+        assert_eq!(read(&m), read(&other));
+    }
+    handed
+}
+
+#[test]
+fn locked_operands_that_may_be_in_two_cache_lines_are_left_to_handlers() {
+    assert_eq!(locked_at(DATA + 0x38), 0);
+    assert_eq!(locked_at(DATA + 0x3c), 8);
+    assert_eq!(locked_at(DATA + 0x3f), 8);
+    assert_eq!(locked_at(DATA + 0xffc), 8);
+}
