@@ -56,7 +56,7 @@ pub(super) struct Emitter<'a> {
     pub(super) sites: Vec<Site>,
     /// Index of the first of `sites` in the cache.
     pub(super) first_site: usize,
-    /// Instructions that may raise SIMD exceptions.
+    /// Instructions that may raise floating-point exceptions.
     pub(super) points: Vec<Point>,
     /// Rows that may have to run apart.
     pub(super) rows: Vec<Row>,
@@ -473,6 +473,9 @@ impl<'a> Emitter<'a> {
         }
         if super::helper::resumes(step.op.code) {
             marks |= marks::RESUMES;
+        }
+        if self.source.careful {
+            marks |= marks::CAREFUL;
         }
         let (next, behind) = (step.next as u16, step.behind);
         Site { op: step.op, back: 0, again: 0, next, behind, limit: 0, level: 0, marks }

@@ -9,6 +9,7 @@ mod loops;
 mod moves;
 mod narrow;
 mod pair;
+mod pending;
 mod privilege;
 mod programs;
 mod rows;

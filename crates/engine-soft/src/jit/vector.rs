@@ -45,7 +45,11 @@ impl Emitter<'_> {
             return Some(());
         }
         self.place(i, passed.alignment)?;
-        if passed.records { self.recorded(i) } else { Some(()) }
+        if passed.records {
+            self.recorded(i)?;
+            self.check_raised(i)?;
+        }
+        Some(())
     }
 
     /// VZEROUPPER of 32-bit code, which has eight registers: a move of 128 bits clears what is above (SDM 2A 2.3.10).
