@@ -395,6 +395,7 @@ impl<'a> Emitter<'a> {
             Kind::Vector => self.vector(i),
             Kind::Gather => self.gather(i),
             Kind::Scatter => self.scatter(i),
+            Kind::MaskedBytes => self.masked_bytes(i),
             Kind::LoadControl => self.load_control(i),
             Kind::Divide => self.divide(i, false),
             Kind::DivideSigned => self.divide(i, true),

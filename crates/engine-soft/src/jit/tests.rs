@@ -6,6 +6,7 @@ mod generate;
 mod hole;
 mod kept;
 mod loops;
+mod masked;
 mod moves;
 mod narrow;
 mod pair;

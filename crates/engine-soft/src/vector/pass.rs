@@ -1,7 +1,7 @@
 //! Which instructions the translator may execute as they are, with the guest's vector registers in the host's, and its x87 state.
 //!
-//! All that the table lists, but for those with rules of their own: gathers and scatters (of which it is told what they want), moves of
-//! masked bytes, and what saves, loads or resets state. x87 and MMX instructions run as they are while no exception of the unit's own is
+//! All that the table lists, but for those with rules of their own: gathers and scatters, and moves of
+//! masked bytes (of which it is told what they want), and what saves, loads or resets state. x87 and MMX instructions run as they are while no exception of the unit's own is
 //! pending ([`X87::Ready`], [`X87::Unmasked`]). What is to be kept of one besides is where it was, which x87 operations record: the host's
 //! unit records it as well, but with the host's addresses.
 
@@ -169,6 +169,19 @@ pub(crate) fn moves_elements(instruction: &Instruction) -> Option<(Elements, Pas
         elements,
         Passed { units: Units { level, x87: false }, alignment: 1, records: false, raises: false },
     ))
+}
+
+/// What MASKMOVQ, MASKMOVDQU or VMASKMOVDQU wants in the host's registers; its operand in memory, which it does not name, has to be told.
+pub(crate) fn stores_masked_bytes(instruction: &Instruction) -> Option<Passed> {
+    if table::special(instruction)? != table::Special::MaskedBytes {
+        return None;
+    }
+    let units = match (instruction.mnemonic(), instruction.encoding()) {
+        (Mnemonic::Maskmovq, _) => Units { level: None, x87: true },
+        (_, EncodingKind::Legacy) => Units { level: Some(Level::Sse), x87: false },
+        _ => Units { level: Some(Level::Avx), x87: false },
+    };
+    Some(Passed { units, alignment: 1, records: false, raises: false })
 }
 
 impl Vector {
