@@ -50,6 +50,8 @@ pub(super) struct Row {
     /// What is in the host's registers before it, and expected to be behind.
     pub(super) units: Units,
     pub(super) units_behind: Units,
+    /// See [`Source::careful`].
+    pub(super) careful: bool,
 }
 
 impl Row {
@@ -89,6 +91,7 @@ impl Emitter<'_> {
 impl Source {
     /// Decodes the steps of a row; `None` if they are not what they were.
     fn decode_row(&mut self, cpu: &mut Cpu, row: &Row, forms: &mut Forms, options: &Options) -> Option<()> {
+        self.careful = row.careful;
         self.decode_steps(cpu, row.address, row.count.into(), forms, options);
         let end = row.address.page_offset() as u32 + u32::from(row.length);
         let steps = &mut self.steps;

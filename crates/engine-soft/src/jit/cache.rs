@@ -141,7 +141,7 @@ pub(super) struct Cache {
     addresses: Vec<CodeAddress>,
     /// What handlers are called for from translated code.
     sites: Vec<Site>,
-    /// Instructions that may raise SIMD exceptions: in regions, the highest address last; in rows that run apart, the highest first.
+    /// Instructions that may raise floating-point exceptions: in regions, the highest address last; in rows that run apart, the highest first.
     pub(super) points: Vec<Point>,
     pub(super) points_apart: Vec<Point>,
     /// Rows that may have to run apart.
@@ -197,7 +197,7 @@ impl Cache {
         self.memory.writable_address()
     }
 
-    /// Where a thread goes on whose translated code raises a SIMD exception, once it is noted where.
+    /// Where a thread goes on whose translated code raises a floating-point exception, once it is noted where.
     pub(super) fn landing(&self, note: *mut Raised) -> Landing {
         Landing { code: self.memory.executed(), to: self.host(self.stubs.raised), note }
     }
@@ -242,6 +242,11 @@ impl Cache {
         state.sites = self.sites.as_ptr() as u64;
         state.rows = self.rows.as_ptr() as u64;
         state.crossings = self.crossings.as_ptr() as u64;
+    }
+
+    /// What a handler is called for, by its number.
+    pub(super) fn site(&self, number: u32) -> Option<&Site> {
+        self.sites.get(number as usize)
     }
 
     /// The code for an address.

@@ -56,7 +56,7 @@ pub(super) struct Emitter<'a> {
     pub(super) sites: Vec<Site>,
     /// Index of the first of `sites` in the cache.
     pub(super) first_site: usize,
-    /// Instructions that may raise SIMD exceptions.
+    /// Instructions that may raise floating-point exceptions.
     pub(super) points: Vec<Point>,
     /// Rows that may have to run apart.
     pub(super) rows: Vec<Row>,
@@ -395,6 +395,7 @@ impl<'a> Emitter<'a> {
             Kind::Vector => self.vector(i),
             Kind::Gather => self.gather(i),
             Kind::Scatter => self.scatter(i),
+            Kind::MaskedBytes => self.masked_bytes(i),
             Kind::LoadControl => self.load_control(i),
             Kind::Divide => self.divide(i, false),
             Kind::DivideSigned => self.divide(i, true),
@@ -473,6 +474,9 @@ impl<'a> Emitter<'a> {
         }
         if super::helper::resumes(step.op.code) {
             marks |= marks::RESUMES;
+        }
+        if self.source.careful {
+            marks |= marks::CAREFUL;
         }
         let (next, behind) = (step.next as u16, step.behind);
         Site { op: step.op, back: 0, again: 0, next, behind, limit: 0, level: 0, marks }

@@ -59,6 +59,11 @@ impl Facts {
         implied: 0,
     };
 
+    /// Whether it leaves all flags as they are if it raises an x87 exception that is not masked, whatever it does to them otherwise.
+    pub(super) fn may_keep_flags(&self) -> bool {
+        self.passed.is_some_and(|passed| passed.records)
+    }
+
     fn new(instruction: &Instruction, host: &Host) -> Self {
         let (kind, passed) = kind(instruction, host);
         let memory = (0..instruction.op_count()).find(|&n| instruction.op_kind(n) == OpKind::Memory);

@@ -340,6 +340,7 @@ impl Emitter<'_> {
             stored_behind: self.stored_flags,
             units,
             units_behind: self.units,
+            careful: self.source.careful,
         });
         ((self.first_row + self.rows.len() - 1) * size_of::<apart::Row>()) as u64
     }

@@ -44,6 +44,8 @@ pub(super) mod marks {
     pub(in super::super) const DONE: u8 = 4;
     /// Where it goes on, x87 and MMX instructions are executed as they are.
     pub(in super::super) const X87: u8 = 8;
+    /// They are also where some x87 exception is not masked ([`super::super::x87`]).
+    pub(in super::super) const CAREFUL: u8 = 16;
 }
 
 impl Site {

@@ -139,6 +139,18 @@ fn load_level(a: &mut Assembler, around: &Around) {
     }
 }
 
+/// The branches returned are taken where code that expects x87 instructions to pass may not go on: that of the site at [`C`].
+fn unless_x87_passes(a: &mut Assembler) -> [usize; 2] {
+    a.imm_mem(Imm::Cmp, field::x87(), X87::Ready as i32);
+    let passes = a.jcc(cc::E);
+    a.test_byte(field::x87(), X87::PASS);
+    let refused = a.jcc(cc::E);
+    a.test_byte(at(C, SITE_MARKS), marks::CAREFUL);
+    let careless = a.jcc(cc::E);
+    a.bind(passes);
+    [refused, careless]
+}
+
 /// Emits all.
 pub(super) fn emit(a: &mut Assembler, around: &Around) -> Misses {
     let slow = slow(a, around);
@@ -163,8 +175,7 @@ fn slow(a: &mut Assembler, around: &Around) -> usize {
     let ends = a.jcc(cc::NE);
     a.test_byte(at(C, SITE_MARKS), marks::X87);
     let other_units = a.jcc(cc::E);
-    a.imm_mem(Imm::Cmp, field::x87(), X87::Ready as i32);
-    let no_x87 = a.jcc(cc::NE);
+    let no_x87 = unless_x87_passes(a);
     a.bind(other_units);
     a.load_byte(B, at(C, SITE_LEVEL));
     a.rm(Two::Cmp, B, field::level());
@@ -184,7 +195,9 @@ fn slow(a: &mut Assembler, around: &Around) -> usize {
     // Then nothing of the unit is executed behind it.
     a.bind(refused);
     find_site(a);
-    a.bind(no_x87);
+    for site in no_x87 {
+        a.bind(site);
+    }
     a.load_word(B, at(C, SITE_BEHIND));
     a.rr(Two::Add, BUDGET, B);
     a.bind(ends);
@@ -367,7 +380,7 @@ fn load(a: &mut Assembler, around: &Around) -> (usize, usize) {
 }
 
 /// The code of [`Misses::load_x87`]. Where x87 instructions may not be executed as they are, the interpreter goes on: more of them are likely to
-/// follow, and for each one translated code would have to be left and found again.
+/// follow, and for each one translated code would have to be left and found again. Where they may, but not by this code, other is to be made.
 fn load_x87(a: &mut Assembler, around: &Around, behind: usize, give_up: usize) -> usize {
     let start = a.here();
     a.rm32(Two::Store, A, field::link());
@@ -375,13 +388,14 @@ fn load_x87(a: &mut Assembler, around: &Around, behind: usize, give_up: usize) -
     let known = a.jcc(cc::NE);
     call_rust(a, around, field::bring_x87());
     load_registers(a);
-    a.imm_mem(Imm::Cmp, field::x87(), X87::Ready as i32);
-    let refused = a.jcc(cc::NE);
+    a.bind(known);
+    find_site(a);
+    let refused = unless_x87_passes(a);
     go_on(a);
 
-    a.bind(known);
-    a.bind(refused);
-    find_site(a);
+    for site in refused {
+        a.bind(site);
+    }
     a.test_byte(at(C, SITE_MARKS), marks::DONE);
     a.jcc_to(cc::NE, behind as i64);
     a.load_word(B, at(C, SITE_BEHIND));
@@ -391,6 +405,9 @@ fn load_x87(a: &mut Assembler, around: &Around, behind: usize, give_up: usize) -
     a.load_byte(B, at(C, SITE_LENGTH));
     a.rr(Two::Sub, A, B);
     a.rm(Two::Store, A, field::rip());
-    a.jmp_to(give_up as i64);
+    a.test_byte(field::x87(), X87::PASS);
+    a.jcc_to(cc::E, give_up as i64);
+    a.constant(B, reason::CAREFUL);
+    a.jmp_to(around.leave as i64);
     start
 }

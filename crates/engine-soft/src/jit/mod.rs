@@ -21,7 +21,8 @@
 //! * A system call and the return from one ([`privilege`]), the return from an interrupt ([`interrupt_return`]) and the like go on in
 //!   translated code, unless something waits for the run loop; so do exceptions, once [`helper`] has had them delivered. The
 //!   time-stamp counter is read there too ([`time`]).
-//! * A SIMD exception that the guest does not mask is the host's own, in the same instruction ([`unmasked`]).
+//! * A floating-point exception that the guest does not mask is the host's own ([`unmasked`]): a SIMD exception in the same instruction, one of the
+//!   x87 unit behind it ([`x87`]).
 //! * When bytes are written that a region was made from, its links are undone and it is forgotten ([`cache`]).
 //!
 //! 16-bit code runs in the interpreter, and 32-bit code that does not see memory as one flat space.
@@ -161,6 +162,8 @@ static NOTHING_PENDING: AtomicU32 = AtomicU32::new(0);
 const HEAT: usize = 1 << 14;
 /// Most addresses remembered as those of code that cannot be translated. Others are tried again and again, slowly.
 const MAX_NEVER: usize = 1 << 16;
+/// Most pages whose code is careful.
+const MAX_CAREFUL: usize = 1 << 16;
 
 /// What the host's processor has, if that is enough.
 fn host() -> Result<Host, JitError> {
@@ -227,9 +230,11 @@ pub struct Jit {
     heat: Box<[u8]>,
     /// Addresses of code that could not be translated.
     never: HashSet<CodeAddress>,
+    /// Pages whose code is careful ([`x87`]).
+    careful: HashSet<GuestAddress>,
     /// The upper bit of the soft TLB's newest generation: code knows the others.
     generations: u32,
-    exits: [u64; 8],
+    exits: [u64; reason::COUNT],
     /// Instructions executed by translated code, those that it handed to handlers included.
     executed: u64,
     /// Time spent on translation.
@@ -257,8 +262,9 @@ impl Jit {
             stale: code.register(),
             heat,
             never: HashSet::new(),
+            careful: HashSet::new(),
             generations: 0,
-            exits: [0; 8],
+            exits: [0; reason::COUNT],
             executed: 0,
             translating: Duration::ZERO,
             #[cfg(test)]
@@ -291,7 +297,7 @@ impl Jit {
             }
             let cpu = &mut interpreter.cpu;
             let reason = self.enter(cpu, entry, &mut left);
-            self.exits[reason as usize % 8] += 1;
+            self.exits[reason as usize % reason::COUNT] += 1;
             match reason {
                 reason::FAULT => return cpu.translated.exception.take().map_or(Ok(()), Err),
                 reason::BUDGET if left == 0 => return Ok(()),
@@ -300,6 +306,7 @@ impl Jit {
                 reason::BUDGET if left < MAX_UNIT => return interpreter.run_block(as_limit(left)),
                 reason::INTERPRET => return interpreter.run_block(as_limit(left)),
                 reason::BUDGET | reason::LOOKUP => {}
+                reason::CAREFUL => self.take_care(&mut interpreter.cpu)?,
                 reason::LINK => {
                     link = Some((cpu.translated.link, self.cache.sizes.flushes));
                     self.follow_link(cpu);
@@ -320,6 +327,19 @@ impl Jit {
                 self.never.retain(|address| address.page().physical() != page);
             }
         }
+    }
+
+    /// The code of the page that RIP is in is careful from now on: what there is of it is dropped.
+    fn take_care(&mut self, cpu: &mut Cpu) -> Result<(), Exception> {
+        let page = GuestAddress(translate_fetch(cpu, cpu.regs[RIP])?.0 & !0xfff);
+        if self.careful.len() >= MAX_CAREFUL {
+            // What is dropped now comes back as its code is run.
+            self.careful.clear();
+        }
+        self.careful.insert(page);
+        cpu.translated.epoch = cpu.translated.epoch.wrapping_add(1);
+        self.cache.invalidate(page, u64::MAX);
+        Ok(())
     }
 
     /// Drops all code before generations that it knows come again: code has room for 31 bits of them. A run makes fewer of them than
@@ -447,7 +467,9 @@ impl Jit {
         let known = Known::new(cache, page, |address| executed(counts, address));
         let start = Instant::now();
         let (forms, options, straight) = (&mut self.forms, &self.options, !self.cache.chaining);
-        let decoded = self.source.decode(cpu, address, Circumstances { forms, options, straight, known });
+        let careful = self.careful.contains(&page.physical());
+        let decoded =
+            self.source.decode(cpu, address, Circumstances { forms, options, straight, careful, known });
         #[cfg(test)]
         seeded::seed(self.seeded, &mut self.source);
         let entry = decoded.and_then(|()| self.cache.translate(&self.source));
@@ -485,6 +507,7 @@ impl Jit {
         self.cache.flush();
         self.heat.fill(0);
         self.never.clear();
+        self.careful.clear();
     }
 
     /// Named figures for `-v`.

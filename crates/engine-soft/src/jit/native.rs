@@ -3,7 +3,7 @@
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind};
 
 use crate::interp::found::{counts_in_cx, is_counted};
-use crate::vector::pass::{Elements, Level, Passed, moves_elements, passes};
+use crate::vector::pass::{Elements, Level, Passed, moves_elements, passes, stores_masked_bytes};
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub(super) enum Kind {
     Gather,
     /// A scatter.
     Scatter,
+    /// A vector or MMX register's bytes to where RDI points, those that another selects.
+    MaskedBytes,
     /// FLDCW, after a look at whether exceptions stay masked.
     LoadControl,
     /// LEA.
@@ -161,7 +163,7 @@ impl Host {
 }
 
 /// How to translate an instruction of 64-bit code, or of 32-bit code in the terms of 64-bit code; for [`Kind::Vector`],
-/// [`Kind::LoadControl`], [`Kind::Gather`] and [`Kind::Scatter`], what it demands. It is the same for all of the same
+/// [`Kind::LoadControl`], [`Kind::Gather`], [`Kind::Scatter`] and [`Kind::MaskedBytes`], what it demands. It is the same for all of the same
 /// form (see [`super::facts`]).
 pub(super) fn kind(instruction: &Instruction, host: &Host) -> (Kind, Option<Passed>) {
     match (integer(instruction, host), passes(instruction)) {
@@ -173,7 +175,11 @@ pub(super) fn kind(instruction: &Instruction, host: &Host) -> (Kind, Option<Pass
             Some((elements, passed)) if host.moves_elements(passed.units.level) => {
                 (if elements == Elements::Gathered { Kind::Gather } else { Kind::Scatter }, Some(passed))
             }
-            _ => (Kind::Interpreted, None),
+            Some(_) => (Kind::Interpreted, None),
+            None => match stores_masked_bytes(instruction) {
+                Some(passed) => (Kind::MaskedBytes, Some(passed)),
+                None => (Kind::Interpreted, None),
+            },
         },
         (kind, _) => (kind, None),
     }

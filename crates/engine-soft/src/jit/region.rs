@@ -126,6 +126,8 @@ pub(super) struct Source {
     loops: bool,
     /// See [`Source::decode`].
     straight: bool,
+    /// It is to run where some x87 exception is not masked ([`super::x87`]).
+    pub(super) careful: bool,
 }
 
 impl Default for Source {
@@ -145,6 +147,7 @@ impl Default for Source {
             exact: false,
             loops: false,
             straight: false,
+            careful: false,
         }
     }
 }
@@ -156,6 +159,8 @@ pub(super) struct Circumstances<'a, E> {
     pub(super) options: &'a Options,
     /// See [`Source::decode`].
     pub(super) straight: bool,
+    /// See [`Source::careful`].
+    pub(super) careful: bool,
     pub(super) known: Known<'a, E>,
 }
 
@@ -173,7 +178,7 @@ impl Source {
         mut with: Circumstances<'_, impl Fn(GuestAddress) -> bool>,
     ) -> Option<()> {
         self.reset(cpu, address);
-        (self.exact, self.straight) = (with.options.exact_flags, with.straight);
+        (self.exact, self.straight, self.careful) = (with.options.exact_flags, with.straight, with.careful);
         self.most = with.options.region;
         self.ahead.push_back(address.page_offset() as u32);
         while let Some(offset) = self.ahead.pop_front() {
@@ -201,7 +206,8 @@ impl Source {
         Some(())
     }
 
-    /// Decodes at most `most` instructions that follow each other, without a look at what is around them.
+    /// Decodes at most `most` instructions that follow each other, without a look at what is around them. Whether it is to be
+    /// [`Source::careful`] has been said.
     pub(super) fn decode_steps(
         &mut self,
         cpu: &mut Cpu,
@@ -448,7 +454,7 @@ impl Source {
                         self.granules |= granules(offset.into(), 1);
                         wanted
                     }
-                    None => flags_wanted(cpu, at, with.forms),
+                    None => flags_wanted(cpu, at, with.forms, self.careful),
                 };
                 self.places[offset as usize] = Place::outside(wanted);
                 self.outside.push(offset);

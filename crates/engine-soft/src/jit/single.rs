@@ -69,7 +69,7 @@ impl Jit {
         let mut left = next.count;
         let cpu = &mut interpreter.cpu;
         let reason = self.enter(cpu, next.entry, &mut left);
-        self.exits[reason as usize % 8] += 1;
+        self.exits[reason as usize % reason::COUNT] += 1;
         match reason {
             reason::FAULT => cpu.translated.exception.take().map_or(Ok(()), Err),
             reason::LINK => {
@@ -77,6 +77,10 @@ impl Jit {
                 Ok(())
             }
             reason::INTERPRET => interpreter.run_block(1),
+            reason::CAREFUL => {
+                self.take_care(&mut interpreter.cpu)?;
+                interpreter.run_block(1)
+            }
             _ => Ok(()),
         }
     }

@@ -79,13 +79,24 @@ impl Step {
 
     /// Becomes an instruction that ends at `next`, whose operation is there already.
     #[inline(always)]
-    pub(super) fn complete(&mut self, found: &Found<'_>, next: u32, forms: &mut Forms, options: &Options) {
+    /// `careful`: see [`super::region::Source::careful`].
+    pub(super) fn complete(
+        &mut self,
+        found: &Found<'_>,
+        next: u32,
+        forms: &mut Forms,
+        options: &Options,
+        careful: bool,
+    ) {
         let op = &self.op;
         // Nothing is native that the interpreter does not know.
         let known = found.is_plain() && !std::ptr::fn_addr_eq(op.handler, undefined as Handler);
         let noted = if known { forms.of(found) } else { &INTERPRETED };
         let facts = &noted.facts;
         let mut effect = if facts.kind == Kind::Interpreted { INTERPRETED.effect } else { noted.effect };
+        if careful && facts.may_keep_flags() {
+            effect.kills = 0;
+        }
         if options.exact_flags && may_fault(facts) {
             effect.reads = flags::ALL;
         }
@@ -259,7 +270,7 @@ mod tests {
             show_of::<NARROW>(&mut lab.m.cpu, &bytes, |found, op| {
                 let mut step = Step::BLANK;
                 step.op = *op;
-                step.complete(found, 100, &mut forms, &Options::default());
+                step.complete(found, 100, &mut forms, &Options::default(), false);
                 if step.kind == Kind::Interpreted {
                     return;
                 }

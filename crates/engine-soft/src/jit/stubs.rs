@@ -132,6 +132,10 @@ pub(super) mod reason {
     pub(in super::super) const RESUME: u64 = 6;
     /// The interpreter is to execute what is at RIP.
     pub(in super::super) const INTERPRET: u64 = 7;
+    /// The code at RIP is to be translated anew, for where some x87 exception is not masked.
+    pub(in super::super) const CAREFUL: u64 = 8;
+    /// A power of two above all of them.
+    pub(in super::super) const COUNT: usize = 16;
 }
 
 /// Offsets of the fixed code in the arena.
@@ -158,7 +162,7 @@ pub(super) struct Stubs {
     pub(super) interrupt_return: usize,
     /// Jumped to with an offset in the page in [`A`]: the interpreter is to execute what is there.
     pub(super) by_interpreter: usize,
-    /// Where a thread goes on whose translated code has raised a SIMD exception.
+    /// Where a thread goes on whose translated code has raised a floating-point exception.
     pub(super) raised: usize,
     /// For what is rarely executed.
     pub(super) misses: Misses,

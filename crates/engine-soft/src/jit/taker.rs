@@ -37,7 +37,7 @@ impl<E: Fn(GuestAddress) -> bool> Sink for Taker<'_, E> {
         self.next += u32::from(found.length);
         source.put_place(start);
         let step = source.steps.room();
-        step.complete(found, self.next, self.forms, self.options);
+        step.complete(found, self.next, self.forms, self.options, source.careful);
         let (kind, target) = (step.kind, step.target());
         if kind.is_direct() {
             source.leads.push(source.steps.len() as u16);
@@ -60,9 +60,9 @@ impl<E: Fn(GuestAddress) -> bool> Sink for Taker<'_, E> {
 const LOOK: usize = 5;
 
 /// Which flags the code at an address may look at. Whoever relies on it hears of a write to that code, because it is in the
-/// same page.
-pub(super) fn flags_wanted(cpu: &mut Cpu, address: CodeAddress, forms: &mut Forms) -> Set {
-    let mut look = Look { forms, op: Op::UNDEFINED, read: 0, left: flags::ALL };
+/// same page; so it is as `careful` as who asks.
+pub(super) fn flags_wanted(cpu: &mut Cpu, address: CodeAddress, forms: &mut Forms, careful: bool) -> Set {
+    let mut look = Look { forms, careful, op: Op::UNDEFINED, read: 0, left: flags::ALL };
     peek(cpu, address, LOOK, &mut look);
     look.read | look.left
 }
@@ -70,6 +70,7 @@ pub(super) fn flags_wanted(cpu: &mut Cpu, address: CodeAddress, forms: &mut Form
 /// Looks for the flags that instructions want.
 struct Look<'a> {
     forms: &'a mut Forms,
+    careful: bool,
     op: Op,
     /// Those that are looked at.
     read: Set,
@@ -85,9 +86,12 @@ impl Sink for Look<'_> {
 
     #[inline(always)]
     fn take(&mut self, found: &Found<'_>) -> bool {
-        let effect = self.forms.of(found).effect;
+        let noted = self.forms.of(found);
+        let effect = noted.effect;
         self.read |= effect.reads & self.left;
-        self.left &= !effect.kills;
+        if !(self.careful && noted.facts.may_keep_flags()) {
+            self.left &= !effect.kills;
+        }
         // What else it is may be looked at elsewhere: only plain instructions go on.
         self.left != 0 && found.flows()
     }

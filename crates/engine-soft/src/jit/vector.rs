@@ -4,13 +4,15 @@
 //! anything of Rust runs (see the fixed code). Which are there is a field of the vCPU; within a run of instructions the
 //! emitter knows it and need not look.
 
-use iced_x86::Code;
+use iced_x86::{Code, OpKind, Register};
 
-use super::asm::{Imm, cc};
+use super::asm::{Imm, RDI, Two, cc};
 use super::emit::Emitter;
 use super::helper::marks;
+use super::operand::{CS, FS, GS};
 use super::registers::{A, B};
 use super::state::field;
+use crate::interp::op::{Op, ZERO};
 use crate::vector::pass::{Level, Units};
 
 /// Where the code is that wants vector registers or the x87 unit, as seen from a step.
@@ -26,6 +28,9 @@ impl Side {
         if self == Self::Before { marks::ENDS } else { marks::DONE }
     }
 }
+
+/// RDI.
+const DESTINATION: u8 = 7;
 
 impl Emitter<'_> {
     pub(super) fn vector(&mut self, i: usize) -> Option<()> {
@@ -45,7 +50,40 @@ impl Emitter<'_> {
             return Some(());
         }
         self.place(i, passed.alignment)?;
-        if passed.records { self.recorded(i) } else { Some(()) }
+        if passed.records {
+            self.recorded(i)?;
+            self.check_raised(i)?;
+        }
+        Some(())
+    }
+
+    /// MASKMOVQ, MASKMOVDQU and VMASKMOVDQU: as they are, with RDI at the host's address. All of the operand must be writable, as by the handler.
+    pub(super) fn masked_bytes(&mut self, i: usize) -> Option<()> {
+        let (step, op) = self.at(i);
+        let segment = match op.segment {
+            FS | GS if self.is_narrow() => return None,
+            FS | GS => Some(op.segment),
+            CS => return None,
+            _ => None,
+        };
+        let passed = step.facts.passed?;
+        let (next, op) = (step.next, Op { base: DESTINATION, index: ZERO as u8, displacement: 0, ..*op });
+        self.want(passed.units, i);
+        self.keep_flags(i);
+        self.effective_address(A, &op, next, false)?;
+        if let Some(segment) = segment {
+            self.a.rm(Two::Add, A, field::segment_base(segment));
+        }
+        let size = if passed.units.x87 { 8 } else { 16 };
+        let miss = self.check(size, 1, true);
+        let mut instruction = self.source.instruction(i);
+        instruction.set_op0_kind(OpKind::MemorySegRDI);
+        instruction.set_segment_prefix(Register::None);
+        self.a.exchange(A, RDI);
+        self.encode(&instruction)?;
+        self.a.exchange(A, RDI);
+        self.slow(i, [miss]);
+        Some(())
     }
 
     /// VZEROUPPER of 32-bit code, which has eight registers: a move of 128 bits clears what is above (SDM 2A 2.3.10).

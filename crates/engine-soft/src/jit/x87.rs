@@ -1,8 +1,15 @@
 //! The x87 unit: what it records of its instructions, and its control word.
 //!
 //! The guest's x87 state is in the host's unit, once some instruction has wanted it, until the run loop takes it out. So x87 and MMX
-//! instructions are executed as they are, as long as none of them can raise an exception ([`X87::Ready`]); whether that is so is a field
-//! of the vCPU, looked at once along a run of instructions as for vector registers. Where it is not so, handlers execute them.
+//! instructions are executed as they are, as long as no exception is pending; whether that is so is a field
+//! of the vCPU, looked at once along a run of instructions as for vector registers. Where it is not so, the interpreter executes them.
+//!
+//! An exception that the guest does not mask is pending behind the instruction that has raised it, and is delivered by the next that waits
+//! for such (SDM 1 8.6). What the unit records of it is told by the operand's address, and so by registers that may change until then. So where some
+//! exception is not masked ([`X87::Unmasked`]), code must be *careful*: behind each operation it has an FWAIT. At that the host's
+//! processor raises the exception, and what there is to do is done by [`super::unmasked`]: the guest's exception is pending then, the interpreter goes on,
+//! and there it is delivered where it is to be. Code is careful from when it is found to run so, all code of its page and for as long as there is
+//! code for it, whoever runs it: an FWAIT takes two cycles, and hardly any code is run both ways.
 //!
 //! The unit records where its last operation was, and that operation's operand in memory (SDM 1 8.1.8), as far as the processor does
 //! ([`crate::vector::Quirks`]). The guest must find its own addresses there, so translated code writes them. Only handlers and whoever runs
@@ -14,9 +21,11 @@ use ringfence_x86::SegmentRegister;
 
 use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
+use super::helper::marks;
 use super::native::Kind;
 use super::registers::{A, B, PIN};
 use super::state::field;
+use super::unmasked::Raiser;
 use super::vector::Side;
 use crate::vector::ops::recorded_opcode;
 use crate::vector::pass::{X87, offset};
@@ -42,10 +51,15 @@ pub(super) fn carries_record(kind: Kind) -> bool {
 impl Emitter<'_> {
     /// Brings the x87 state into the host's unit where it may not be there. Flags are stored.
     pub(super) fn load_x87(&mut self, step: usize, side: Side) {
-        self.a.imm_mem(Imm::Cmp, field::x87(), X87::Ready as i32);
-        let missing = self.a.jcc(cc::NE);
+        let missing = if self.source.careful {
+            self.a.test_byte(field::x87(), X87::PASS);
+            self.a.jcc(cc::E)
+        } else {
+            self.a.imm_mem(Imm::Cmp, field::x87(), X87::Ready as i32);
+            self.a.jcc(cc::NE)
+        };
         (self.host_flags, self.units.x87) = (false, true);
-        let id = self.site_back(step, |site| site.marks = side.marks());
+        let id = self.site_back(step, |site| site.marks = site.marks & marks::CAREFUL | side.marks());
         self.lead_to_fixed([missing], self.stubs.misses.load_x87, A, id);
     }
 
@@ -95,7 +109,21 @@ impl Emitter<'_> {
         }
     }
 
-    /// FLDCW of a word that masks all exceptions.
+    /// A look, behind step `i`, at whether it has raised an exception that is not masked, in careful code.
+    pub(super) fn check_raised(&mut self, i: usize) -> Option<()> {
+        if self.source.careful {
+            let site = self.site(i);
+            let raiser = Raiser::x87(u32::try_from(site).ok()?);
+            self.add_point(raiser)?;
+            self.a.bytes(&[0x9b]); // fwait
+        }
+        Some(())
+    }
+
+    /// FLDCW of a word that leaves [`VectorUnit::passes`] as it is: one that masks all exceptions, in careful code also one that does not
+    /// where all were not before.
+    ///
+    /// [`VectorUnit::passes`]: crate::vector::VectorUnit::passes
     pub(super) fn load_control(&mut self, i: usize) -> Option<()> {
         let passed = self.at(i).0.facts.passed?;
         self.want(passed.units, i);
@@ -114,6 +142,13 @@ impl Emitter<'_> {
         self.a.store_word(B, field::x87_control());
         self.a.imm(Imm::And, false, B, EXCEPTIONS);
         self.a.imm(Imm::Cmp, false, B, EXCEPTIONS);
+        if self.source.careful {
+            // What the field is to say of the new word.
+            self.a.bytes(&[0x45, 0x19, 0xc0 | (B.0 & 7) << 3 | B.0 & 7]); // sbb B, B
+            self.a.imm(Imm::And, false, B, X87::Unmasked as i32 - X87::Ready as i32);
+            self.a.imm(Imm::Add, false, B, X87::Ready as i32);
+            self.a.rm(Two::Cmp, B, field::x87());
+        }
         sites.push(self.a.jcc(cc::NE));
         let control = field::x87_control();
         // D9 /5 (SDM 2A, FLDCW).
@@ -121,7 +156,11 @@ impl Emitter<'_> {
         self.a.bytes(&control.disp.to_le_bytes());
         self.slow_unless_covered(i, check);
         self.slow(i, sites);
-        Some(())
+        if self.source.careful {
+            // What it unmasks was raised by this or an earlier one.
+            self.settle_record(A);
+        }
+        self.check_raised(i)
     }
 }
 

@@ -356,6 +356,11 @@ impl VectorUnit {
         raised & 0x1f == 0
     }
 
+    /// Records an x87 operation that has raised an exception, which is pending now.
+    pub(crate) fn x87_raised(&mut self, at: Location) {
+        self.record(true, at);
+    }
+
     /// Records an x87 operation's pointers as the host does.
     #[inline]
     fn record(&mut self, raised: bool, at: Location) {

@@ -331,7 +331,7 @@ impl Cpu {
     }
 
     /// Where an x87 instruction is, for the unit's pointers.
-    pub(super) fn x87_location(&self, op: &Op) -> Location {
+    pub(crate) fn x87_location(&self, op: &Op) -> Location {
         let data = op.has(prefix::MEMORY).then(|| {
             let selector = self.segments[usize::from(op.segment)].selector.0;
             (selector, self.effective_address(op))

@@ -1,9 +1,9 @@
 //! Which instructions the translator may execute as they are, with the guest's vector registers in the host's, and its x87 state.
 //!
-//! All that the table lists, but for those with rules of their own: gathers and scatters (of which it is told what they want), moves of
-//! masked bytes, and what saves, loads or resets state. x87 and MMX instructions run as they are only while none of them can raise an exception of the unit's own
-//! ([`X87::Ready`]). Then all that is to be kept of one is where it was, which x87 operations record: the host's unit records it as well,
-//! but with the host's addresses.
+//! All that the table lists, but for those with rules of their own: gathers and scatters, and moves of
+//! masked bytes (of which it is told what they want), and what saves, loads or resets state. x87 and MMX instructions run as they are while no exception of the unit's own is
+//! pending ([`X87::Ready`], [`X87::Unmasked`]). What is to be kept of one besides is where it was, which x87 operations record: the host's
+//! unit records it as well, but with the host's addresses.
 
 use std::sync::OnceLock;
 
@@ -47,14 +47,24 @@ pub(crate) enum X87 {
     Ready = 1,
     /// They may not.
     Refused = 2,
+    /// They may, but some exception is not masked: each that may raise one wants a look behind it.
+    Unmasked = 3,
 }
+
+impl X87 {
+    /// A bit that [`X87::Ready`] and [`X87::Unmasked`] have and the others have not.
+    pub(crate) const PASS: u8 = 1;
+}
+
+const _: () = assert!(X87::Ready as u8 & X87::Unmasked as u8 & X87::PASS != 0);
+const _: () = assert!((X87::Away as u8 | X87::Refused as u8) & X87::PASS == 0);
 
 /// What must be in the host's registers for an instruction, or is known to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Units {
     /// Vector registers; `None` for none.
     pub(crate) level: Option<Level>,
-    /// The x87 state, and [`X87::Ready`].
+    /// The x87 state, so that its instructions pass.
     pub(crate) x87: bool,
 }
 
@@ -161,6 +171,19 @@ pub(crate) fn moves_elements(instruction: &Instruction) -> Option<(Elements, Pas
     ))
 }
 
+/// What MASKMOVQ, MASKMOVDQU or VMASKMOVDQU wants in the host's registers; its operand in memory, which it does not name, has to be told.
+pub(crate) fn stores_masked_bytes(instruction: &Instruction) -> Option<Passed> {
+    if table::special(instruction)? != table::Special::MaskedBytes {
+        return None;
+    }
+    let units = match (instruction.mnemonic(), instruction.encoding()) {
+        (Mnemonic::Maskmovq, _) => Units { level: None, x87: true },
+        (_, EncodingKind::Legacy) => Units { level: Some(Level::Sse), x87: false },
+        _ => Units { level: Some(Level::Avx), x87: false },
+    };
+    Some(Passed { units, alignment: 1, records: false, raises: false })
+}
+
 impl Vector {
     /// The highest [`Level`] at which instructions may be executed as they are; 0 if at none. None is where an instruction
     /// would raise #UD or #NM.
@@ -185,11 +208,7 @@ impl Vector {
         if denied(Requirement::X87) || denied(Requirement::Mmx) {
             return X87::Refused;
         }
-        match self.unit.raises_nothing() {
-            None => X87::Away,
-            Some(true) => X87::Ready,
-            Some(false) => X87::Refused,
-        }
+        self.unit.passes()
     }
 
     /// Brings the x87 state into the host's unit, for instructions to be executed as they are.

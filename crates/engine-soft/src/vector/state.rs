@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ringfence_engine::{VectorState, X87State};
 
 use super::call::{self, Image};
+use super::pass::X87;
 use super::xsave::Saved;
 
 /// MXCSR after reset (SDM 1 10.2.3), and the one Rust code runs with.
@@ -338,14 +339,19 @@ impl VectorUnit {
         self.masked = control & EXCEPTIONS == EXCEPTIONS && !self.x87_pending();
     }
 
-    /// Whether x87 and MMX instructions that are enabled raise nothing, and the selectors that they record are there already where
-    /// none are recorded; `None` if that is not known, since the unit is not live.
+    /// Whether x87 and MMX instructions may be executed as they are, if they are enabled.
     #[inline(always)]
-    pub(super) fn raises_nothing(&self) -> Option<bool> {
+    pub(super) fn passes(&self) -> X87 {
         // Where selectors are not recorded, an operation makes them zero. They are nearly always.
         let selectors = self.quirks.tracks_selectors
             || self.pointers.fcs == 0 && (self.pointers.fds == 0 || !self.quirks.tracks_data);
-        self.live.then_some(self.masked && selectors)
+        match self.live {
+            false => X87::Away,
+            true if !selectors => X87::Refused,
+            true if self.masked => X87::Ready,
+            true if self.x87_pending() => X87::Refused,
+            true => X87::Unmasked,
+        }
     }
 
     /// Takes the x87 state out of the host's registers. See the type's description.

@@ -347,6 +347,10 @@ fn run_round(pair: &mut Pair, seed: u64) -> Result<(), String> {
         Modes::Bits64 => generate::program(random, pair.mix),
         modes => narrow::generate::program(random, pair.mix, modes == Modes::Both),
     };
+    if random.chance(50) {
+        // Otherwise all code of a page is careful after the first time ([`crate::jit::x87`]).
+        pair.jit.careful.clear();
+    }
     pair.load(random, &program);
     let end = pair.subject.cpu.retired + 400;
     let mut faults = 0;
