@@ -397,12 +397,14 @@ impl<'a> Emitter<'a> {
             Kind::Scatter => self.scatter(i),
             Kind::MaskedBytes => self.masked_bytes(i),
             Kind::LoadControl => self.load_control(i),
+            Kind::LoadMxcsr => self.load_mxcsr(i),
             Kind::Divide => self.divide(i, false),
             Kind::DivideSigned => self.divide(i, true),
             Kind::Address => self.load_address(i),
             Kind::PushMemory => self.push_memory(i),
             Kind::PopMemory => self.pop_memory(i),
             Kind::PushFlags => self.push_flags(i),
+            Kind::PopFlags => self.pop_flags(i),
             Kind::ClearInterrupts => self.clear_interrupts(i),
             Kind::SetInterrupts => self.set_interrupts(i),
             Kind::ClearAc => self.access_user_pages(i, false),
@@ -415,7 +417,10 @@ impl<'a> Emitter<'a> {
             Kind::MoveString => self.move_string(i),
             Kind::LoadString => self.load_string(i),
             Kind::ScanString => self.scan_string(i),
-            Kind::ClearDirection => self.clear_direction(i),
+            Kind::CompareString => self.compare_string(i),
+            Kind::ClearDirection => self.clear_direction(),
+            Kind::SetDirection => self.set_direction(),
+            Kind::TranslateByte => self.translate_byte(i),
             Kind::Selector => self.selector(i),
             Kind::ReadControl => self.read_control(i),
             Kind::ReadTime => self.read_time(i),
@@ -425,6 +430,11 @@ impl<'a> Emitter<'a> {
             Kind::Push => self.push(i),
             Kind::Pop => self.pop(i),
             Kind::Leave => self.leave(i),
+            Kind::Enter => self.enter(i),
+            Kind::PushWord => self.push_word(i),
+            Kind::PopWord => self.pop_word(i),
+            Kind::ReadProcessor => self.read_processor(i),
+            Kind::FlushLine => self.flush_line(i),
             Kind::Nothing => Some(()),
             Kind::Jump => self.jump(i),
             Kind::Branch => self.branch(i),
@@ -499,6 +509,8 @@ impl<'a> Emitter<'a> {
                     | Kind::MoveString
                     | Kind::LoadString
                     | Kind::ScanString
+                    | Kind::CompareString
+                    | Kind::PopFlags
                     | Kind::Jump
                     | Kind::Branch
                     | Kind::Call

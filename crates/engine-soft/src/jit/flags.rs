@@ -41,7 +41,7 @@ pub(super) fn effect(instruction: &Instruction) -> Effect {
             0
         }
         // Of none, they compare none.
-        M::Scasb | M::Scasw | M::Scasd | M::Scasq
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq
             if instruction.has_rep_prefix() || instruction.has_repne_prefix() =>
         {
             0
@@ -73,6 +73,10 @@ pub(super) fn depends_on_operands(instruction: &Instruction) -> bool {
             | M::Scasw
             | M::Scasd
             | M::Scasq
+            | M::Cmpsb
+            | M::Cmpsw
+            | M::Cmpsd
+            | M::Cmpsq
     )
 }
 

@@ -45,6 +45,7 @@ mod links;
 mod loops;
 mod misses;
 mod mode;
+mod mxcsr;
 mod native;
 mod operand;
 mod output;

@@ -24,6 +24,8 @@ pub(super) enum Kind {
     MaskedBytes,
     /// FLDCW, after a look at whether exceptions stay masked.
     LoadControl,
+    /// LDMXCSR, after a look at reserved bits.
+    LoadMxcsr,
     /// LEA.
     Address,
     /// PUSH of a register or constant.
@@ -32,6 +34,8 @@ pub(super) enum Kind {
     PushMemory,
     /// PUSHFQ, or PUSHFD in 32-bit code.
     PushFlags,
+    /// POPFQ, or POPFD in 32-bit code.
+    PopFlags,
     /// CLI.
     ClearInterrupts,
     /// STI.
@@ -62,8 +66,14 @@ pub(super) enum Kind {
     LoadString,
     /// SCAS.
     ScanString,
+    /// CMPS.
+    CompareString,
     /// CLD.
     ClearDirection,
+    /// STD.
+    SetDirection,
+    /// XLAT.
+    TranslateByte,
     /// A segment's selector to memory or a register.
     Selector,
     /// A control register to a register.
@@ -76,6 +86,16 @@ pub(super) enum Kind {
     WriteBase,
     /// LEAVE.
     Leave,
+    /// ENTER.
+    Enter,
+    /// PUSH of 16 bits, of a register or constant.
+    PushWord,
+    /// POP of 16 bits to a register.
+    PopWord,
+    /// RDPID.
+    ReadProcessor,
+    /// CLFLUSH, CLFLUSHOPT and CLWB.
+    FlushLine,
     /// Nothing to do.
     Nothing,
     /// Relative JMP.
@@ -97,7 +117,10 @@ pub(super) enum Kind {
 impl Kind {
     /// Whether it is a string instruction, which may be repeated.
     pub(super) fn is_string(self) -> bool {
-        matches!(self, Self::StoreString | Self::MoveString | Self::LoadString | Self::ScanString)
+        matches!(
+            self,
+            Self::StoreString | Self::MoveString | Self::LoadString | Self::ScanString | Self::CompareString
+        )
     }
 
     /// Whether it is a branch or call to an address that the instruction names.
@@ -163,12 +186,17 @@ impl Host {
 }
 
 /// How to translate an instruction of 64-bit code, or of 32-bit code in the terms of 64-bit code; for [`Kind::Vector`],
-/// [`Kind::LoadControl`], [`Kind::Gather`], [`Kind::Scatter`] and [`Kind::MaskedBytes`], what it demands. It is the same for all of the same
+/// [`Kind::LoadControl`], [`Kind::LoadMxcsr`], [`Kind::Gather`], [`Kind::Scatter`] and [`Kind::MaskedBytes`], what it demands. It is the same for all of the same
 /// form (see [`super::facts`]).
 pub(super) fn kind(instruction: &Instruction, host: &Host) -> (Kind, Option<Passed>) {
     match (integer(instruction, host), passes(instruction)) {
         (Kind::Interpreted, Some(passed)) if instruction.mnemonic() == Mnemonic::Fldcw => {
             (Kind::LoadControl, Some(passed))
+        }
+        (Kind::Interpreted, Some(passed))
+            if matches!(instruction.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr) =>
+        {
+            (Kind::LoadMxcsr, Some(passed))
         }
         (Kind::Interpreted, Some(passed)) => (Kind::Vector, Some(passed)),
         (Kind::Interpreted, None) => match moves_elements(instruction) {
@@ -197,9 +225,12 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
             Code::Pop_r64 | Code::Pop_rm64 | Code::Pop_r32 | Code::Pop_rm32
                 if instruction.op0_kind() == OpKind::Register => Kind::Pop,
             Code::Pop_rm64 | Code::Pop_rm32 => Kind::PopMemory,
+            Code::Pop_r16 | Code::Pop_rm16
+                if instruction.op0_kind() == OpKind::Register => Kind::PopWord,
             _ => Kind::Interpreted,
         },
         M::Pushfq | M::Pushfd => Kind::PushFlags,
+        M::Popfq | M::Popfd => Kind::PopFlags,
         M::Cli => Kind::ClearInterrupts,
         M::Sti => Kind::SetInterrupts,
         M::Clac => Kind::ClearAc,
@@ -209,11 +240,15 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Sysretq => Kind::SystemReturn,
         M::Iretq => Kind::InterruptReturn,
         M::Cld => Kind::ClearDirection,
+        M::Std => Kind::SetDirection,
+        M::Xlatb => Kind::TranslateByte,
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Kind::StoreString,
         M::Movsb | M::Movsw | M::Movsq => Kind::MoveString,
         M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => Kind::LoadString,
         M::Scasb | M::Scasw | M::Scasd | M::Scasq => Kind::ScanString,
+        M::Cmpsb | M::Cmpsw | M::Cmpsq => Kind::CompareString,
         M::Movsd if instruction.is_string_instruction() => Kind::MoveString,
+        M::Cmpsd if instruction.is_string_instruction() => Kind::CompareString,
         M::Mov
             if instruction.op1_kind() == OpKind::Register
                 && instruction.op1_register().is_segment_register() =>
@@ -222,6 +257,8 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         }
         M::Mov if instruction.code() == Code::Mov_r64_cr => Kind::ReadControl,
         M::Rdtsc | M::Rdtscp => Kind::ReadTime,
+        M::Rdpid => Kind::ReadProcessor,
+        M::Clflush | M::Clflushopt | M::Clwb => Kind::FlushLine,
         M::Rdfsbase | M::Rdgsbase => Kind::ReadBase,
         M::Wrfsbase | M::Wrgsbase if instruction.op0_register().size() == 8 => Kind::WriteBase,
         M::Bt | M::Bts | M::Btr | M::Btc
@@ -232,6 +269,9 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
             Kind::BitString
         }
         M::Leave if matches!(instruction.code(), Code::Leaveq | Code::Leaved) => Kind::Leave,
+        M::Enter if matches!(instruction.code(), Code::Enterq_imm16_imm8 | Code::Enterd_imm16_imm8) => {
+            Kind::Enter
+        }
         M::Nop
         | M::Pause
         | M::Endbr64
@@ -241,6 +281,15 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         | M::Prefetcht1
         | M::Prefetcht2
         | M::Prefetchw
+        | M::Prefetch
+        | M::Prefetchwt1
+        | M::Prefetchit0
+        | M::Prefetchit1
+        | M::Cldemote
+        | M::Reservednop
+        // Without shadow stacks these are nothing either (SDM 2B, RDSSPD).
+        | M::Rdsspd
+        | M::Rdsspq
         // Stores into code are found as they are done, so nothing waits for it.
         | M::Serialize => Kind::Nothing,
         M::Call | M::Jmp => transfer(instruction),
@@ -273,6 +322,8 @@ fn push(instruction: &Instruction) -> Kind {
         }
         Code::Push_rm64 | Code::Push_rm32 => Kind::PushMemory,
         Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Pushd_imm32 | Code::Pushd_imm8 => Kind::Push,
+        Code::Push_r16 | Code::Push_rm16 if instruction.op0_kind() == OpKind::Register => Kind::PushWord,
+        Code::Push_imm16 | Code::Pushw_imm8 => Kind::PushWord,
         _ => Kind::Interpreted,
     }
 }
@@ -304,7 +355,8 @@ fn same(instruction: &Instruction) -> bool {
         // A bit number in a register reaches beyond the operand in memory.
         M::Bt | M::Bts | M::Btr | M::Btc => register_bits(0) || !register_bits(1),
         M::Bsf | M::Bsr | M::Tzcnt | M::Lzcnt | M::Popcnt | M::Crc32 => true,
-        M::Bswap => instruction.op0_register().size() != 2,
+        // Of 16 bits it is undefined; processors give zero, and so does the interpreter.
+        M::Bswap => true,
         M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => true,
         M::Lahf | M::Sahf | M::Cmc | M::Clc | M::Stc => true,
         M::Andn

@@ -313,7 +313,9 @@ impl Source {
             (Kind::Branch, Some(target)) if known.is_executed(target) => self.ahead.push_back(target),
             (Kind::Jump, Some(target)) => self.ahead.push_front(target),
             (Kind::Call | Kind::CallIndirect, _) if next < 0x1000 => self.ahead.push_front(next),
-            (kind, _) if kind.is_string() && next < 0x1000 => self.ahead.push_front(next),
+            (kind, _) if (kind.is_string() || kind == Kind::PopFlags) && next < 0x1000 => {
+                self.ahead.push_front(next);
+            }
             _ => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Instructions that become something else: the stack and division.
+//! Instructions that become something else: the stack, division and XLAT.
 
 use iced_x86::{Code, Instruction};
 
@@ -10,6 +10,7 @@ use super::stubs::load_table;
 use crate::interp::op::prefix;
 
 const RDX: Reg = Reg(2);
+const RBX: Reg = Reg(3);
 const RBP: Reg = Reg(5);
 const RSP: u8 = 4;
 
@@ -130,6 +131,83 @@ impl Emitter<'_> {
         self.lea(STACK, at(RBP, word));
         self.load_pointer(RBP, at(A, 0));
         self.slow(i, [miss]);
+        Some(())
+    }
+
+    /// ENTER at level 0, where all of the frame lies in the stack's page: its last slot must be writable as well (SDM 2A, ENTER).
+    pub(super) fn enter(&mut self, i: usize) -> Option<()> {
+        let op = self.at(i).1;
+        let (level, frame, word) = (op.aux % 32, (op.immediate & 0xffff) as i32, self.word());
+        if level != 0 || frame + word > 0x1000 {
+            return None;
+        }
+        self.keep_flags(i);
+        let check = self.check_stack(-(frame + word), frame + word);
+        self.store_pointer(RBP, at(A, frame));
+        self.lea(RBP, at(STACK, -word));
+        self.lea(STACK, at(STACK, -(frame + word)));
+        self.slow_unless_covered(i, Some(check));
+        Some(())
+    }
+
+    /// PUSH of 16 bits.
+    pub(super) fn push_word(&mut self, i: usize) -> Option<()> {
+        let op = *self.at(i).1;
+        self.keep_flags(i);
+        let check = self.check_stack(-2, 2);
+        let value = if matches!(op.code, Code::Push_r16 | Code::Push_rm16) {
+            self.fetch(op.dst, B)
+        } else {
+            self.a.constant(B, op.immediate & 0xffff);
+            B
+        };
+        self.a.store_word(value, at(A, 0));
+        self.lea(STACK, at(STACK, -2));
+        self.slow_unless_covered(i, Some(check));
+        Some(())
+    }
+
+    /// POP of 16 bits.
+    pub(super) fn pop_word(&mut self, i: usize) -> Option<()> {
+        let to = self.at(i).1.dst;
+        if to == RSP {
+            return None;
+        }
+        self.keep_flags(i);
+        let check = self.check_stack(0, 2);
+        match home(to) {
+            Home::Host(reg) => self.a.load_low_word(reg, at(A, 0)),
+            Home::Slot => {
+                self.a.load_word(B, at(A, 0));
+                self.a.store_word(B, field::register(to));
+            }
+        }
+        self.lea(STACK, at(STACK, 2));
+        self.slow_unless_covered(i, Some(check));
+        Some(())
+    }
+
+    /// XLAT.
+    pub(super) fn translate_byte(&mut self, i: usize) -> Option<()> {
+        if !self.is_plain(self.at(i).1) {
+            return None;
+        }
+        self.keep_flags(i);
+        self.a.bytes(&[0x44, 0x0f, 0xb6, 0xc0]); // movzx r8d, al
+        self.lea(A, Mem { base: Some(A), index: Some((RBX, 0)), disp: 0 });
+        let site = self.check(1, 1, false);
+        self.a.bytes(&[0x41, 0x8a, 0x00]); // mov al, [r8]
+        self.slow(i, [site]);
+        Some(())
+    }
+
+    /// CLFLUSH, CLFLUSHOPT and CLWB: they fault as a load of one byte does (SDM 2A), and nothing else of them can be told where all that
+    /// looks at memory sees the same.
+    pub(super) fn flush_line(&mut self, i: usize) -> Option<()> {
+        self.keep_flags(i);
+        self.address(i)?;
+        let site = self.check(1, 1, false);
+        self.slow(i, [site]);
         Some(())
     }
 

@@ -1,9 +1,10 @@
-//! STOS, MOVS and SCAS, alone and repeated, and LODS alone.
+//! STOS, MOVS, SCAS and CMPS, alone and repeated, and LODS alone.
 //!
 //! A repeated one runs as the host's own where all of it lies in one page on each side, which is every call of the guest's
 //! memcpy and memset for small things and most of its work on whole pages. Then it ends within the elements that the
 //! interpreter's handler does at once, so both count it as one instruction. Anything else is the handler's. A repeated SCAS is for whoever finds
-//! what is looked for, which most do within a page, however large the count is.
+//! what is looked for, which most do within a page, however large the count is; and so is a repeated CMPS, where what is compared may end
+//! there as well.
 
 use ringfence_x86::Rflags;
 
@@ -124,21 +125,26 @@ impl Emitter<'_> {
     pub(super) fn move_string(&mut self, i: usize) -> Option<()> {
         let shape = self.string_shape(i)?;
         let mut sites = self.check_string(i, shape);
-        self.check_elements(RSI, shape, false, &mut sites);
+        self.by_two_pointers(0xa4, shape, true, &mut sites);
+        load_table(&mut self.a);
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// An instruction with an operand that RSI points at and one that RDI points at, which it may `write`.
+    fn by_two_pointers(&mut self, opcode: u8, shape: Shape, write: bool, sites: &mut Vec<usize>) {
+        self.check_elements(RSI, shape, false, sites);
         self.a.rm(Two::Store, A, field::slot());
-        self.check_elements(RDI, shape, true, &mut sites);
+        self.check_elements(RDI, shape, write, sites);
         self.a.rm(Two::Load, B, field::slot());
         self.behind_elements(RSI, shape);
         self.a.rm(Two::Store, C, field::slot());
         self.behind_elements(RDI, shape);
         self.a.copy(RDI, A);
         self.a.copy(RSI, B);
-        self.host_string(0xa4, shape);
+        self.host_string(opcode, shape);
         self.a.copy(RDI, C);
         self.a.rm(Two::Load, RSI, field::slot());
-        load_table(&mut self.a);
-        self.slow(i, sites);
-        Some(())
     }
 
     /// LODS.
@@ -171,16 +177,8 @@ impl Emitter<'_> {
     fn scan_page(&mut self, i: usize, shape: Shape, sites: &mut Vec<usize>) {
         let until_equal = self.at(i).1.has(prefix::REPNE);
         // How many, to B: RCX, or those up to the page's end.
-        self.a.rr32(Two::Load, A, RDI);
-        self.a.imm(Imm::And, false, A, 0xfff);
-        self.a.imm(Imm::Xor, false, A, 0xfff);
-        self.a.rm(Two::Lea, A, at(A, 1));
-        self.a.sar(false, A, shape.scale);
         self.copy_pointer(B, RCX);
-        self.a.rr(Two::Cmp, A, B);
-        let page_is_more = self.a.jcc(cc::A);
-        self.a.copy(B, A);
-        self.a.bind(page_is_more);
+        self.cut_to_page(RDI, shape);
         self.a.compare_imm(B, 0);
         sites.push(self.a.jcc(cc::E));
         self.a.rm(Two::Store, B, field::slot());
@@ -205,13 +203,103 @@ impl Emitter<'_> {
         self.lea(RDI, sum(RDI, C));
     }
 
-    /// CLD where DF is clear.
-    pub(super) fn clear_direction(&mut self, i: usize) -> Option<()> {
+    /// Makes the number in [`B`] no more than that of the elements from `pointer` to its page's end. Uses [`A`].
+    fn cut_to_page(&mut self, pointer: Reg, shape: Shape) {
+        self.a.rr32(Two::Load, A, pointer);
+        self.a.imm(Imm::And, false, A, 0xfff);
+        self.a.imm(Imm::Xor, false, A, 0xfff);
+        self.a.rm(Two::Lea, A, at(A, 1));
+        self.a.sar(false, A, shape.scale);
+        self.a.rr(Two::Cmp, A, B);
+        let page_is_more = self.a.jcc(cc::A);
+        self.a.copy(B, A);
+        self.a.bind(page_is_more);
+    }
+
+    /// CMPS.
+    pub(super) fn compare_string(&mut self, i: usize) -> Option<()> {
+        let shape = self.string_shape(i)?;
+        let once = Shape { repeated: false, ..shape };
+        let mut sites = self.check_string(i, once);
+        if shape.repeated {
+            self.compare_pages(i, shape, &mut sites);
+        } else {
+            self.by_two_pointers(0xa6, once, false, &mut sites);
+        }
+        load_table(&mut self.a);
+        self.flags_changed(i);
+        self.slow(i, sites);
+        Some(())
+    }
+
+    /// A repeated CMPS of as many elements as there are in both pages, RCX at most: if that does not end it, its handler does it all.
+    fn compare_pages(&mut self, i: usize, shape: Shape, sites: &mut Vec<usize>) {
+        let until_equal = self.at(i).1.has(prefix::REPNE);
+        self.copy_pointer(B, RCX);
+        self.cut_to_page(RSI, shape);
+        self.cut_to_page(RDI, shape);
+        self.a.compare_imm(B, 0);
+        sites.push(self.a.jcc(cc::E));
+        self.a.rm(Two::Store, B, field::slot());
+        self.copy_pointer(A, RDI);
+        sites.push(self.check(1, 1, false));
+        self.a.rm(Two::Store, A, field::base_host(0));
+        self.copy_pointer(A, RSI);
+        sites.push(self.check(1, 1, false));
+        // What RCX, RDI and RSI are to be less what they are while the host looks, to B, C and A.
+        self.a.copy(C, RSI);
+        self.a.copy(RSI, A);
+        self.a.rr(Two::Sub, C, A);
+        self.a.copy(A, C);
+        self.a.copy(C, RDI);
+        self.a.rm(Two::Load, RDI, field::base_host(0));
+        self.a.rr(Two::Sub, C, RDI);
+        self.a.copy(B, RCX);
+        self.a.rm(Two::Load, RCX, field::slot());
+        self.a.rr(Two::Sub, B, RCX);
+        self.host_string_by(if until_equal { REPNE } else { REP }, 0xa6, shape);
+        let ended = self.a.jcc(if until_equal { cc::E } else { cc::NE });
+        // RCX is zero. If it is to be, that was all; the flags are the last comparison's.
+        self.a.copy(RCX, B);
+        if self.is_narrow() {
+            self.a.bytes(&[0x67]);
+        }
+        self.a.bytes(&[0xe3, 0]); // jrcxz
+        let over = self.a.here();
+        // All three as they were, and the handler begins anew.
+        self.a.rm(Two::Lea, RSI, sum(RSI, A));
+        self.a.rm(Two::Lea, RDI, sum(RDI, C));
+        self.a.rm(Two::Load, RCX, field::slot());
+        self.a.rr32(Two::Load, A, RCX);
+        self.a.shl32(A, shape.scale);
+        self.a.rr(Two::Sub, RSI, A);
+        self.a.rr(Two::Sub, RDI, A);
+        self.a.rm(Two::Lea, RCX, sum(RCX, B));
+        sites.push(self.a.jmp());
+        self.a.code[over - 1] = (self.a.here() - over) as u8;
+        self.a.bind(ended);
+        self.lea(RCX, sum(RCX, B));
+        self.lea(RDI, sum(RDI, C));
+        self.lea(RSI, sum(RSI, A));
+    }
+
+    /// CLD.
+    pub(super) fn clear_direction(&mut self) -> Option<()> {
         self.save_flags();
         self.host_flags = false;
+        // It is clear nearly always.
         self.a.test_imm32(field::flags(), Rflags::DF.bits() as u32);
-        let site = self.a.jcc(cc::NE);
-        self.slow(i, vec![site]);
+        let clear = self.a.jcc(cc::E);
+        self.a.imm_mem32(Imm::And, field::flags(), !(Rflags::DF.bits() as i32));
+        self.a.bind(clear);
+        Some(())
+    }
+
+    /// STD.
+    pub(super) fn set_direction(&mut self) -> Option<()> {
+        self.save_flags();
+        self.host_flags = false;
+        self.a.imm_mem32(Imm::Or, field::flags(), Rflags::DF.bits() as i32);
         Some(())
     }
 }

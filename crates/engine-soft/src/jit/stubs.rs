@@ -323,7 +323,7 @@ fn move_all(a: &mut Assembler, level: Level, store: bool) {
 }
 
 /// `ldmxcsr` or `stmxcsr` of a field of the register file at [`A`].
-fn mxcsr(a: &mut Assembler, store: bool, disp: i32) {
+pub(super) fn mxcsr(a: &mut Assembler, store: bool, disp: i32) {
     a.bytes(&[0x41, 0x0f, 0xae, 0x80 | if store { 3 << 3 } else { 2 << 3 } | A.0 & 7]);
     a.bytes(&disp.to_le_bytes());
 }

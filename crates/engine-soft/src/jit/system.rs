@@ -9,7 +9,7 @@ use ringfence_x86::{Cr4, Rflags, msr};
 use super::asm::{Imm, Reg, Two, at, cc};
 use super::emit::Emitter;
 use super::operand::{FS, GS, adds_base};
-use super::privilege::{forget_stack, load_rflags, not_canonical};
+use super::privilege::{forget_stack, load_rflags, not_canonical, store_rflags};
 use super::registers::{A, B, BUDGET, C, Home, STACK, TABLE, home};
 use super::state::field;
 use super::stubs::load_table;
@@ -196,7 +196,7 @@ impl Emitter<'_> {
     }
 
     /// Guest register `number` from a host register.
-    fn put(&mut self, number: u8, from: Reg) {
+    pub(super) fn put(&mut self, number: u8, from: Reg) {
         match home(number) {
             Home::Host(reg) => self.a.copy(reg, from),
             Home::Slot => self.a.rm(Two::Store, from, field::register(number)),
@@ -214,6 +214,38 @@ impl Emitter<'_> {
         self.lea(STACK, at(STACK, -self.word()));
         self.host_flags = false;
         self.slow_unless_covered(i, check);
+        Some(())
+    }
+
+    /// POPFQ and POPFD (SDM 2B), where nothing changes but the arithmetic flags, DF and, at CPL 0, IF. Interrupts are let in at once,
+    /// so nothing may wait then.
+    pub(super) fn pop_flags(&mut self, i: usize) -> Option<()> {
+        let (slot, check) = self.check_pop(i);
+        self.load_pointer(B, slot);
+        // In translated code TF, RF and VM are clear (`Cpu::steps_singly`).
+        self.a.rm(Two::Load, C, field::flags());
+        self.a.rr(Two::Xor, C, B);
+        let kept = Rflags::all() - Rflags::STATUS - Rflags::DF - Rflags::FIXED;
+        self.a.imm(Imm::And, false, C, kept.bits() as i32);
+        let same = self.a.jcc(cc::E);
+        self.a.imm(Imm::Xor, false, C, Rflags::IF.bits() as i32);
+        let mut sites = vec![self.a.jcc(cc::NE)];
+        self.a.compare_byte(field::cpl(), 0);
+        sites.push(self.a.jcc(cc::NE));
+        self.a.rr32(Two::Load, C, B);
+        self.a.imm(Imm::And, false, C, Rflags::IF.bits() as i32);
+        let clears = self.a.jcc(cc::E);
+        self.a.rm(Two::Load, C, field::inbox());
+        self.a.compare_imm32(at(C, 0), 0);
+        sites.push(self.a.jcc(cc::NE));
+        self.a.bind(clears);
+        self.a.bind(same);
+        store_rflags(&mut self.a);
+        load_table(&mut self.a);
+        self.lea(STACK, at(STACK, self.word()));
+        (self.host_flags, self.stored_flags) = (false, true);
+        self.slow_unless_covered(i, check);
+        self.slow(i, sites);
         Some(())
     }
 

@@ -1,4 +1,4 @@
-//! RDTSC and RDTSCP (SDM 2B) in translated code: the machine's time by the host's time-stamp counter, as
+//! RDTSC, RDTSCP and RDPID (SDM 2B) in translated code: the machine's time by the host's time-stamp counter, as
 //! [`HostLine`] tells it.
 //!
 //! Where there is no such line (counted time, other hosts), where it changes at the moment, and where CR4.TSD may forbid the
@@ -17,6 +17,14 @@ const RCX: Reg = Reg(Gpr::Rcx as u8);
 const RDX: Reg = Reg(Gpr::Rdx as u8);
 
 impl Emitter<'_> {
+    /// RDPID.
+    pub(super) fn read_processor(&mut self, i: usize) -> Option<()> {
+        let to = self.at(i).1.dst;
+        self.a.rm32(Two::Load, A, field::msr(msr::TSC_AUX));
+        self.put(to, A);
+        Some(())
+    }
+
     /// RDTSC and RDTSCP.
     pub(super) fn read_time(&mut self, i: usize) -> Option<()> {
         let ordered = self.at(i).1.code == Code::Rdtscp;

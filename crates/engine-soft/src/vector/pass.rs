@@ -12,6 +12,7 @@ use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
 use super::floating::uses_mxcsr;
 use super::form::{Requirement, is_x87, names_mmx, operand_alignment};
 use super::state::Registers;
+pub(crate) use super::state::mxcsr as mxcsr_bits;
 use super::store::Vector;
 use super::table::{self, X87Kind};
 
@@ -107,7 +108,12 @@ pub(crate) fn passes(instruction: &Instruction) -> Option<Passed> {
     let special = table::special(instruction);
     let plain = matches!(
         special,
-        Some(table::Special::ZeroUpper | table::Special::ZeroAll | table::Special::StoreMxcsr)
+        Some(
+            table::Special::ZeroUpper
+                | table::Special::ZeroAll
+                | table::Special::StoreMxcsr
+                | table::Special::LoadMxcsr
+        )
     );
     let of_x87 = is_x87(instruction);
     let plain_x87 = matches!(special, Some(table::Special::Wait | table::Special::StoreStatusAx));
@@ -234,6 +240,9 @@ pub(crate) mod offset {
     pub(crate) const K: i32 = offset_of!(Registers, k) as i32;
     /// The guest's MXCSR.
     pub(crate) const MXCSR: i32 = offset_of!(Registers, mxcsr) as i32;
+    /// What follows from that: see [`Registers::set_mxcsr`].
+    pub(crate) const MXCSR_RUN: i32 = offset_of!(Registers, mxcsr_run) as i32;
+    pub(crate) const MXCSR_UNMASKED: i32 = offset_of!(Registers, mxcsr_unmasked) as i32;
     /// Rust's.
     pub(crate) const MXCSR_HOST: i32 = offset_of!(Registers, mxcsr_host) as i32;
 

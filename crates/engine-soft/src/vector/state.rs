@@ -13,7 +13,7 @@ use super::xsave::Saved;
 pub const MXCSR_DEFAULT: u32 = 0x1f80;
 
 /// Bits of MXCSR.
-pub(super) mod mxcsr {
+pub(crate) mod mxcsr {
     /// Sticky exception flags: IE, DE, ZE, OE, UE, PE.
     pub(crate) const FLAGS: u32 = 0x3f;
     /// Exception masks.
@@ -70,6 +70,7 @@ impl Registers {
     }
 
     /// Loads MXCSR and what is derived from it. The caller has checked reserved bits.
+    /// Translated code does the same ([`crate::jit`], LDMXCSR).
     pub(super) fn set_mxcsr(&mut self, value: u32) {
         self.mxcsr = value;
         self.mxcsr_unmasked = (!value & mxcsr::MASKS) >> 7;
@@ -272,6 +273,13 @@ impl VectorUnit {
     /// MXCSR.
     pub fn mxcsr(&self) -> u32 {
         self.registers.mxcsr
+    }
+
+    /// MXCSR and all that follows from it.
+    #[cfg(test)]
+    pub(crate) fn show_mxcsr(&self) -> String {
+        let Registers { mxcsr, mxcsr_run, mxcsr_unmasked, .. } = &*self.registers;
+        format!("{mxcsr:x} {mxcsr_run:x} {mxcsr_unmasked:x}")
     }
 
     /// The writable bits of MXCSR, as FXSAVE reports them.

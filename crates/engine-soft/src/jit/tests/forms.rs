@@ -16,14 +16,11 @@ const INTERPRETED: &[M] = &[
     M::Ud1,
     M::Ud2,
     M::Int3,
-    M::Reservednop,
-    M::Prefetch,
     // Stack operations of 16 bits, and frames.
     M::Push,
     M::Pop,
     M::Pushf,
     M::Popf,
-    M::Popfq,
     M::Enter,
     M::Leave,
     // Segments.
@@ -38,12 +35,6 @@ const INTERPRETED: &[M] = &[
     M::Wrfsbase,
     M::Wrgsbase,
     // Strings and tables.
-    M::Std,
-    M::Cmpsb,
-    M::Cmpsw,
-    M::Cmpsd,
-    M::Cmpsq,
-    M::Xlatb,
     // By undefined results: bit numbers beyond a word in memory, rotations through the carry, half a register's bytes.
     M::Bt,
     M::Btc,
@@ -51,10 +42,7 @@ const INTERPRETED: &[M] = &[
     M::Bts,
     M::Rcl,
     M::Rcr,
-    M::Bswap,
     // State, and what depends on the caches.
-    M::Ldmxcsr,
-    M::Vldmxcsr,
     M::Fninit,
     M::Fnsave,
     M::Frstor,
@@ -64,9 +52,6 @@ const INTERPRETED: &[M] = &[
     M::Fxsave64,
     M::Fxrstor,
     M::Fxrstor64,
-    M::Clflush,
-    M::Clflushopt,
-    M::Clwb,
 ];
 
 #[test]

@@ -59,11 +59,16 @@ pub(super) fn repeated(random: &mut Random) -> Vec<u8> {
         1 => random.below(0x100),
         _ => random.below(9),
     };
-    let opcode = random.pick(&[0xa4, 0xa5, 0xaa, 0xab, 0x6c, 0xac, 0xae, 0xaf, 0xae, 0xaf]);
+    let opcode =
+        random.pick(&[0xa4, 0xa5, 0xaa, 0xab, 0x6c, 0xac, 0xae, 0xaf, 0xae, 0xaf, 0xa6, 0xa7, 0xa6, 0xa7]);
     let scans = matches!(opcode, 0xae | 0xaf);
     let count = if scans && random.chance(30) { 0xffff_ffff } else { count };
     let mut bytes = vec![if random.chance(5) { 0xfd } else { 0xfc }, 0xb9];
     bytes.extend((count as u32).to_le_bytes());
+    if matches!(opcode, 0xa6 | 0xa7) && random.chance(50) {
+        // mov esi,edi, of what is the same: otherwise nearly all differs at once
+        bytes.extend([0x48, 0x89, 0xfe]);
+    }
     if random.chance(20) {
         bytes.push(0x66);
     }
@@ -72,6 +77,18 @@ pub(super) fn repeated(random: &mut Random) -> Vec<u8> {
         bytes.push(0x48);
     }
     bytes.push(opcode);
+    bytes
+}
+
+/// PUSHF, a change of what it has pushed, and POPF: never TF.
+pub(super) fn flags(random: &mut Random) -> Vec<u8> {
+    let usual = 0xed5;
+    let mask = if random.chance(70) { usual } else { !0x100 };
+    let change = (random.bits() & random.bits() & mask) as u32;
+    // pushf; xor dword ptr [rsp],change; popf
+    let mut bytes = vec![0x9c, 0x81, 0x34, 0x24];
+    bytes.extend(change.to_le_bytes());
+    bytes.push(0x9d);
     bytes
 }
 
@@ -149,7 +166,11 @@ pub(super) const TABLE: &[Template] = &[
     (&[], &[0x0f, 0xc0], R, 0, false),
     (&[], &[0x0f, 0xc1], R, 0, true),
     (&[], &[0x0f, 0xc7], X(&[1]), 0, false),
-    (&[], &[0x0f, 0xc8], O, 0, false),
+    (&[], &[0x0f, 0xc8], O, 0, true),
+    (&[], &[0x0f, 0xae], X(&[7]), 0, true),
+    (&[0xf3], &[0x0f, 0xc7], X(&[7]), 0, false),
+    (&[], &[0x0f, 0x18], X(&[4, 7]), 0, false),
+    (&[], &[0xd7], N, 0, false),
     (&[], &[0x0f, 0x38, 0xf0], M, 0, true),
     (&[], &[0x0f, 0x38, 0xf1], M, 0, true),
     (&[0xf2], &[0x0f, 0x38, 0xf0], R, 0, false),
@@ -168,6 +189,8 @@ pub(super) const TABLE: &[Template] = &[
     (&[], &[0x6a], N, 1, false),
     (&[], &[0xc9], N, 0, false),
     (&[], &[0xc8, 0x10, 0x00, 0x01], N, 0, false),
+    (&[], &[0xc8, 0x18, 0x00, 0x00], N, 0, false),
+    (&[], &[0xc8, 0xf0, 0x0f, 0x20], N, 0, true),
     (&[], &[0x98], N, 0, true),
     (&[], &[0x99], N, 0, true),
     (&[], &[0x9e], N, 0, false),
@@ -187,6 +210,7 @@ pub(super) const TABLE: &[Template] = &[
     (&[], &[0x8c], X(&[0, 1, 2, 3, 4, 5]), 0, true),
     (&[], &[0xab], N, 0, true),
     (&[], &[0xa6], N, 0, false),
+    (&[], &[0xa7], N, 0, true),
     (&[], &[0xb0], O, 1, false),
     (&[], &[0xb8], O, 8, true),
     (&[], &[0x04], N, 1, false),
@@ -398,8 +422,11 @@ pub(super) fn program(random: &mut Random, mix: Mix) -> Program {
                 vec![0x48, 0x8d, 0x05, 0, 0, 0, 0, 0xff, random.pick(&[0xe0, 0xd0])]
             }
             22 | 24 => repeated(random),
-            25 if random.chance(50) => control(random),
-            25 => base(random),
+            25 => match random.below(3) {
+                0 => control(random),
+                1 => base(random),
+                _ => flags(random),
+            },
             23 => {
                 // LOOPNE, LOOPE, LOOP or JRCXZ, or with ECX.
                 let mut bytes = if random.chance(30) { vec![0x67] } else { vec![] };

@@ -1,7 +1,8 @@
-//! Changes of privilege, translated and interpreted: SYSCALL, SYSRET and IRETQ.
+//! Changes of privilege, translated and interpreted: SYSCALL, SYSRET and IRETQ; and POPF, which depends on it.
 
 mod calls;
 mod exceptions;
+mod flags;
 mod interrupts;
 mod random;
 mod returns;
@@ -96,10 +97,10 @@ impl Both {
         }
     }
 
-    /// How often translated code has left a change of privilege to its handler.
+    /// How often translated code has left a change of privilege, or POPF, to its handler.
     fn handed(&self) -> u64 {
         let forms = super::super::handed(&self.subject.m.cpu);
-        let changes = |form: &str| form.starts_with("Sys") || form.starts_with("Iret");
+        let changes = |form: &str| ["Sys", "Iret", "Popf"].iter().any(|start| form.starts_with(start));
         forms.iter().filter(|(form, _)| changes(form)).map(|(_, count)| count).sum()
     }
 

@@ -337,10 +337,20 @@ fn candidate(random: &mut Random) -> Vec<u8> {
         3 => return vec![0xc5, 0xfc, 0x77],
         4..6 => {
             let value = if random.chance(10) { random.pick(&UNMASKED) } else { random.pick(&MXCSR) };
-            // push value; ldmxcsr [rsp]; pop rax
+            // Rarely with a bit that is one of AMD's, or of nobody's.
+            let value =
+                if random.chance(5) { value | random.pick(&[1 << 17, 1 << 16, 1 << 31]) } else { value };
+            // push value; ldmxcsr or vldmxcsr [rsp], or of what is there by another register; pop rax
             let mut out = vec![0x68];
             out.extend_from_slice(&value.to_le_bytes());
-            out.extend_from_slice(&[0x0f, 0xae, 0x14, 0x24, 0x58]);
+            let load: &[u8] = random.pick(&[
+                &[0x0f, 0xae, 0x14, 0x24],
+                &[0x0f, 0xae, 0x14, 0x24],
+                &[0xc5, 0xf8, 0xae, 0x14, 0x24],
+                &[0x54, 0x5d, 0x0f, 0xae, 0x55, 0x00],
+            ]);
+            out.extend_from_slice(load);
+            out.push(0x58);
             return out;
         }
         6..12 => return gather::instruction(random),

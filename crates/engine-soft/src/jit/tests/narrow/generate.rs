@@ -228,6 +228,7 @@ pub(in super::super) fn program(random: &mut Random, mix: Mix, both: bool) -> Pr
                 // mov eax,target; jmp or call eax
                 vec![0xb8, 0, 0, 0, 0, 0xff, random.pick(&[0xe0, 0xd0])]
             }
+            22 if random.chance(20) => generate::flags(random),
             22 => generate::repeated(random),
             23 => {
                 // LOOPNE, LOOPE, LOOP or JECXZ; with a prefix, with a count or target of 16 bits.
