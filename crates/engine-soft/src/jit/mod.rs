@@ -30,6 +30,7 @@ mod apart;
 mod asm;
 mod cache;
 mod cold;
+mod compat;
 mod emit;
 mod enter;
 mod facts;

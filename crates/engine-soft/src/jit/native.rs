@@ -44,6 +44,10 @@ pub(super) enum Kind {
     SystemCall,
     /// SYSRET to 64-bit code.
     SystemReturn,
+    /// SYSENTER.
+    SystemEnter,
+    /// SYSRET to 32-bit code.
+    SystemReturnNarrow,
     /// IRETQ.
     InterruptReturn,
     /// BT, BTS, BTR and BTC of a bit string in memory.
@@ -201,6 +205,8 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Swapgs => Kind::SwapGs,
         M::Syscall => Kind::SystemCall,
         M::Sysretq => Kind::SystemReturn,
+        M::Sysenter => Kind::SystemEnter,
+        M::Sysret => Kind::SystemReturnNarrow,
         M::Iretq => Kind::InterruptReturn,
         M::Cld => Kind::ClearDirection,
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Kind::StoreString,

@@ -15,7 +15,7 @@ pub mod kvm;
 mod msr;
 mod mtrr;
 mod random;
-mod segment;
+pub(crate) mod segment;
 pub(crate) mod syscall;
 pub(super) mod task;
 #[cfg(test)]

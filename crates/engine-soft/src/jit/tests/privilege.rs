@@ -1,6 +1,7 @@
-//! Changes of privilege, translated and interpreted: SYSCALL, SYSRET and IRETQ.
+//! Changes of privilege, translated and interpreted: SYSCALL, SYSENTER, SYSRET and IRETQ.
 
 mod calls;
+mod compat;
 mod exceptions;
 mod interrupts;
 mod random;
@@ -125,6 +126,9 @@ impl Both {
             let (a, b) = (&self.reference.m.cpu, &self.subject.m.cpu);
             assert_eq!(a.save_state(), b.save_state(), "{what}");
             assert_eq!((a.cpl, a.class, a.flat), (b.cpl, b.class, b.flat), "{what}");
+            assert_eq!((a.code_size, a.stack_mask), (b.code_size, b.stack_mask), "{what}");
+            // 64-bit code does not ask what CS and SS span.
+            assert!(a.is_64bit() || a.spans == b.spans, "{what}");
             assert_eq!((a.retired, a.bases, a.nmi_masked), (b.retired, b.bases, b.nmi_masked), "{what}");
             if let Err(exception) = outcome {
                 assert_eq!(a.fault_address, b.fault_address, "{what}");
