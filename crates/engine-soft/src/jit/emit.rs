@@ -171,6 +171,7 @@ fn closes(kind: Kind) -> bool {
             | K::SystemCall
             | K::SystemReturn
             | K::SystemEnter
+            | K::SoftwareInterrupt
             | K::SystemReturnNarrow
             | K::InterruptReturn
     )
@@ -418,6 +419,7 @@ impl<'a> Emitter<'a> {
             Kind::SystemReturn => self.return_by(i, self.stubs.system_return),
             Kind::SystemEnter => self.system_enter(i),
             Kind::SystemReturnNarrow => self.system_return_narrow(i),
+            Kind::SoftwareInterrupt => self.software_interrupt(i),
             Kind::InterruptReturn => self.return_by(i, self.stubs.interrupt_return),
             Kind::StoreString => self.store_string(i),
             Kind::MoveString => self.move_string(i),
@@ -513,6 +515,7 @@ impl<'a> Emitter<'a> {
                     | Kind::SystemCall
                     | Kind::SystemReturn
                     | Kind::SystemEnter
+                    | Kind::SoftwareInterrupt
                     | Kind::SystemReturnNarrow
                     | Kind::InterruptReturn
             )

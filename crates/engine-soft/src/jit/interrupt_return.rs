@@ -118,7 +118,7 @@ impl Cpu {
     }
 
     /// Where a segment's descriptor is in the global table, and what it is, if the segment is what that says.
-    fn descriptor_as_loaded(&mut self, segment: Segment) -> Option<(u64, u64)> {
+    pub(super) fn descriptor_as_loaded(&mut self, segment: Segment) -> Option<(u64, u64)> {
         let selector = segment.selector;
         if selector.is_local() || selector.offset() + 7 > u32::from(self.gdtr.limit) {
             return None;
@@ -180,13 +180,13 @@ pub(super) fn interrupt_return(a: &mut Assembler, ways: Ways) -> usize {
 }
 
 /// What IRETQ finds on the stack, in bytes from its top.
-mod frame {
-    pub(super) const RIP: i32 = 0;
-    pub(super) const CS: i32 = 8;
-    pub(super) const RFLAGS: i32 = 16;
-    pub(super) const RSP: i32 = 24;
-    pub(super) const SS: i32 = 32;
-    pub(super) const BYTES: i32 = 40;
+pub(super) mod frame {
+    pub(in super::super) const RIP: i32 = 0;
+    pub(in super::super) const CS: i32 = 8;
+    pub(in super::super) const RFLAGS: i32 = 16;
+    pub(in super::super) const RSP: i32 = 24;
+    pub(in super::super) const SS: i32 = 32;
+    pub(in super::super) const BYTES: i32 = 40;
 }
 
 /// The host's address of the frame to [`A`], and put by.

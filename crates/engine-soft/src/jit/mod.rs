@@ -35,6 +35,7 @@ mod emit;
 mod enter;
 mod facts;
 mod flags;
+mod gate;
 mod gather;
 mod group;
 mod helper;

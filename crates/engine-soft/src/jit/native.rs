@@ -48,6 +48,8 @@ pub(super) enum Kind {
     SystemEnter,
     /// SYSRET to 32-bit code.
     SystemReturnNarrow,
+    /// INT n.
+    SoftwareInterrupt,
     /// IRETQ.
     InterruptReturn,
     /// BT, BTS, BTR and BTC of a bit string in memory.
@@ -207,6 +209,7 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Sysretq => Kind::SystemReturn,
         M::Sysenter => Kind::SystemEnter,
         M::Sysret => Kind::SystemReturnNarrow,
+        M::Int => Kind::SoftwareInterrupt,
         M::Iretq => Kind::InterruptReturn,
         M::Cld => Kind::ClearDirection,
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Kind::StoreString,

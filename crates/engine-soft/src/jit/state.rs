@@ -12,6 +12,7 @@ use ringfence_x86::{Exception, SegmentRegister, msr};
 
 use super::asm::{Mem, at};
 use super::compat::Compat;
+use super::gate::Gate;
 use super::interrupt_return::Returns;
 use super::kept::PLACES;
 use super::registers::PIN;
@@ -121,6 +122,8 @@ pub struct State {
     pub(super) flat_by_star: u16,
     /// What SYSENTER and SYSRET put in place from and for 32-bit code.
     pub(super) compat: Compat,
+    /// What INT n has last gone through.
+    pub(super) gate: Gate,
     /// Where IRET has led to.
     pub(super) returns: Returns,
     /// Table of the soft TLB for what the processor loads on its own behalf.
@@ -202,6 +205,7 @@ impl State {
             star: 0,
             flat_by_star: 0x301,
             compat: Compat::new(),
+            gate: Gate::new(),
             returns: Returns::NONE,
             system_table: 0,
             stale_flag: 0,

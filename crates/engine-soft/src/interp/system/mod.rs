@@ -5,7 +5,7 @@ pub mod apic_hooks;
 mod control;
 mod cpuid;
 pub mod debug;
-pub(super) mod descriptor;
+pub(crate) mod descriptor;
 mod far;
 mod flags;
 mod hint;

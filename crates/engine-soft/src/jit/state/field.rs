@@ -119,6 +119,31 @@ pub(in super::super) fn compat(at: usize) -> Mem {
     of_state(offset_of!(State, compat) + at)
 }
 
+/// So many bytes behind the start of what is known of INT n.
+pub(in super::super) fn gate(at: usize) -> Mem {
+    of_state(offset_of!(State, gate) + at)
+}
+
+/// The base of the interrupt descriptor table.
+pub(in super::super) fn idt_base() -> Mem {
+    at_distance(offset_of!(Cpu, idtr) + offset_of!(DescriptorTable, base))
+}
+
+/// Its limit, 16 bits.
+pub(in super::super) fn idt_limit() -> Mem {
+    at_distance(offset_of!(Cpu, idtr) + offset_of!(DescriptorTable, limit))
+}
+
+/// The base of the task-state segment.
+pub(in super::super) fn tr_base() -> Mem {
+    at_distance(offset_of!(Cpu, tr) + offset_of!(Segment, base))
+}
+
+/// Its limit, 32 bits.
+pub(in super::super) fn tr_limit() -> Mem {
+    at_distance(offset_of!(Cpu, tr) + offset_of!(Segment, limit))
+}
+
 /// What accesses a segment permits to all of 4 GiB from 0: a byte of [`Cpu::flat`].
 pub(in super::super) fn flat(segment: u8) -> Mem {
     at_distance(offset_of!(Cpu, flat) + usize::from(segment))

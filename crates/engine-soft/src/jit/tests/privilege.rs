@@ -3,6 +3,7 @@
 mod calls;
 mod compat;
 mod exceptions;
+mod gates;
 mod interrupts;
 mod random;
 mod returns;
@@ -100,7 +101,7 @@ impl Both {
     /// How often translated code has left a change of privilege to its handler.
     fn handed(&self) -> u64 {
         let forms = super::super::handed(&self.subject.m.cpu);
-        let changes = |form: &str| form.starts_with("Sys") || form.starts_with("Iret");
+        let changes = |form: &str| form.starts_with("Sys") || form.starts_with("Iret") || form == "Int_imm8";
         forms.iter().filter(|(form, _)| changes(form)).map(|(_, count)| count).sum()
     }
 
@@ -136,7 +137,9 @@ impl Both {
                 break;
             }
         }
-        for page in [at::GDT, at::USER_STACK - 0x1000, at::DATA, at::KERNEL_ONLY, at::STACK - 0x1000] {
+        for page in
+            [at::GDT, at::USER_STACK - 0x1000, at::DATA, at::KERNEL_ONLY, at::STACK - 0x1000, at::STACK]
+        {
             let mut bytes = [[0; 0x1000]; 2];
             for (lab, bytes) in [&self.reference, &self.subject].into_iter().zip(&mut bytes) {
                 lab.memory.read_bytes(GuestAddress(page), bytes).unwrap();

@@ -158,7 +158,7 @@ fn system_enter_is_as_in_the_interpreter() {
 fn system_return_to_32_bit_code_is_as_in_the_interpreter() {
     let step = Some(Exception::debug(Exception::DEBUG_SINGLE_STEP));
     let null_data: fn(&mut Cpu) = |cpu| set_data_segment(cpu, SegmentRegister::Ds, 0);
-    let cases: [Case; 15] = [
+    let cases: [Case; 16] = [
         ("plain", |_| (), false, UD),
         ("SCE off", |cpu| cpu.efer.remove(Efer::SCE), true, UD),
         ("another STAR", |cpu| set_msr(cpu, msr::STAR, STAR ^ 0x48 << 48), false, UD),
@@ -170,6 +170,7 @@ fn system_return_to_32_bit_code_is_as_in_the_interpreter() {
         ("something waits", post, true, UD),
         ("no DS", null_data, true, Some(Exception::GP0)),
         ("no ES", |cpu| set_data_segment(cpu, SegmentRegister::Es, 0), true, UD),
+        ("no SS", |cpu| set_data_segment(cpu, SegmentRegister::Ss, 0), false, UD),
         ("stack beyond", |cpu| cpu.regs[4] |= 1 << 32, true, UD),
         ("target beyond", |cpu| cpu.regs[1] |= 1 << 63, false, UD),
         ("target not mapped", |cpu| cpu.regs[1] = at::ABSENT, false, Some(fetch_fault(4))),
@@ -197,9 +198,7 @@ fn in_frame<const PLACE: u64>(cpu: &Cpu, change: fn(u64) -> u64) {
 #[test]
 fn return_from_interrupt_to_32_bit_code_is_as_in_the_interpreter() {
     let step = Some(Exception::debug(Exception::DEBUG_SINGLE_STEP));
-    let gp =
-        |selector: u16| Some(Exception::with_code(ringfence_x86::Vector::GeneralProtection, selector & !3));
-    let cases: [Case; 14] = [
+    let cases: [Case; 15] = [
         ("plain", |_| (), false, UD),
         ("RIP beyond", |cpu| in_frame::<0>(cpu, |rip| rip | 1 << 32), true, Some(Exception::GP0)),
         ("RSP beyond", |cpu| in_frame::<3>(cpu, |rsp| rsp | 1 << 32), true, UD),
@@ -209,6 +208,7 @@ fn return_from_interrupt_to_32_bit_code_is_as_in_the_interpreter() {
         ("RF", |cpu| in_frame::<2>(cpu, |flags| flags | 0x1_0000), false, UD),
         ("64-bit code", |cpu| in_frame::<1>(cpu, |_| sel::USER_CODE.into()), true, None),
         ("no DS", |cpu| set_data_segment(cpu, SegmentRegister::Ds, 0), true, Some(Exception::GP0)),
+        ("no SS", |cpu| set_data_segment(cpu, SegmentRegister::Ss, 0), false, UD),
         ("ES of the kernel's", |cpu| set_data_segment(cpu, SegmentRegister::Es, sel::DATA), true, UD),
         ("a limit", |cpu| flip(cpu, sel::USER_CODE32, 1), true, UD),
         ("something waits", post, true, UD),
@@ -223,7 +223,6 @@ fn return_from_interrupt_to_32_bit_code_is_as_in_the_interpreter() {
                 assert_eq!(got.1, end, "{what}");
             }
         }
-        let _ = gp;
     }
 }
 
