@@ -222,3 +222,37 @@ fn random_interrupt_instructions_run_as_in_the_interpreter() {
     }
     assert!(direct > count(3000) / 5, "{direct}");
 }
+
+#[test]
+fn interrupt_instruction_by_unusual_gates_is_the_handlers() {
+    let put_gate = |both: &mut Both, dpl: u8, ist: u8| {
+        for lab in [&mut both.reference, &mut both.subject] {
+            lab.gate(NUMBER, sel::CODE, system_type::INTERRUPT_GATE, dpl, ist);
+        }
+    };
+    let mut own_stack = both(Vendor::Intel, system_type::INTERRUPT_GATE);
+    put_gate(&mut own_stack, 3, 1);
+    assert_eq!(own_stack.gate_call("a stack of its own", sel::USER_CODE32, |_| ()), (true, UD));
+
+    // What the kernel may go through, a program may not.
+    let mut kernels = both(Vendor::Intel, system_type::INTERRUPT_GATE);
+    put_gate(&mut kernels, 0, 0);
+    for selector in [sel::CODE, sel::CODE, sel::CODE, sel::USER_CODE32, sel::USER_CODE32, sel::USER_CODE32] {
+        kernels.gate_from(selector);
+        let user = selector != sel::CODE;
+        kernels.each(|cpu| {
+            if !user {
+                set_data_segment(cpu, SegmentRegister::Ss, 0);
+            }
+        });
+        let refused = fault(Vector::GeneralProtection, u16::from(NUMBER) << 3 | 2);
+        assert_eq!(kernels.go("a gate of the kernel's"), (true, if user { refused } else { UD }));
+    }
+
+    // The lower of the two pages is known.
+    let mut two_pages = both(Vendor::Intel, system_type::INTERRUPT_GATE);
+    two_pages.each(|cpu| write(cpu, at::TSS + 4, at::STACK - 0x800));
+    assert_eq!(two_pages.gate_call("a stack below", sel::USER_CODE32, |_| ()), (false, UD));
+    let over_both: fn(&mut Cpu) = |cpu| write(cpu, at::TSS + 4, at::STACK + 0x10);
+    assert_eq!(two_pages.gate_call("a stack over both", sel::USER_CODE32, over_both), (true, UD));
+}
