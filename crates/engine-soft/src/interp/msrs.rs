@@ -6,8 +6,17 @@ use std::mem::offset_of;
 use ringfence_x86::msr;
 
 /// Those that instructions use which programs and kernels execute all the time, by their places in [`Msrs::apart`].
-const APART: [u32; 6] =
-    [msr::KERNEL_GS_BASE, msr::STAR, msr::LSTAR, msr::FMASK, msr::TSC_ADJUST, msr::TSC_AUX];
+const APART: [u32; 9] = [
+    msr::KERNEL_GS_BASE,
+    msr::STAR,
+    msr::LSTAR,
+    msr::FMASK,
+    msr::TSC_ADJUST,
+    msr::TSC_AUX,
+    msr::SYSENTER_CS,
+    msr::SYSENTER_ESP,
+    msr::SYSENTER_EIP,
+];
 
 /// Where a register is that is kept apart.
 const fn place(number: u32) -> Option<usize> {

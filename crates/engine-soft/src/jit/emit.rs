@@ -165,7 +165,15 @@ fn closes(kind: Kind) -> bool {
     use Kind as K;
     matches!(
         kind,
-        K::Jump | K::JumpIndirect | K::Return | K::SystemCall | K::SystemReturn | K::InterruptReturn
+        K::Jump
+            | K::JumpIndirect
+            | K::Return
+            | K::SystemCall
+            | K::SystemReturn
+            | K::SystemEnter
+            | K::SoftwareInterrupt
+            | K::SystemReturnNarrow
+            | K::InterruptReturn
     )
 }
 
@@ -412,6 +420,9 @@ impl<'a> Emitter<'a> {
             Kind::SwapGs => self.swap_gs(i),
             Kind::SystemCall => self.system_call(i),
             Kind::SystemReturn => self.return_by(i, self.stubs.system_return),
+            Kind::SystemEnter => self.system_enter(i),
+            Kind::SystemReturnNarrow => self.system_return_narrow(i),
+            Kind::SoftwareInterrupt => self.software_interrupt(i),
             Kind::InterruptReturn => self.return_by(i, self.stubs.interrupt_return),
             Kind::StoreString => self.store_string(i),
             Kind::MoveString => self.move_string(i),
@@ -519,6 +530,9 @@ impl<'a> Emitter<'a> {
                     | Kind::Return
                     | Kind::SystemCall
                     | Kind::SystemReturn
+                    | Kind::SystemEnter
+                    | Kind::SoftwareInterrupt
+                    | Kind::SystemReturnNarrow
                     | Kind::InterruptReturn
             )
     }

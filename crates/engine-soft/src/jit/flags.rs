@@ -26,7 +26,8 @@ pub(super) struct Effect {
 pub(super) fn effect(instruction: &Instruction) -> Effect {
     use Mnemonic as M;
     let set = |bits: u32| bits as Set & ALL;
-    if matches!(instruction.mnemonic(), M::Syscall | M::Sysretq | M::Iretq) {
+    if matches!(instruction.mnemonic(), M::Int | M::Syscall | M::Sysretq | M::Sysret | M::Sysenter | M::Iretq)
+    {
         // They keep all of them for the other side, or replace all.
         return Effect { reads: ALL, changes: ALL, kills: ALL };
     }

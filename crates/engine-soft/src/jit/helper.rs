@@ -80,6 +80,9 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, site: usize) -> u6
     if matches!(site.op.code, Code::Iretq | Code::Iretd) {
         returned(cpu, after);
     }
+    if site.op.code == Code::Int_imm8 {
+        cpu.learn_gate(site.op.immediate as u8);
+    }
     if cpu.leave_block || site.has(marks::ENDS) && must_leave(cpu) {
         cpu.translated.budget = after;
         return if site.has(marks::RESUMES) { resume(cpu) } else { reason::LEAVE };

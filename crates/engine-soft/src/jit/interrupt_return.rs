@@ -1,4 +1,4 @@
-//! IRETQ (SDM 2A IRET; 3A 6.14.3) in translated code, from CPL 0 to 64-bit code at CPL 0 or CPL 3.
+//! IRETQ (SDM 2A IRET; 3A 6.14.3) in translated code, from CPL 0 to 64-bit code at CPL 0 or CPL 3, or to flat 32-bit code at CPL 3.
 //!
 //! The segments that it loads are those of descriptors in the guest's memory. Where the handler has led to the same selectors
 //! before, its outcome is known by the descriptors alone: fixed code compares both with what they were and puts the
@@ -12,13 +12,15 @@ use ringfence_x86::{Rflags, SegmentRegister};
 
 use super::MAX_UNIT;
 use super::asm::{Assembler, Imm, Mem, Two, at, cc};
+use super::compat::{change_mode, require_flat, store_spans};
+use super::mode::Mode;
 use super::privilege::{
     Ways, change, decline, not_canonical, nothing_waits, store_rflags, use_kernel_table, use_table,
 };
 use super::registers::{A, B, BUDGET, C, STACK, TABLE};
 use super::state::field;
 use super::stubs::{data_entry, load_table};
-use crate::interp::cpu::{CodeSize, Cpu};
+use crate::interp::cpu::Cpu;
 use crate::mmu::tlb::Class;
 
 /// Where IRETQ has led to.
@@ -56,7 +58,9 @@ mod way {
     pub(super) const KERNEL: usize = 1;
     /// To CPL 0 with a null SS, as it is where an interrupt came from CPL 3.
     pub(super) const KERNEL_WITHOUT_STACK: usize = 2;
-    pub(super) const COUNT: usize = 3;
+    /// To 32-bit code at CPL 3.
+    pub(super) const NARROW: usize = 3;
+    pub(super) const COUNT: usize = 4;
 }
 
 /// All that is known.
@@ -91,15 +95,16 @@ impl Cpu {
         let segments = [self.segments[CS], self.segments[SS]];
         let [cs, ss] = segments;
         let null = ss.selector.is_null();
-        let way = match self.cpl {
-            3 => way::USER,
-            0 if null => way::KERNEL_WITHOUT_STACK,
-            0 => way::KERNEL,
+        let way = match (self.mode()?, self.cpl) {
+            (Mode::Flat32, 3) => way::NARROW,
+            (Mode::Bits64, 3) => way::USER,
+            (Mode::Bits64, 0) if null => way::KERNEL_WITHOUT_STACK,
+            (Mode::Bits64, 0) => way::KERNEL,
             _ => return None,
         };
         let code = self.descriptor_as_loaded(cs)?;
         let stack = if null { code } else { self.descriptor_as_loaded(ss)? };
-        if self.code_size != CodeSize::Bits64 || (code.0 ^ stack.0) & !0xfff != 0 {
+        if (code.0 ^ stack.0) & !0xfff != 0 {
             return None;
         }
         let known = Return {
@@ -113,7 +118,7 @@ impl Cpu {
     }
 
     /// Where a segment's descriptor is in the global table, and what it is, if the segment is what that says.
-    fn descriptor_as_loaded(&mut self, segment: Segment) -> Option<(u64, u64)> {
+    pub(super) fn descriptor_as_loaded(&mut self, segment: Segment) -> Option<(u64, u64)> {
         let selector = segment.selector;
         if selector.is_local() || selector.offset() + 7 > u32::from(self.gdtr.limit) {
             return None;
@@ -157,7 +162,7 @@ pub(super) fn interrupt_return(a: &mut Assembler, ways: Ways) -> usize {
     a.load_word(C, at(A, frame::SS));
     a.shl32(C, 16);
     a.rr(Two::Or, B, C);
-    let known = [way::USER, way::KERNEL, way::KERNEL_WITHOUT_STACK].map(|way| {
+    let known = [way::USER, way::KERNEL, way::KERNEL_WITHOUT_STACK, way::NARROW].map(|way| {
         a.rm(Two::Cmp, B, of_return(way, offset_of!(Return, selectors)));
         (way, a.jcc(cc::E))
     });
@@ -175,13 +180,13 @@ pub(super) fn interrupt_return(a: &mut Assembler, ways: Ways) -> usize {
 }
 
 /// What IRETQ finds on the stack, in bytes from its top.
-mod frame {
-    pub(super) const RIP: i32 = 0;
-    pub(super) const CS: i32 = 8;
-    pub(super) const RFLAGS: i32 = 16;
-    pub(super) const RSP: i32 = 24;
-    pub(super) const SS: i32 = 32;
-    pub(super) const BYTES: i32 = 40;
+pub(super) mod frame {
+    pub(in super::super) const RIP: i32 = 0;
+    pub(in super::super) const CS: i32 = 8;
+    pub(in super::super) const RFLAGS: i32 = 16;
+    pub(in super::super) const RSP: i32 = 24;
+    pub(in super::super) const SS: i32 = 32;
+    pub(in super::super) const BYTES: i32 = 40;
 }
 
 /// The host's address of the frame to [`A`], and put by.
@@ -241,13 +246,22 @@ fn keep_data_segments(a: &mut Assembler, declined: &mut Vec<usize>) {
 
 /// Where the selectors are known.
 fn return_to(a: &mut Assembler, way: usize, declined: &mut Vec<usize>, ways: Ways) {
-    let user = way == way::USER;
+    let narrow = way == way::NARROW;
+    let user = way == way::USER || narrow;
     compare_descriptors(a, way, declined);
     a.rm(Two::Load, A, field::slot());
     // Each word is read once: another vCPU may write there. RIP is nobody's as long as translated code runs.
     a.rm(Two::Load, C, at(A, frame::RIP));
     a.rm(Two::Store, C, field::rip());
-    declined.push(not_canonical(a, C));
+    if narrow {
+        a.shr(C, 32);
+        declined.push(a.jcc(cc::NE));
+        a.imm_mem32(Imm::Cmp, at(A, frame::RSP + 4), 0);
+        declined.push(a.jcc(cc::NE));
+        require_flat(a, declined);
+    } else {
+        declined.push(not_canonical(a, C));
+    }
     a.rm(Two::Load, B, at(A, frame::RFLAGS));
     // A trap behind the next instruction, a mode that 64-bit code has not, an error at the next IRET; at CPL 3, accesses whose
     // alignment is checked.
@@ -267,7 +281,11 @@ fn return_to(a: &mut Assembler, way: usize, declined: &mut Vec<usize>, ways: Way
         keep_data_segments(a, declined);
     }
     // From here on nothing can go wrong.
-    a.rm(Two::Load, STACK, at(A, frame::RSP));
+    if narrow {
+        a.rm32(Two::Load, STACK, at(A, frame::RSP));
+    } else {
+        a.rm(Two::Load, STACK, at(A, frame::RSP));
+    }
     a.imm(Imm::And, false, B, FLAGS.bits() as i32);
     store_rflags(a);
     if user {
@@ -278,7 +296,13 @@ fn return_to(a: &mut Assembler, way: usize, declined: &mut Vec<usize>, ways: Way
     let words = (0..2 * size_of::<Segment>()).step_by(8);
     let segments =
         words.map(|at| (of_return(way, offset_of!(Return, segments) + at), field::code_segment(at)));
+    if narrow {
+        change_mode(a, Mode::Flat32);
+    }
     change(a, user, segments, of_return(way, offset_of!(Return, flat)));
+    if narrow {
+        store_spans(a);
+    }
     a.rm(Two::Load, A, field::rip());
     a.jmp_to(ways.dispatch as i64);
 }

@@ -50,6 +50,12 @@ pub(super) enum Kind {
     SystemCall,
     /// SYSRET to 64-bit code.
     SystemReturn,
+    /// SYSENTER.
+    SystemEnter,
+    /// SYSRET to 32-bit code.
+    SystemReturnNarrow,
+    /// INT n.
+    SoftwareInterrupt,
     /// IRETQ.
     InterruptReturn,
     /// BT, BTS, BTR and BTC of a bit string in memory.
@@ -238,6 +244,9 @@ fn integer(instruction: &Instruction, host: &Host) -> Kind {
         M::Swapgs => Kind::SwapGs,
         M::Syscall => Kind::SystemCall,
         M::Sysretq => Kind::SystemReturn,
+        M::Sysenter => Kind::SystemEnter,
+        M::Sysret => Kind::SystemReturnNarrow,
+        M::Int => Kind::SoftwareInterrupt,
         M::Iretq => Kind::InterruptReturn,
         M::Cld => Kind::ClearDirection,
         M::Std => Kind::SetDirection,

@@ -27,7 +27,7 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// An instruction that fixed code returns from, to wherever it goes: SYSRET to 64-bit code, or IRETQ.
+    /// An instruction that fixed code returns from, to wherever it goes: SYSRET, IRETQ, or SYSENTER.
     pub(super) fn return_by(&mut self, i: usize, stub: usize) -> Option<()> {
         self.save_flags();
         let id = self.site(i);
@@ -79,12 +79,7 @@ pub(super) fn system_return(a: &mut Assembler, ways: Ways) -> usize {
     declined.push(a.jcc(cc::E));
     // Where the target is not canonical, one vendor faults here and the other there.
     declined.push(not_canonical(a, RCX));
-    // A trap behind this instruction, or accesses whose alignment is checked.
-    a.rm(Two::Load, B, field::register(Gpr::R11 as u8));
-    a.rr32(Two::Load, C, B);
-    a.imm(Imm::And, false, C, (Rflags::TF | Rflags::AC).bits() as i32);
-    declined.push(a.jcc(cc::NE));
-    a.imm(Imm::And, false, B, SYSRET_FLAGS as i32);
+    take_return_flags(a, &mut declined);
     store_rflags(a);
     use_table(a, Class::User, field::user_table());
     change(a, true, field::code_and_stack(true), field::flat_by_star());
@@ -94,9 +89,19 @@ pub(super) fn system_return(a: &mut Assembler, ways: Ways) -> usize {
     start
 }
 
+/// The flags that SYSRET takes from R11, to [`B`], unless they are unusual. Uses [`C`].
+pub(super) fn take_return_flags(a: &mut Assembler, declined: &mut Vec<usize>) {
+    // A trap behind this instruction, or accesses whose alignment is checked.
+    a.rm(Two::Load, B, field::register(Gpr::R11 as u8));
+    a.rr32(Two::Load, C, B);
+    a.imm(Imm::And, false, C, (Rflags::TF | Rflags::AC).bits() as i32);
+    declined.push(a.jcc(cc::NE));
+    a.imm(Imm::And, false, B, SYSRET_FLAGS as i32);
+}
+
 /// What both begin with: the site is in [`C`], which is free then. [`A`] stays. Returns the branches taken where the handler
 /// must do it.
-fn begin(a: &mut Assembler) -> Vec<usize> {
+pub(super) fn begin(a: &mut Assembler) -> Vec<usize> {
     a.rm32(Two::Store, C, field::link());
     a.test_imm32(field::efer(), Efer::SCE.bits() as u32);
     let mut declined = vec![a.jcc(cc::E)];

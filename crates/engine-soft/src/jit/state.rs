@@ -11,6 +11,8 @@ use ringfence_x86::segment::{DescriptorTable, Segment};
 use ringfence_x86::{Exception, SegmentRegister, msr};
 
 use super::asm::{Mem, at};
+use super::compat::Compat;
+use super::gate::Gate;
 use super::interrupt_return::Returns;
 use super::kept::PLACES;
 use super::registers::PIN;
@@ -118,6 +120,10 @@ pub struct State {
     pub(super) star: u64,
     /// Whether they span all 4 GiB: both can be read, the stack can be written.
     pub(super) flat_by_star: u16,
+    /// What SYSENTER and SYSRET put in place from and for 32-bit code.
+    pub(super) compat: Compat,
+    /// What INT n has last gone through.
+    pub(super) gate: Gate,
     /// Where IRET has led to.
     pub(super) returns: Returns,
     /// Table of the soft TLB for what the processor loads on its own behalf.
@@ -198,6 +204,8 @@ impl State {
             privileges: segments_of(0).map(|segments| Privilege { segments, context: 0, fetch_table: 0 }),
             star: 0,
             flat_by_star: 0x301,
+            compat: Compat::new(),
+            gate: Gate::new(),
             returns: Returns::NONE,
             system_table: 0,
             stale_flag: 0,
@@ -290,6 +298,7 @@ impl Cpu {
         }
         state.context = contexts[usize::from(self.cpl == 3)];
         state.code_tag = CodeAddress::tag(self.code_size == CodeSize::Bits32);
+        self.prepare_compat();
         let star = self.stored_msr(msr::STAR);
         if self.translated.star != star {
             self.translated.star = star;

@@ -7,6 +7,8 @@
 use std::mem::offset_of;
 
 use super::asm::{Assembler, Imm, Mem, RAX, RDI, RSI, RSP, Reg, Two, at, cc};
+use super::compat;
+use super::gate;
 use super::helper::Site;
 use super::interrupt_return;
 use super::misses::{self, Around, Misses};
@@ -158,6 +160,12 @@ pub(super) struct Stubs {
     pub(super) system_call: usize,
     /// Jumped to with the site in [`C`]: SYSRET to 64-bit code.
     pub(super) system_return: usize,
+    /// Jumped to with the site in [`C`]: SYSENTER in 32-bit code.
+    pub(super) system_enter: usize,
+    /// Jumped to with the site in [`C`]: SYSRET to 32-bit code.
+    pub(super) system_return_narrow: usize,
+    /// Jumped to with the site in [`C`] and the vector in [`A`], RIP behind the instruction: INT n. One in 64-bit code, one in 32-bit code.
+    pub(super) software_interrupt: [usize; 2],
     /// Jumped to with the site in [`C`]: IRETQ.
     pub(super) interrupt_return: usize,
     /// Jumped to with an offset in the page in [`A`]: the interpreter is to execute what is there.
@@ -511,6 +519,9 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
     let ways = Ways { interpret, dispatch };
     let system_call = privilege::system_call(&mut a, ways);
     let system_return = privilege::system_return(&mut a, ways);
+    let system_enter = compat::system_enter(&mut a, ways);
+    let system_return_narrow = compat::system_return(&mut a, ways);
+    let software_interrupt = [false, true].map(|narrow| gate::software_interrupt(&mut a, ways, narrow));
     let interrupt_return = interrupt_return::interrupt_return(&mut a, ways);
     // From the highest, which the one below leads to.
     let mut load = [0; LEVELS];
@@ -541,6 +552,9 @@ pub(super) fn emit() -> (Vec<u8>, Stubs) {
             ret,
             system_call,
             system_return,
+            system_enter,
+            system_return_narrow,
+            software_interrupt,
             interrupt_return,
             by_interpreter,
             raised,

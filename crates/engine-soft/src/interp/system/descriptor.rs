@@ -11,32 +11,32 @@ pub(in crate::interp) fn selector_fault(vector: Vector, selector: Selector, ext:
 }
 
 /// Whether a descriptor is for a present segment or gate.
-pub(in crate::interp) fn is_present(descriptor: u64) -> bool {
+pub(crate) fn is_present(descriptor: u64) -> bool {
     descriptor >> 47 & 1 != 0
 }
 
 /// Whether a descriptor is for code or data rather than for a system segment or gate.
-pub(in crate::interp) fn is_memory(descriptor: u64) -> bool {
+pub(crate) fn is_memory(descriptor: u64) -> bool {
     descriptor >> 44 & 1 != 0
 }
 
 /// Type field, 0 to 15.
-pub(in crate::interp) fn kind(descriptor: u64) -> u8 {
+pub(crate) fn kind(descriptor: u64) -> u8 {
     (descriptor >> 40 & 0xf) as u8
 }
 
 /// Descriptor privilege level.
-pub(in crate::interp) fn dpl(descriptor: u64) -> u8 {
+pub(crate) fn dpl(descriptor: u64) -> u8 {
     (descriptor >> 45 & 3) as u8
 }
 
 /// Conforming code (`descriptor` is for code).
-pub(in crate::interp) fn is_conforming(descriptor: u64) -> bool {
+pub(crate) fn is_conforming(descriptor: u64) -> bool {
     descriptor >> 42 & 1 != 0
 }
 
 /// A code segment's descriptor.
-pub(in crate::interp) fn is_code(descriptor: u64) -> bool {
+pub(crate) fn is_code(descriptor: u64) -> bool {
     descriptor >> 43 & 3 == 3
 }
 

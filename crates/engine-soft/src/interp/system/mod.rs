@@ -5,7 +5,7 @@ pub mod apic_hooks;
 mod control;
 mod cpuid;
 pub mod debug;
-pub(super) mod descriptor;
+pub(crate) mod descriptor;
 mod far;
 mod flags;
 mod hint;
@@ -15,7 +15,7 @@ pub mod kvm;
 mod msr;
 mod mtrr;
 mod random;
-mod segment;
+pub(crate) mod segment;
 pub(crate) mod syscall;
 pub(super) mod task;
 #[cfg(test)]

@@ -440,7 +440,7 @@ pub(super) fn handler(instruction: &Instruction) -> Option<Handler> {
 }
 
 /// A flat segment of the kind that SYSCALL and SYSENTER load (SDM 2B, SYSCALL): base 0, limit 4 GiB.
-pub(super) fn flat_code(selector: u16, cpl: u8, long: bool) -> Segment {
+pub(crate) fn flat_code(selector: u16, cpl: u8, long: bool) -> Segment {
     let size = if long { attribute::LONG } else { attribute::DB };
     Segment {
         selector: Selector(selector & !3 | u16::from(cpl)),
@@ -451,7 +451,7 @@ pub(super) fn flat_code(selector: u16, cpl: u8, long: bool) -> Segment {
 }
 
 /// As [`flat_code`], for the stack.
-pub(super) fn flat_stack(selector: u16, cpl: u8) -> Segment {
+pub(crate) fn flat_stack(selector: u16, cpl: u8) -> Segment {
     Segment {
         selector: Selector(selector & !3 | u16::from(cpl)),
         base: 0,

@@ -66,7 +66,7 @@ fields!(
     laps_end
 );
 
-fields_of_cpu!(cpl, flags, class, cr0, cr2, cr3, cr4, efer, nmi_masked);
+fields_of_cpu!(cpl, flags, class, cr0, cr2, cr3, cr4, efer, nmi_masked, code_size, stack_mask);
 
 fn of_state(offset: usize) -> Mem {
     at_distance(offset_of!(Cpu, translated) + offset)
@@ -112,6 +112,41 @@ pub(in super::super) fn code_and_stack(user: bool) -> impl Iterator<Item = (Mem,
 /// What is so many bytes behind the start of CS, which SS follows.
 pub(in super::super) fn code_segment(at: usize) -> Mem {
     at_distance(self::segment(SegmentRegister::Cs as u8) + at)
+}
+
+/// So many bytes behind the start of what SYSENTER and SYSRET need for 32-bit code.
+pub(in super::super) fn compat(at: usize) -> Mem {
+    of_state(offset_of!(State, compat) + at)
+}
+
+/// So many bytes behind the start of what is known of INT n.
+pub(in super::super) fn gate(at: usize) -> Mem {
+    of_state(offset_of!(State, gate) + at)
+}
+
+/// The base of the interrupt descriptor table.
+pub(in super::super) fn idt_base() -> Mem {
+    at_distance(offset_of!(Cpu, idtr) + offset_of!(DescriptorTable, base))
+}
+
+/// Its limit, 16 bits.
+pub(in super::super) fn idt_limit() -> Mem {
+    at_distance(offset_of!(Cpu, idtr) + offset_of!(DescriptorTable, limit))
+}
+
+/// The base of the task-state segment.
+pub(in super::super) fn tr_base() -> Mem {
+    at_distance(offset_of!(Cpu, tr) + offset_of!(Segment, base))
+}
+
+/// Its limit, 32 bits.
+pub(in super::super) fn tr_limit() -> Mem {
+    at_distance(offset_of!(Cpu, tr) + offset_of!(Segment, limit))
+}
+
+/// What accesses a segment permits to all of 4 GiB from 0: a byte of [`Cpu::flat`].
+pub(in super::super) fn flat(segment: u8) -> Mem {
+    at_distance(offset_of!(Cpu, flat) + usize::from(segment))
 }
 
 /// So many bytes behind the start of what is known of IRET.

@@ -1,8 +1,10 @@
-//! Changes of privilege, translated and interpreted: SYSCALL, SYSRET and IRETQ; and POPF, which depends on it.
+//! Changes of privilege, translated and interpreted: SYSCALL, SYSENTER, INT n, SYSRET and IRETQ; and POPF, which depends on it.
 
 mod calls;
+mod compat;
 mod exceptions;
 mod flags;
+mod gates;
 mod interrupts;
 mod random;
 mod returns;
@@ -100,7 +102,8 @@ impl Both {
     /// How often translated code has left a change of privilege, or POPF, to its handler.
     fn handed(&self) -> u64 {
         let forms = super::super::handed(&self.subject.m.cpu);
-        let changes = |form: &str| ["Sys", "Iret", "Popf"].iter().any(|start| form.starts_with(start));
+        let changes =
+            |form: &str| ["Sys", "Iret", "Popf", "Int_imm8"].iter().any(|start| form.starts_with(start));
         forms.iter().filter(|(form, _)| changes(form)).map(|(_, count)| count).sum()
     }
 
@@ -126,6 +129,9 @@ impl Both {
             let (a, b) = (&self.reference.m.cpu, &self.subject.m.cpu);
             assert_eq!(a.save_state(), b.save_state(), "{what}");
             assert_eq!((a.cpl, a.class, a.flat), (b.cpl, b.class, b.flat), "{what}");
+            assert_eq!((a.code_size, a.stack_mask), (b.code_size, b.stack_mask), "{what}");
+            // 64-bit code does not ask what CS and SS span.
+            assert!(a.is_64bit() || a.spans == b.spans, "{what}");
             assert_eq!((a.retired, a.bases, a.nmi_masked), (b.retired, b.bases, b.nmi_masked), "{what}");
             if let Err(exception) = outcome {
                 assert_eq!(a.fault_address, b.fault_address, "{what}");
@@ -133,7 +139,9 @@ impl Both {
                 break;
             }
         }
-        for page in [at::GDT, at::USER_STACK - 0x1000, at::DATA, at::KERNEL_ONLY, at::STACK - 0x1000] {
+        for page in
+            [at::GDT, at::USER_STACK - 0x1000, at::DATA, at::KERNEL_ONLY, at::STACK - 0x1000, at::STACK]
+        {
             let mut bytes = [[0; 0x1000]; 2];
             for (lab, bytes) in [&self.reference, &self.subject].into_iter().zip(&mut bytes) {
                 lab.memory.read_bytes(GuestAddress(page), bytes).unwrap();
