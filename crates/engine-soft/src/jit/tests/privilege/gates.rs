@@ -234,8 +234,9 @@ fn interrupt_instruction_by_unusual_gates_is_the_handlers() {
     put_gate(&mut own_stack, 3, 1);
     assert_eq!(own_stack.gate_call("a stack of its own", sel::USER_CODE32, |_| ()), (true, UD));
 
-    // What the kernel may go through, a program may not.
+    // What the kernel may go through, a program may not, when all pages are known.
     let mut kernels = both(Vendor::Intel, system_type::INTERRUPT_GATE);
+    assert_eq!(kernels.gate_call("a gate of the program's", sel::USER_CODE32, |_| ()), (false, UD));
     put_gate(&mut kernels, 0, 0);
     for selector in [sel::CODE, sel::CODE, sel::CODE, sel::USER_CODE32, sel::USER_CODE32, sel::USER_CODE32] {
         kernels.gate_from(selector);
