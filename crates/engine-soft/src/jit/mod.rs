@@ -51,6 +51,7 @@ mod mxcsr;
 mod native;
 mod operand;
 mod output;
+mod plain;
 mod privilege;
 mod region;
 mod registers;
