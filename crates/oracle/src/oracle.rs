@@ -102,18 +102,16 @@ impl Oracle {
         Ok(outcomes)
     }
 
-    /// Runs a case that hung again, until it ends or has hung every time. A locked access over two cache lines stops the whole
+    /// Runs a case that hung once more, with more patience. A locked access over two cache lines stops the whole
     /// host for a while, for which a hypervisor may hold back its guest ("bus lock VM exits"): time that passes for the case's own.
     fn run_hung_again(&mut self, case: &Case, outcome: &mut Outcome) -> Result<(), OracleError> {
-        for _ in 0..HUNG_TRIES {
-            if outcome.end != End::Hung {
-                break;
-            }
-            let mut again = Vec::with_capacity(1);
-            self.run_batch(std::slice::from_ref(case), PATIENT_TICK_MICROSECONDS, &mut again)?;
-            if let Some(again) = again.pop() {
-                *outcome = again;
-            }
+        if outcome.end != End::Hung {
+            return Ok(());
+        }
+        let mut again = Vec::with_capacity(1);
+        self.run_batch(std::slice::from_ref(case), PATIENT_TICK_MICROSECONDS, &mut again)?;
+        if let Some(again) = again.pop() {
+            *outcome = again;
         }
         Ok(())
     }
@@ -177,8 +175,6 @@ impl Oracle {
 const TICK_MICROSECONDS: u32 = 20_000;
 /// The same for a case that is run again; stalls of a quarter of a second were seen.
 const PATIENT_TICK_MICROSECONDS: u32 = 900_000;
-/// How often a case that hung is run again.
-const HUNG_TRIES: usize = 1;
 const PAGE_FAULT: u32 = 14;
 
 fn outcome(record: &Record) -> Outcome {

@@ -14,7 +14,8 @@ use super::asm::{Assembler, Imm, Mem, Reg, Two, cc};
 use super::emit::Emitter;
 use super::mode::Mode;
 use super::privilege::{
-    Ways, begin, change, decline, nothing_waits, store_rflags, take_return_flags, use_kernel_table, use_table,
+    Ways, begin_return, change, decline, nothing_waits, store_rflags, take_return_flags, use_kernel_table,
+    use_table,
 };
 use super::registers::{A, B, C, STACK};
 use super::state::field;
@@ -32,19 +33,22 @@ const RCX: Reg = Reg(Gpr::Rcx as u8);
 pub(super) struct Compat {
     /// CS and SS that SYSENTER puts in place in long mode.
     enter: [Segment; 2],
-    /// CS and SS that SYSRET puts in place for 32-bit code.
+    /// CS and SS that SYSRET puts in place for 32-bit code, by the same STAR as those for 64-bit code.
     back: [Segment; 2],
     /// The value of IA32_SYSENTER_CS whose segments are in `enter`.
     sysenter_cs: u64,
-    /// The value of STAR whose segments are in `back`.
-    star: u64,
     /// Whether SYSENTER is an instruction in long mode: the vendors differ.
     has_sysenter: u64,
 }
 
 impl Compat {
+    /// STAR has another value.
+    pub(super) fn follow_star(&mut self, star: u64) {
+        self.back = back_by(star);
+    }
+
     pub(super) fn new() -> Self {
-        Self { enter: enter_by(0), back: back_by(0), sysenter_cs: 0, star: 0, has_sysenter: 0 }
+        Self { enter: enter_by(0), back: back_by(0), sysenter_cs: 0, has_sysenter: 0 }
     }
 }
 
@@ -59,18 +63,15 @@ fn back_by(star: u64) -> [Segment; 2] {
 }
 
 impl Cpu {
-    /// What these instructions put in place; see [`Cpu::prepare_privileges`].
+    /// What SYSENTER puts in place; see [`Cpu::prepare_privileges`].
     #[inline(always)]
     pub(super) fn prepare_compat(&mut self) {
-        let (sysenter_cs, star) = (self.stored_msr(msr::SYSENTER_CS), self.stored_msr(msr::STAR));
+        let sysenter_cs = self.stored_msr(msr::SYSENTER_CS);
         let intel = self.features.is_intel();
         let compat = &mut self.translated.compat;
         compat.has_sysenter = intel.into();
         if compat.sysenter_cs != sysenter_cs {
             (compat.sysenter_cs, compat.enter) = (sysenter_cs, enter_by(sysenter_cs));
-        }
-        if compat.star != star {
-            (compat.star, compat.back) = (star, back_by(star));
         }
     }
 }
@@ -131,14 +132,7 @@ pub(super) fn system_enter(a: &mut Assembler, ways: Ways) -> usize {
 /// The code of [`super::stubs::Stubs::system_return_narrow`].
 pub(super) fn system_return(a: &mut Assembler, ways: Ways) -> usize {
     let start = a.here();
-    let mut declined = begin(a);
-    a.compare_byte(field::cpl(), 0);
-    declined.push(a.jcc(cc::NE));
-    a.compare_byte(field::class(), Class::Slow as u8);
-    declined.push(a.jcc(cc::E));
-    a.rm(Two::Load, B, field::msr(msr::STAR));
-    a.rm(Two::Cmp, B, field::compat(offset_of!(Compat, star)));
-    declined.push(a.jcc(cc::NE));
+    let mut declined = begin_return(a);
     require_flat(a, &mut declined);
     a.copy(B, STACK);
     a.shr(B, 32);

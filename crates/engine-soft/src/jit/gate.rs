@@ -10,15 +10,16 @@ use ringfence_x86::paging::is_canonical;
 use ringfence_x86::segment::{Segment, attribute, system_type};
 use ringfence_x86::{Efer, Rflags, SegmentRegister};
 
-use super::asm::{Assembler, Imm, Mem, Two, at, cc};
+use super::asm::{Assembler, Imm, Mem, Reg, Two, at, cc};
 use super::compat::change_mode;
 use super::emit::Emitter;
-use super::interrupt_return::frame;
+use super::interrupt_return::{find, frame};
 use super::mode::Mode;
-use super::privilege::{Ways, change, decline, load_rflags, nothing_waits, use_kernel_table};
+use super::privilege::{
+    Ways, change, decline, load_rflags, nothing_waits, use_kernel_table, with_kernel_table,
+};
 use super::registers::{A, B, C, STACK, TABLE};
 use super::state::field;
-use super::stubs::data_entry;
 use crate::interp::cpu::Cpu;
 use crate::interp::system::descriptor;
 use crate::mmu::tlb::Class;
@@ -157,15 +158,6 @@ fn known(offset: usize) -> Mem {
     field::gate(offset)
 }
 
-/// The host's address of `bytes` at the linear address in [`A`], to [`A`], by the table in [`TABLE`]. Uses [`B`].
-fn find(a: &mut Assembler, bytes: i32, write: bool, declined: &mut Vec<usize>) {
-    let [page, host] = data_entry(a, write);
-    a.rm(Two::Sub, A, page);
-    a.compare_imm(A, 0x1000 - bytes);
-    declined.push(a.jcc(cc::A));
-    a.rm(Two::Add, A, host);
-}
-
 /// The code of [`super::stubs::Stubs::software_interrupt`], for 32-bit code (`narrow`) or for 64-bit code. RIP is behind the instruction: it is
 /// nobody's as long as translated code runs.
 pub(super) fn software_interrupt(a: &mut Assembler, ways: Ways, narrow: bool) -> usize {
@@ -201,7 +193,7 @@ pub(super) fn software_interrupt(a: &mut Assembler, ways: Ways, narrow: bool) ->
     a.imm(Imm::And, true, A, -16);
     a.imm(Imm::Sub, true, A, frame::BYTES);
     a.rm(Two::Store, A, field::slot());
-    load_kernel_table(a);
+    with_kernel_table(a, |a, _, table| a.rm(Two::Load, TABLE, table));
     find(a, frame::BYTES, true, &mut declined);
     // From here on nothing can go wrong.
     a.rm(Two::Load, B, field::rip());
@@ -232,33 +224,20 @@ pub(super) fn software_interrupt(a: &mut Assembler, ways: Ways, narrow: bool) ->
 
 /// Goes on if the tables are where they were. Uses [`B`].
 fn compare_tables(a: &mut Assembler, declined: &mut Vec<usize>) {
-    let table = |i: usize| known(offset_of!(Gate, tables) + 8 * i);
-    let places = [field::idt_base(), field::idt_limit(), field::gdt_base(), field::gdt_limit()];
-    for (i, place) in places.into_iter().enumerate() {
-        if i % 2 == 0 {
-            a.rm(Two::Load, B, place);
-        } else {
-            a.load_word(B, place);
-        }
-        a.rm(Two::Cmp, B, table(i));
+    type Load = fn(&mut Assembler, Reg, Mem);
+    let (quad, half): (Load, Load) =
+        (|a, to, from| a.rm(Two::Load, to, from), |a, to, from| a.rm32(Two::Load, to, from));
+    let places: [(Mem, Load); 6] = [
+        (field::idt_base(), quad),
+        (field::idt_limit(), Assembler::load_word),
+        (field::gdt_base(), quad),
+        (field::gdt_limit(), Assembler::load_word),
+        (field::tr_base(), quad),
+        (field::tr_limit(), half),
+    ];
+    for (i, (place, load)) in places.into_iter().enumerate() {
+        load(a, B, place);
+        a.rm(Two::Cmp, B, known(offset_of!(Gate, tables) + 8 * i));
         declined.push(a.jcc(cc::NE));
     }
-    a.rm(Two::Load, B, field::tr_base());
-    a.rm(Two::Cmp, B, table(4));
-    declined.push(a.jcc(cc::NE));
-    a.rm32(Two::Load, B, field::tr_limit());
-    a.rm(Two::Cmp, B, table(5));
-    declined.push(a.jcc(cc::NE));
-}
-
-/// The table that accesses at CPL 0 ask, as [`use_kernel_table`] chooses it, to [`TABLE`].
-fn load_kernel_table(a: &mut Assembler) {
-    a.rm(Two::Load, TABLE, field::kernel_table(true));
-    a.test_imm32(field::flags(), Rflags::AC.bits() as u32);
-    let open = a.jcc(cc::NE);
-    a.test_imm32(field::cr4(), ringfence_x86::Cr4::SMAP.bits() as u32);
-    let off = a.jcc(cc::E);
-    a.rm(Two::Load, TABLE, field::kernel_table(false));
-    a.bind(open);
-    a.bind(off);
 }

@@ -193,12 +193,17 @@ pub(super) mod frame {
 fn find_frame(a: &mut Assembler, declined: &mut Vec<usize>) {
     load_table(a);
     a.copy(A, STACK);
-    let [page, host] = data_entry(a, false);
+    find(a, frame::BYTES, false, declined);
+    a.rm(Two::Store, A, field::slot());
+}
+
+/// The host's address of `bytes` at the linear address in [`A`], to [`A`], by the table in [`TABLE`]. Uses [`B`].
+pub(super) fn find(a: &mut Assembler, bytes: i32, write: bool, declined: &mut Vec<usize>) {
+    let [page, host] = data_entry(a, write);
     a.rm(Two::Sub, A, page);
-    a.compare_imm(A, 0x1000 - frame::BYTES);
+    a.compare_imm(A, 0x1000 - bytes);
     declined.push(a.jcc(cc::A));
     a.rm(Two::Add, A, host);
-    a.rm(Two::Store, A, field::slot());
 }
 
 /// Goes on if the descriptors are what they were. Uses all scratch registers.

@@ -17,15 +17,7 @@ impl Emitter<'_> {
         let passed = self.at(i).0.facts.passed?;
         self.want(passed.units, i);
         self.keep_flags(i);
-        let mut sites = Vec::new();
-        let check = match self.on_stack(i, 1) {
-            Some(distance) => Some(self.check_stack(distance, 4)),
-            None => {
-                self.address(i)?;
-                sites.push(self.check(4, 1, false));
-                None
-            }
-        };
+        let (check, mut sites) = self.find_read(i, 4)?;
         // Another processor may change it in memory.
         self.a.rm32(Two::Load, B, at(A, 0));
         self.a.test_imm(B, !0xffff);

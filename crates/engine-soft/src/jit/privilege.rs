@@ -72,11 +72,7 @@ pub(super) fn system_call(a: &mut Assembler, ways: Ways) -> usize {
 /// The code of [`super::stubs::Stubs::system_return`].
 pub(super) fn system_return(a: &mut Assembler, ways: Ways) -> usize {
     let start = a.here();
-    let mut declined = begin(a);
-    a.compare_byte(field::cpl(), 0);
-    declined.push(a.jcc(cc::NE));
-    a.compare_byte(field::class(), Class::Slow as u8);
-    declined.push(a.jcc(cc::E));
+    let mut declined = begin_return(a);
     // Where the target is not canonical, one vendor faults here and the other there.
     declined.push(not_canonical(a, RCX));
     take_return_flags(a, &mut declined);
@@ -99,9 +95,19 @@ pub(super) fn take_return_flags(a: &mut Assembler, declined: &mut Vec<usize>) {
     a.imm(Imm::And, false, B, SYSRET_FLAGS as i32);
 }
 
+/// What SYSRET begins with, as [`begin`].
+pub(super) fn begin_return(a: &mut Assembler) -> Vec<usize> {
+    let mut declined = begin(a);
+    a.compare_byte(field::cpl(), 0);
+    declined.push(a.jcc(cc::NE));
+    a.compare_byte(field::class(), Class::Slow as u8);
+    declined.push(a.jcc(cc::E));
+    declined
+}
+
 /// What both begin with: the site is in [`C`], which is free then. [`A`] stays. Returns the branches taken where the handler
 /// must do it.
-pub(super) fn begin(a: &mut Assembler) -> Vec<usize> {
+fn begin(a: &mut Assembler) -> Vec<usize> {
     a.rm32(Two::Store, C, field::link());
     a.test_imm32(field::efer(), Efer::SCE.bits() as u32);
     let mut declined = vec![a.jcc(cc::E)];
@@ -167,17 +173,22 @@ pub(super) fn use_table(a: &mut Assembler, class: Class, table: Mem) {
     a.rm(Two::Store, A, field::data_table());
 }
 
-/// The class of CPL 0, and its table: user pages may be accessed if SMAP is off, or AC set. Uses [`A`].
+/// Makes the class of CPL 0 that. Uses [`A`].
 pub(super) fn use_kernel_table(a: &mut Assembler) {
+    with_kernel_table(a, use_table);
+}
+
+/// Does something with the class of CPL 0 and its table: user pages may be accessed if SMAP is off, or AC set.
+pub(super) fn with_kernel_table(a: &mut Assembler, then: impl Fn(&mut Assembler, Class, Mem)) {
     a.test_imm32(field::flags(), Rflags::AC.bits() as u32);
     let open = a.jcc(cc::NE);
     a.test_imm32(field::cr4(), Cr4::SMAP.bits() as u32);
     let off = a.jcc(cc::E);
-    use_table(a, Class::Kernel, field::kernel_table(false));
+    then(a, Class::Kernel, field::kernel_table(false));
     let chosen = a.jmp();
     a.bind(open);
     a.bind(off);
-    use_table(a, Class::KernelAc, field::kernel_table(true));
+    then(a, Class::KernelAc, field::kernel_table(true));
     a.bind(chosen);
 }
 

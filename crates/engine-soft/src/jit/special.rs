@@ -41,6 +41,16 @@ impl Emitter<'_> {
         (at(A, 0), Some(self.check_stack(0, self.word())))
     }
 
+    /// The host address of the `size` bytes in memory that step `i` reads, to [`A`]: what to give to [`Emitter::slow_unless_covered`], and the
+    /// branches for [`Emitter::slow`]. Changes flags.
+    pub(super) fn find_read(&mut self, i: usize, size: i32) -> Option<(Option<StackCheck>, Vec<usize>)> {
+        if let Some(distance) = self.on_stack(i, 1) {
+            return Some((Some(self.check_stack(distance, size)), Vec::new()));
+        }
+        self.address(i)?;
+        Some((None, vec![self.check(size as usize, 1, false)]))
+    }
+
     /// The host address of `size` bytes, `displacement` from the stack pointer, to [`A`], if they lie in the stack's page. It
     /// is writable. Changes flags.
     pub(super) fn check_stack(&mut self, displacement: i32, size: i32) -> StackCheck {

@@ -302,6 +302,7 @@ impl Cpu {
         let star = self.stored_msr(msr::STAR);
         if self.translated.star != star {
             self.translated.star = star;
+            self.translated.compat.follow_star(star);
             for (privilege, segments) in self.translated.privileges.iter_mut().zip(segments_of(star)) {
                 privilege.segments = segments;
             }

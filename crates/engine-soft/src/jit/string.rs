@@ -175,13 +175,7 @@ impl Emitter<'_> {
 
     /// A repeated SCAS of as many elements as there are in RDI's page, RCX at most: if that does not end it, its handler does it all.
     fn scan_page(&mut self, i: usize, shape: Shape, sites: &mut Vec<usize>) {
-        let until_equal = self.at(i).1.has(prefix::REPNE);
-        // How many, to B: RCX, or those up to the page's end.
-        self.copy_pointer(B, RCX);
-        self.cut_to_page(RDI, shape);
-        self.a.compare_imm(B, 0);
-        sites.push(self.a.jcc(cc::E));
-        self.a.rm(Two::Store, B, field::slot());
+        self.count_in_pages(&[RDI], shape, sites);
         self.copy_pointer(A, RDI);
         sites.push(self.check(1, 1, false));
         // What RCX and RDI are to be less what they are while the host looks, to B and C.
@@ -191,8 +185,7 @@ impl Emitter<'_> {
         self.a.copy(C, RDI);
         self.a.copy(RDI, A);
         self.a.rr(Two::Sub, C, A);
-        self.host_string_by(if until_equal { REPNE } else { REP }, 0xae, shape);
-        let ended = self.a.jcc(if until_equal { cc::E } else { cc::NE });
+        let ended = self.host_string_until(i, 0xae, shape);
         // All of both as it was, and the handler begins anew.
         self.a.rm(Two::Load, RCX, field::slot());
         self.a.rm(Two::Lea, RCX, sum(RCX, B));
@@ -201,6 +194,24 @@ impl Emitter<'_> {
         self.a.bind(ended);
         self.lea(RCX, sum(RCX, B));
         self.lea(RDI, sum(RDI, C));
+    }
+
+    /// How many elements a repeated instruction is to look at, to the slot: RCX, or those up to the end of a pointer's page.
+    fn count_in_pages(&mut self, pointers: &[Reg], shape: Shape, sites: &mut Vec<usize>) {
+        self.copy_pointer(B, RCX);
+        for &pointer in pointers {
+            self.cut_to_page(pointer, shape);
+        }
+        self.a.compare_imm(B, 0);
+        sites.push(self.a.jcc(cc::E));
+        self.a.rm(Two::Store, B, field::slot());
+    }
+
+    /// The host's instruction, repeated as that of step `i` is until a comparison ends it: the branch taken if one has.
+    fn host_string_until(&mut self, i: usize, opcode: u8, shape: Shape) -> usize {
+        let (prefix, ended) = if self.at(i).1.has(prefix::REPNE) { (REPNE, cc::E) } else { (REP, cc::NE) };
+        self.host_string_by(prefix, opcode, shape);
+        self.a.jcc(ended)
     }
 
     /// Makes the number in [`B`] no more than that of the elements from `pointer` to its page's end. Uses [`A`].
@@ -234,13 +245,7 @@ impl Emitter<'_> {
 
     /// A repeated CMPS of as many elements as there are in both pages, RCX at most: if that does not end it, its handler does it all.
     fn compare_pages(&mut self, i: usize, shape: Shape, sites: &mut Vec<usize>) {
-        let until_equal = self.at(i).1.has(prefix::REPNE);
-        self.copy_pointer(B, RCX);
-        self.cut_to_page(RSI, shape);
-        self.cut_to_page(RDI, shape);
-        self.a.compare_imm(B, 0);
-        sites.push(self.a.jcc(cc::E));
-        self.a.rm(Two::Store, B, field::slot());
+        self.count_in_pages(&[RSI, RDI], shape, sites);
         self.copy_pointer(A, RDI);
         sites.push(self.check(1, 1, false));
         self.a.rm(Two::Store, A, field::base_host(0));
@@ -257,8 +262,7 @@ impl Emitter<'_> {
         self.a.copy(B, RCX);
         self.a.rm(Two::Load, RCX, field::slot());
         self.a.rr(Two::Sub, B, RCX);
-        self.host_string_by(if until_equal { REPNE } else { REP }, 0xa6, shape);
-        let ended = self.a.jcc(if until_equal { cc::E } else { cc::NE });
+        let ended = self.host_string_until(i, 0xa6, shape);
         // RCX is zero. If it is to be, that was all; the flags are the last comparison's.
         self.a.copy(RCX, B);
         if self.is_narrow() {

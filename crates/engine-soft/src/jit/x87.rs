@@ -128,15 +128,7 @@ impl Emitter<'_> {
         let passed = self.at(i).0.facts.passed?;
         self.want(passed.units, i);
         self.keep_flags(i);
-        let mut sites = Vec::new();
-        let check = match self.on_stack(i, 1) {
-            Some(distance) => Some(self.check_stack(distance, 2)),
-            None => {
-                self.address(i)?;
-                sites.push(self.check(2, 1, false));
-                None
-            }
-        };
+        let (check, mut sites) = self.find_read(i, 2)?;
         // Another processor may change it in memory.
         self.a.load_word(B, at(A, 0));
         self.a.store_word(B, field::x87_control());
